@@ -1,0 +1,340 @@
+//! Layouts of map keys and values.
+//!
+//! All are plain old data without padding. Addresses and MACs are in network byte order, every
+//! other number in the host's.
+
+use core::mem::size_of;
+
+use bytemuck::{Pod, Zeroable};
+
+/// A network's number, 0..=0xff_ffff. 0 is the cluster's own network, which GRE carries without a
+/// key.
+pub const VNI_MAX: u32 = 0xff_ffff;
+
+/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2): four words, each in
+/// network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Addr(pub [u32; 4]);
+
+impl Addr {
+    /// `v4`: in network byte order, as it stands in the header.
+    #[inline(always)]
+    pub const fn from_v4(v4: u32) -> Self {
+        Self([0, 0, 0xffffu32.to_be(), v4])
+    }
+
+    pub const fn octets(self) -> [u8; 16] {
+        let [a, b, c, d] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
+
+    /// `len`: bits of the 128 that are kept, so 96 more than the prefix length of an IPv4 address.
+    #[inline(always)]
+    pub fn masked(self, len: u8) -> Self {
+        Self([
+            self.0[0] & mask_word(len, 0),
+            self.0[1] & mask_word(len, 1),
+            self.0[2] & mask_word(len, 2),
+            self.0[3] & mask_word(len, 3),
+        ])
+    }
+}
+
+impl From<core::net::IpAddr> for Addr {
+    fn from(ip: core::net::IpAddr) -> Self {
+        let o = match ip {
+            core::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            core::net::IpAddr::V6(v6) => v6.octets(),
+        };
+        let word = |i: usize| u32::from_ne_bytes([o[i], o[i + 1], o[i + 2], o[i + 3]]);
+        Self([word(0), word(4), word(8), word(12)])
+    }
+}
+
+impl From<Addr> for core::net::IpAddr {
+    fn from(a: Addr) -> Self {
+        core::net::Ipv6Addr::from(a.octets()).to_canonical()
+    }
+}
+
+/// The part of a 128-bit mask of `len` bits that covers word `i`, in network byte order.
+#[inline(always)]
+pub const fn mask_word(len: u8, i: u8) -> u32 {
+    let (len, start) = (len as u32, i as u32 * 32);
+    if len <= start {
+        0
+    } else if len >= start + 32 {
+        u32::MAX
+    } else {
+        (u32::MAX << (32 - (len - start))).to_be()
+    }
+}
+
+/// `ENDPOINTS`: who has an address on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct EndpointKey {
+    pub vni: u32,
+    pub addr: Addr,
+}
+
+/// `ENDPOINTS`: how to hand it a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EndpointInfo {
+    /// Host side of the veth; `mesh0` with [`EndpointInfo::HOST`].
+    pub ifindex: u32,
+    /// Index into `ENDPOINT_STATS`.
+    pub id: u32,
+    pub flags: u32,
+    /// The front of a frame for it: its own MAC, then the gateway's.
+    pub macs: [u16; 6],
+    /// Room for an identity that policy will look at.
+    pub identity: u32,
+}
+
+impl EndpointInfo {
+    /// The host itself: deliver by ingress on `mesh0`.
+    pub const HOST: u32 = 1;
+}
+
+/// Prefix lengths in use in a network, the commonest first, 0 ends the list. Lengths are of the
+/// 128-bit form: an IPv4 /24 is 120.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PrefixLens {
+    pub v4: [u8; 4],
+    pub v6: [u8; 4],
+}
+
+impl PrefixLens {
+    /// In the first place of a list: more lengths than fit, look in `FIB_LPM`.
+    pub const LPM: u8 = 255;
+}
+
+/// `PORTS` (by ifindex) and `PORT_SLOTS` (by ifindex modulo [`PORT_SLOTS`]): what stands behind an
+/// interface, and what it may send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PortInfo {
+    /// Repeated here since slots are shared; 0 is an empty slot.
+    pub ifindex: u32,
+    pub vni: u32,
+    /// Index into `ENDPOINT_STATS`.
+    pub id: u32,
+    /// Largest packet without its Ethernet header, in bytes.
+    pub mtu: u32,
+    /// The endpoint's own address, network byte order; 0 for none.
+    pub addr4: u32,
+    /// The endpoint's own address; all 0 for none.
+    pub addr6: [u32; 4],
+    /// The MAC that ARP and neighbour discovery are answered with.
+    pub gateway_mac: [u16; 3],
+    /// The endpoint's MAC.
+    pub mac: [u16; 3],
+    pub lens: PrefixLens,
+    /// The gateways' addresses, which are answered for though no endpoint may have them.
+    pub gateway4: u32,
+    pub gateway6: [u32; 4],
+    /// Room for an identity that policy will look at.
+    pub identity: u32,
+}
+
+/// Entries of `PORT_SLOTS`.
+pub const PORT_SLOTS: u32 = 4096;
+
+/// `FIB`: prefix length in the top byte, VNI below, then the masked address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FibKey {
+    pub len_vni: u32,
+    pub addr: Addr,
+}
+
+impl FibKey {
+    /// `addr` is masked here. `len`: of the 128-bit form.
+    #[inline(always)]
+    pub fn new(vni: u32, len: u8, addr: Addr) -> Self {
+        Self { len_vni: (len as u32) << 24 | vni, addr: addr.masked(len) }
+    }
+}
+
+/// `FIB_LPM`: the data part of the key, after the kernel's `u32` of bits (32 + prefix length).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct LpmKey {
+    /// Network byte order, so that the trie sees its bits first to last.
+    pub vni_be: u32,
+    pub addr: Addr,
+}
+
+/// `FIB`: where a prefix is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FibInfo {
+    /// [`FibInfo::LOCAL`] or [`FibInfo::PEER`].
+    pub kind: u32,
+    /// Index into `PEERS`, with [`FibInfo::PEER`].
+    pub peer: u32,
+    /// Room for a second way, taken when the first is down.
+    pub backup: u32,
+    pub flags: u32,
+}
+
+impl FibInfo {
+    /// This node's own subnet: look in `ENDPOINTS`.
+    pub const LOCAL: u32 = 1;
+    /// Another node's: encapsulate for `peer`.
+    pub const PEER: u32 = 2;
+}
+
+/// `PEERS`: how to send to another node. An index is never given to another node while an entry of
+/// `FIB` may still name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PeerInfo {
+    /// Interface of the underlay; 0 while there is no route.
+    pub ifindex: u32,
+    pub flags: u32,
+    /// Largest outer IP packet on the way there, in bytes.
+    pub underlay_mtu: u32,
+    /// Counts changes of this entry.
+    pub generation: u32,
+    /// For `redirect_neigh` while the next hop's MAC is not known: its address.
+    pub next_hop: Addr,
+    /// Ones' complement sum of the outer IPv4 header with length and TOS zero, before folding.
+    pub outer_sum: u32,
+    /// The outer headers as they go out, but for length, TOS, checksum, GRE flags and key:
+    /// Ethernet 14, IPv4 20, GRE 4.
+    pub outer: [u16; crate::wire::OUTER_WORDS],
+    /// GRETAP: the inner Ethernet header's two MACs.
+    pub inner_macs: [u16; 6],
+    pub _reserved: [u16; 3],
+}
+
+impl PeerInfo {
+    /// The MACs in `outer` are good: plain `redirect`. Otherwise `redirect_neigh` resolves.
+    pub const MAC_KNOWN: u32 = 1;
+    /// GRETAP: Ethernet inside GRE.
+    pub const ETHERNET: u32 = 2;
+}
+
+/// `PEER_BY_ADDR`: who may send to us. The exact VNI is part of the key, so that one lookup
+/// answers whether this host may speak for this network at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct PeerKey {
+    pub outer_source: Addr,
+    pub vni: u32,
+}
+
+/// `PEER_BY_ADDR`: what a peer may send in a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PeerSource {
+    /// Index into `PEERS` and `PEER_STATS`.
+    pub peer: u32,
+    pub flags: u32,
+    /// The outer destination it must use: our underlay address.
+    pub local: Addr,
+    /// Its subnet of each family in this network; never matches when it has none.
+    pub net4: u32,
+    pub mask4: u32,
+    pub net6: [u32; 4],
+    pub mask6: [u32; 4],
+}
+
+impl PeerSource {
+    /// More than one subnet of a family: a source outside the one here may still be in the FIB.
+    pub const MORE: u32 = 1;
+}
+
+/// `NETWORKS`: what from_underlay must know of a network beyond the peer's entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NetworkInfo {
+    pub lens: PrefixLens,
+    pub mtu: u32,
+    pub flags: u32,
+}
+
+/// `NODE`, one entry: this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NodeInfo {
+    /// Our underlay address: outer destinations that are ours to judge.
+    pub underlay: Addr,
+    pub flags: u32,
+}
+
+impl NodeInfo {
+    /// The host has GRE tunnels of its own: what no peer sent is left to the stack.
+    pub const FOREIGN_GRE: u32 = 1;
+}
+
+/// `ENDPOINT_STATS` and `PEER_STATS`, per CPU. rx and tx are as seen from the endpoint, and from
+/// this host for a peer. Bytes are those of inner packets without Ethernet header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Traffic {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+const _: () = {
+    assert!(size_of::<EndpointKey>() == 20);
+    assert!(size_of::<EndpointInfo>() == 28);
+    assert!(size_of::<PortInfo>() == 80);
+    assert!(size_of::<FibKey>() == 20);
+    assert!(size_of::<LpmKey>() == 20);
+    assert!(size_of::<FibInfo>() == 16);
+    assert!(size_of::<PeerInfo>() == 92);
+    assert!(size_of::<PeerKey>() == 20);
+    assert!(size_of::<PeerSource>() == 64);
+    assert!(size_of::<NetworkInfo>() == 16);
+    assert!(size_of::<NodeInfo>() == 20);
+    assert!(size_of::<Traffic>() == 32);
+};
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    fn addr(s: &str) -> Addr {
+        Addr::from(s.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn an_address_survives_the_way_there_and_back() {
+        for s in ["10.42.0.1", "255.255.255.255", "fd00:42::1", "::1"] {
+            assert_eq!(IpAddr::from(addr(s)), s.parse::<IpAddr>().unwrap());
+        }
+    }
+
+    #[test]
+    fn an_ipv4_header_word_makes_the_same_address() {
+        let word = u32::from_ne_bytes([10, 42, 0, 1]);
+        assert_eq!(Addr::from_v4(word), addr("10.42.0.1"));
+    }
+
+    #[test]
+    fn masks_cut_where_the_prefix_ends() {
+        assert_eq!(addr("10.42.191.7").masked(96 + 18), addr("10.42.128.0"));
+        assert_eq!(addr("fd00:42:ffff::1").masked(33), addr("fd00:42:8000::"));
+        assert_eq!(addr("10.42.191.7").masked(128), addr("10.42.191.7"));
+        assert_eq!(addr("fd00::1").masked(0), Addr::default());
+    }
+}

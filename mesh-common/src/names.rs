@@ -1,0 +1,40 @@
+//! Names of programs and maps, as in the object file and under the pin folder.
+//! The kernel keeps at most 15 characters.
+
+/// tcx ingress on the host side of a container's veth.
+pub const FROM_CONTAINER: &str = "from_container";
+/// tcx ingress on the underlay's network card.
+pub const FROM_UNDERLAY: &str = "from_underlay";
+/// tcx egress on `mesh0`, the host's own interface to the overlay.
+pub const FROM_HOST: &str = "from_host";
+
+pub const PORTS: &str = "PORTS";
+pub const PORT_SLOTS: &str = "PORT_SLOTS";
+pub const ENDPOINTS: &str = "ENDPOINTS";
+pub const FIB: &str = "FIB";
+pub const FIB_LPM: &str = "FIB_LPM";
+pub const PEERS: &str = "PEERS";
+pub const PEER_BY_ADDR: &str = "PEER_BY_ADDR";
+pub const NETWORKS: &str = "NETWORKS";
+pub const NODE: &str = "NODE";
+pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
+pub const PEER_STATS: &str = "PEER_STATS";
+pub const VERDICTS: &str = "VERDICTS";
+pub const DROPS: &str = "DROPS";
+
+/// Every map, in the order of their mention in the docs.
+pub const ALL_MAPS: [&str; 13] = [
+    PORTS,
+    PORT_SLOTS,
+    ENDPOINTS,
+    FIB,
+    FIB_LPM,
+    PEERS,
+    PEER_BY_ADDR,
+    NETWORKS,
+    NODE,
+    ENDPOINT_STATS,
+    PEER_STATS,
+    VERDICTS,
+    DROPS,
+];
