@@ -1,1 +1,12 @@
+//! The agent and the command line of mesh.
+//!
+//! ```text
+//! config  ->  compile  ->  Desired  \
+//!                                     plan  ->  apply  ->  kernel (bpf, net)
+//!         kernel (bpf, net) -> Observed /
+//! ```
 
+pub mod cli;
+pub mod config;
+pub mod doctor;
+pub mod net;
