@@ -37,7 +37,8 @@ impl Net {
         Ok(all.into_iter().filter_map(address).collect())
     }
 
-    /// Adds an address. IPv6: without duplicate address detection, so that it can be used at once.
+    /// Adds an address. IPv6: without duplicate address detection, so that it can be used as soon as
+    /// the interface has carrier.
     /// One that is there already is left as it is.
     pub async fn add_address(
         &self,

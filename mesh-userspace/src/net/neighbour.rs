@@ -42,7 +42,8 @@ impl Net {
     }
 
     /// Has the kernel find out the MAC of an address, or confirm the one that it has. Returns at
-    /// once; the answer is seen by [`Net::watch`].
+    /// once; the answer is seen by [`Net::watch`]. IPv6: the kernel asks only from a link-local
+    /// address (ndisc_send_ns), so the interface must have one.
     pub async fn resolve_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<(), NetError> {
         // NTF_USE takes the state "permanent" off an entry (__neigh_update, since Linux 5.16), so
         // what an administrator fixed must not be touched.

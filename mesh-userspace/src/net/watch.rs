@@ -72,9 +72,26 @@ impl Watch {
             self.datagram.clear();
             match self.socket.recv_from(&mut self.datagram).await {
                 Ok(_) => self.changes.extend(changes(&self.datagram)),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Change::Overrun),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.drain();
+                    return Ok(Change::Overrun);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(Refusal::from(e).during("watch the network for changes")),
+            }
+        }
+    }
+}
+
+impl Watch {
+    /// Empties the queue. Until then the kernel drops more without saying so again
+    /// (NETLINK_S_CONGESTED), and what is in it is about to be read anew anyway.
+    fn drain(&mut self) {
+        loop {
+            self.datagram.clear();
+            match self.socket.socket_ref().recv(&mut self.datagram, 0) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                _ => {}
             }
         }
     }
