@@ -173,6 +173,19 @@ async fn a_veth_pair_that_can_not_be_made_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn without_ipv6_a_veth_pair_is_made_all_the_same() {
+    let Some(p) = pair().await else { return };
+    // Below 1280 bytes the kernel has no IPv6 on an interface.
+    let small = Veth { name: "c", mtu: 1200, peer_name: "d", peer_mtu: 1200, ..veth(&p.ns_b) };
+    let made = p.a.add_veth(&small).await.unwrap();
+    let error = p.a.add_address(made.ifindex, ip("fd98::1"), 64).await.unwrap_err().to_string();
+    assert!(error.contains("its MTU is 1200: IPv6 needs 1280"), "{error}");
+    sh(&p.ns_a, "echo 1 > /proc/sys/net/ipv6/conf/a/disable_ipv6");
+    let error = p.a.add_address(p.ifindex_a, ip("fd98::1"), 64).await.unwrap_err().to_string();
+    assert!(error.contains("sysctl net.ipv6.conf.all.disable_ipv6"), "{error}");
+}
+
+#[tokio::test]
 async fn links_change_and_go_as_often_as_one_likes() {
     let Some(p) = pair().await else { return };
     p.a.set_mtu(p.ifindex_a, 1400).await.unwrap();

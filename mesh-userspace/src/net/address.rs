@@ -13,6 +13,9 @@ use rtnetlink::{
 
 use super::{Net, NetError};
 
+/// RFC 8200, 5. On an interface with less the kernel has no IPv6.
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// An address of an interface of this namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
@@ -54,7 +57,13 @@ impl Net {
         match self.send(message, NLM_F_CREATE | NLM_F_EXCL).await {
             Err(e) if !e.is(&[libc::EEXIST]) => {
                 let dev = self.label(ifindex).await;
-                Err(e.during(format!("add address {ip}/{prefix_len} to {dev}")))
+                let small = match self.link(ifindex).await {
+                    Ok(Some(link)) if ip.is_ipv6() && link.mtu < IPV6_MIN_MTU => {
+                        format!(" (its MTU is {}: IPv6 needs {IPV6_MIN_MTU})", link.mtu)
+                    }
+                    _ => String::new(),
+                };
+                Err(e.during(format!("add address {ip}/{prefix_len} to {dev}{small}")))
             }
             _ => Ok(()),
         }

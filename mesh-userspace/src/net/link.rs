@@ -90,7 +90,12 @@ impl Net {
     /// No IPv6 link-local address is made up when the interface goes up.
     pub async fn set_no_link_local(&self, ifindex: u32) -> Result<(), NetError> {
         let message = link_message_with(ifindex, no_link_local());
-        self.set_link(message, |dev| format!("switch IPv6 address generation off on {dev}")).await
+        let attempt = |dev: &str| format!("switch IPv6 address generation off on {dev}");
+        match self.set_link(message, attempt).await {
+            // There is no IPv6 on it: the kernel has none, or the MTU is below 1280.
+            Err(e) if e.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
+            done => done,
+        }
     }
 
     /// Before Linux 6.2 the interface must be down.
@@ -120,7 +125,7 @@ impl Net {
         }
     }
 
-    pub(super) async fn set_link(
+    async fn set_link(
         &self,
         message: LinkMessage,
         attempt: impl FnOnce(&str) -> String,
@@ -156,13 +161,13 @@ fn link_message(ifindex: u32) -> LinkMessage {
     message
 }
 
-pub(super) fn link_message_with(ifindex: u32, attribute: LinkAttribute) -> LinkMessage {
+fn link_message_with(ifindex: u32, attribute: LinkAttribute) -> LinkMessage {
     let mut message = link_message(ifindex);
     message.attributes.push(attribute);
     message
 }
 
-pub(super) fn no_link_local() -> LinkAttribute {
+fn no_link_local() -> LinkAttribute {
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
         In6AddrGenMode::None,
     )])])

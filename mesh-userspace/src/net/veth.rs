@@ -10,10 +10,7 @@ use rtnetlink::{
     },
 };
 
-use super::{
-    Net, NetError,
-    link::{check_name, link_message_with, no_link_local},
-};
+use super::{Net, NetError, Refusal, link::check_name};
 
 /// A pair of interfaces, each end of which receives what the other sends.
 #[derive(Debug, Clone, Copy)]
@@ -57,9 +54,8 @@ impl Net {
             return Err(e.during(format!("make the veth pair {pair}{taken}")));
         }
         let made = self.link_by_name(veth.name).await?;
-        let gone = |name: &str| {
-            super::Refusal::new(libc::ENODEV).during(format!("find {name} after making it"))
-        };
+        let gone =
+            |name: &str| Refusal::new(libc::ENODEV).during(format!("find {name} after making it"));
         let made = made.ok_or_else(|| gone(veth.name))?;
         match self.finish_veth(made.index, veth).await {
             Ok(Some(peer_ifindex)) => Ok(VethPair { ifindex: made.index, peer_ifindex }),
@@ -72,11 +68,10 @@ impl Net {
 
     /// Index of the peer.
     async fn finish_veth(&self, ifindex: u32, veth: &Veth<'_>) -> Result<Option<u32>, NetError> {
-        let mut message = link_message_with(ifindex, no_link_local());
+        self.set_no_link_local(ifindex).await?;
         if let Some(alias) = veth.alias {
-            message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+            self.set_alias(ifindex, alias).await?;
         }
-        self.set_link(message, |dev| format!("set the alias of {dev}")).await?;
         let there = match veth.peer_netns {
             Some(ns) => Self::in_netns(ns)?,
             None => self.clone(),
