@@ -33,10 +33,7 @@ pub const GRE_FLAG_KEY: u16 = 0x2000;
 
 /// Bytes that GRE adds in front of an inner IP packet on an IPv4 underlay.
 pub const fn gre_overhead(vni: u32, ethernet: bool) -> usize {
-    IPV4_LEN
-        + GRE_LEN
-        + if vni == 0 { 0 } else { GRE_KEY_LEN }
-        + if ethernet { ETH_LEN } else { 0 }
+    IPV4_LEN + GRE_LEN + if vni == 0 { 0 } else { GRE_KEY_LEN } + if ethernet { ETH_LEN } else { 0 }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
