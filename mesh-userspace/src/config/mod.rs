@@ -190,8 +190,11 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
     Err(findings.finish())
 }
 
-/// Reads the cluster from a config file.
-pub fn read(path: &Path) -> Result<Cluster, ReadError> {
+/// Reads the cluster from a config file. The bytes come along, to be kept.
+pub fn read(path: &Path) -> Result<(Cluster, Vec<u8>), ReadError> {
     let bytes = read_bytes(path)?;
-    parse(&bytes).map_err(|faults| ReadError::Faults { path: path.to_owned(), faults })
+    match parse(&bytes) {
+        Ok(cluster) => Ok((cluster, bytes)),
+        Err(faults) => Err(ReadError::Faults { path: path.to_owned(), faults }),
+    }
 }
