@@ -57,6 +57,7 @@ fn a_host_without_an_underlay_fails() {
     assert!(!report.ok);
     let underlay = find(&report, "underlay");
     assert_eq!((underlay.status, underlay.value.as_str()), (Status::Fail, "none"));
+    assert!(find(&report, "rp_filter").value.starts_with("all "));
 }
 
 #[test]

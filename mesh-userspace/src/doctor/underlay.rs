@@ -19,18 +19,21 @@ pub(super) async fn findings(net: &Net) -> Vec<Finding> {
         Err(e) => return vec![unseen(&e)],
     };
     let underlay = candidates(&links, &addresses, &routes);
-    if underlay.is_empty() {
-        let meaning = "No interface is up and has an IPv4 address: tunnel packets have no way out.";
-        let none = Finding::new("underlay", Fail, "none", meaning)
-            .mended_by("ip link set dev IFACE up; ip address add ADDR/LEN dev IFACE");
-        return vec![none];
-    }
     let mut findings: Vec<Finding> = underlay.iter().map(|link| mtu(link)).collect();
+    if underlay.is_empty() {
+        findings.push(no_underlay());
+    }
     findings.push(rp_filter(&underlay));
     findings.extend(underlay.iter().map(|link| xdp(link)));
-    findings.push(gre(&underlay[0].name));
+    findings.push(gre(underlay.first().map_or("any", |link| &link.name)));
     findings.push(gre_devices(&links));
     findings
+}
+
+fn no_underlay() -> Finding {
+    let meaning = "No interface is up and has an IPv4 address: tunnel packets have no way out.";
+    Finding::new("underlay", Fail, "none", meaning)
+        .mended_by("ip link set dev IFACE up; ip address add ADDR/LEN dev IFACE")
 }
 
 /// When the kernel does not even say which interfaces there are.
