@@ -177,12 +177,15 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
     for (offset, message) in decoded.faults {
         findings.add_syntax(text::Place::new(offset, ""), message);
     }
-    let sections = syntax::sections(&decoded.text, &mut findings);
+    let (sections, errors) = syntax::sections(&decoded.text, &mut findings);
     if findings.is_empty() && sections.iter().all(|section| section.body.is_empty()) {
         let message = "the file is empty: write a [cluster] and a [[node]] for each host";
         findings.add(&text::Place::new(0, ""), message);
     } else {
         let spec = spec::Spec::read(&sections, &mut findings);
+        if findings.is_empty() {
+            syntax::report(&errors, &decoded.text, 0, "", &mut findings);
+        }
         if let Some(document) = validate::validate(&spec, &mut findings) {
             return Ok(document);
         }
