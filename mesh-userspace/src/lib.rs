@@ -6,7 +6,13 @@
 //!         kernel (bpf, net) -> Observed /
 //! ```
 
+pub mod bpf;
 pub mod cli;
+pub mod compile;
 pub mod config;
 pub mod doctor;
+pub mod host;
+pub mod mountns;
 pub mod net;
+pub mod plan;
+pub mod state;
