@@ -111,7 +111,11 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, sent, refused, lost, duplicates } = self;
-        write!(f, "flow {name}: {} of {sent} lost ({refused} refused by the sender's stack), ", lost.len())?;
+        write!(
+            f,
+            "flow {name}: {} of {sent} lost ({refused} refused by the sender's stack), ",
+            lost.len()
+        )?;
         write!(f, "{duplicates} twice; first lost {:?}", &lost[..lost.len().min(10)])
     }
 }

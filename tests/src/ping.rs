@@ -104,12 +104,7 @@ fn echo(target: IpAddr, id: u16, seq: u16, payload: usize) -> Vec<u8> {
 }
 
 /// Waits for the reply with the id, number and payload of `request`.
-fn answered(
-    socket: &UdpSocket,
-    target: IpAddr,
-    request: &[u8],
-    deadline: Instant,
-) -> Result<bool> {
+fn answered(socket: &UdpSocket, target: IpAddr, request: &[u8], deadline: Instant) -> Result<bool> {
     let mut buffer = vec![0; 1 << 16];
     while let Some(left) = deadline.checked_duration_since(Instant::now()) {
         socket.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;

@@ -1,8 +1,9 @@
 //! The frame of a namespace test: skips where it can not run, shows the logs where it fails.
 
-use std::{env, fs};
+use std::{env, fs, io, thread};
 
 use anyhow::Result;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{Options, Topology, topology};
 
@@ -21,10 +22,8 @@ pub fn bare(options: Options, body: impl FnOnce(&mut Topology) -> Result<()>) {
         return;
     }
     let mut topology = Topology::new(options).expect("make namespaces");
-    if let Err(error) = body(&mut topology) {
-        topology.hosts.iter().for_each(|host| eprintln!("{}", host.log_tail()));
-        panic!("{error:#}");
-    }
+    // The topology shows the logs when it is dropped by a panic.
+    body(&mut topology).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 /// Makes a topology, starts all agents, attaches all containers, and runs `body`.
@@ -47,11 +46,17 @@ pub fn able() -> Result<(), String> {
     if let Err(e) = fs::create_dir_all(topology::RUN) {
         return Err(format!("{} can not be written: {e}", topology::RUN));
     }
-    probe().map_err(|e| format!("network namespaces can not be made here: {e:#}"))
+    probe().map_err(|e| format!("network namespaces can not be made here: {e}"))
 }
 
-/// Makes a namespace and removes it.
-fn probe() -> Result<()> {
-    let none = Options { hosts: 0, containers: 0, ..Options::default() };
-    Topology::new(none).map(drop)
+/// Makes a namespace, which ends with the thread.
+fn probe() -> io::Result<()> {
+    thread::scope(|s| {
+        let unshare = || {
+            // SAFETY: only the network namespace is left, which no memory depends on.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+        };
+        s.spawn(unshare).join().unwrap_or(Err(rustix::io::Errno::PERM))
+    })?;
+    Ok(())
 }

@@ -188,9 +188,8 @@ fn tcx_programs(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     };
     // SAFETY: `query` has the layout of the kernel's union for this command, its size is passed
     // along, and `prog_ids` points to room for `count` numbers; both outlive the call.
-    let code = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>())
-    };
+    let code =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if code < 0 {
         let error = io::Error::last_os_error();
         // Below Linux 6.6 there is no such hook, hence nothing at it.

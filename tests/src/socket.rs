@@ -27,8 +27,9 @@ pub fn open(family: c_int, kind: c_int, protocol: c_int) -> io::Result<UdpSocket
 pub fn set(socket: &impl AsRawFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     let (pointer, len) = ((&raw const value).cast::<c_void>(), size_of_val(&value));
     // SAFETY: pointer and length describe `value`, which outlives the call.
-    let code =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer, len as libc::socklen_t) };
+    let code = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, pointer, len as libc::socklen_t)
+    };
     if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

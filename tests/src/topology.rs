@@ -167,7 +167,8 @@ impl Drop for Topology {
             return;
         }
         if std::thread::panicking() {
-            self.hosts.iter().for_each(|host| eprintln!("{}", host.log_tail()));
+            let logs = self.hosts.iter().filter(|host| host.log.exists());
+            logs.for_each(|host| eprintln!("{}", host.log_tail()));
         }
         self.hosts.iter_mut().for_each(Host::kill9);
         destroy(&self.name);
@@ -186,12 +187,14 @@ fn namespace_names(name: &str, options: Options) -> Vec<String> {
 fn wire_underlay(switch: &Netns, name: &str, options: Options) -> Result<()> {
     let mtu = options.mtu;
     // No addresses of its own, IPv6 or other: the switch must not speak in captures.
-    let mut lines = format!("link add br0 mtu {mtu} addrgenmode none type bridge mcast_snooping 0\n");
+    let mut lines = format!(
+        "link add br0 mtu {mtu} type bridge mcast_snooping 0\nlink set br0 addrgenmode none\n"
+    );
     for h in 1..=options.hosts {
         _ = write!(
             lines,
-            "link add h{h} mtu {mtu} addrgenmode none type veth \
-               peer name eth0 mtu {mtu} netns {name}-h{h}\n\
+            "link add h{h} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {name}-h{h}\n\
+             link set h{h} addrgenmode none\n\
              link set h{h} master br0 up\n"
         );
     }
@@ -217,6 +220,13 @@ pub fn sweep() -> Result<Vec<String>> {
 /// Removes what [`Topology::keep`] kept, and what dead owners left behind. Returns the names.
 pub fn remove_kept() -> Result<Vec<String>> {
     remove_where(|_| true)
+}
+
+/// Removes one topology that was kept. Fails while its owner lives.
+pub fn remove(name: &str) -> Result<()> {
+    let removed = remove_where(|dir| dir.ends_with(name))?;
+    anyhow::ensure!(!removed.is_empty(), "{name} does not exist, or is in use");
+    Ok(())
 }
 
 fn remove_where(wanted: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
