@@ -209,6 +209,8 @@ pub struct PeerInfo {
     pub underlay_mtu: u32,
     /// Counts changes of this entry.
     pub generation: u32,
+    /// The other node's underlay address, also while there is no route to it.
+    pub remote: Addr,
     /// For `redirect_neigh` while the next hop's MAC is not known: its address.
     pub next_hop: Addr,
     /// Ones' complement sum of the outer IPv4 header with length and TOS zero, before folding.
@@ -218,7 +220,7 @@ pub struct PeerInfo {
     pub outer: [u16; crate::wire::OUTER_WORDS],
     /// GRETAP: the inner Ethernet header's two MACs.
     pub inner_macs: [u16; 6],
-    pub _reserved: [u16; 3],
+    pub _reserved: u16,
 }
 
 impl PeerInfo {
@@ -299,7 +301,7 @@ const _: () = {
     assert!(size_of::<FibKey>() == 20);
     assert!(size_of::<LpmKey>() == 20);
     assert!(size_of::<FibInfo>() == 16);
-    assert!(size_of::<PeerInfo>() == 92);
+    assert!(size_of::<PeerInfo>() == 104);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<PeerSource>() == 64);
     assert!(size_of::<NetworkInfo>() == 16);

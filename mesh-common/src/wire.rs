@@ -23,6 +23,7 @@ pub const ETH_P_ARP: u16 = 0x0806;
 /// Ethernet in GRE (transparent Ethernet bridging).
 pub const ETH_P_TEB: u16 = 0x6558;
 
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_GRE: u8 = 47;
@@ -33,10 +34,7 @@ pub const GRE_FLAG_KEY: u16 = 0x2000;
 
 /// Bytes that GRE adds in front of an inner IP packet on an IPv4 underlay.
 pub const fn gre_overhead(vni: u32, ethernet: bool) -> usize {
-    IPV4_LEN
-        + GRE_LEN
-        + if vni == 0 { 0 } else { GRE_KEY_LEN }
-        + if ethernet { ETH_LEN } else { 0 }
+    IPV4_LEN + GRE_LEN + if vni == 0 { 0 } else { GRE_KEY_LEN } + if ethernet { ETH_LEN } else { 0 }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

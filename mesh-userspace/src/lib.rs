@@ -6,7 +6,10 @@
 //!         kernel (bpf, net) -> Observed /
 //! ```
 
+pub mod bpf;
 pub mod cli;
+pub mod compile;
 pub mod config;
 pub mod doctor;
 pub mod net;
+pub mod plan;

@@ -1,1 +1,24 @@
 //! Links, addresses, routes and neighbours: the one module that speaks rtnetlink.
+//!
+//! Everything here reads the kernel or changes one thing in it. What ought to be there is decided
+//! elsewhere. Errors name what was attempted, on which interface, and the way out.
+
+mod address;
+mod error;
+mod link;
+mod neighbour;
+mod netns;
+mod route;
+mod socket;
+mod veth;
+mod watch;
+
+pub use address::Address;
+pub use error::{NetError, Refusal};
+pub use link::Link;
+pub use neighbour::Neighbour;
+pub use netns::{NetnsError, open_netns, own_netns, same_netns};
+pub use route::{Hop, Route, RouteSpec};
+pub use socket::Net;
+pub use veth::{Veth, VethPair};
+pub use watch::{Change, Watch};

@@ -1,0 +1,39 @@
+//! To an endpoint on this host.
+
+use mesh_common::{
+    maps::EndpointInfo,
+    verdict::{DropReason, Hook, Verdict},
+};
+
+use crate::{
+    Done, count,
+    packet::{self, Packet},
+};
+
+/// A packet that never left this host. `bytes`: without the Ethernet header.
+#[inline(always)]
+pub fn local(
+    packet: &Packet,
+    hook: Hook,
+    to: &EndpointInfo,
+    bytes: u32,
+) -> Result<Done, DropReason> {
+    let front: *mut [u16; 6] = packet.need(0)?;
+    // SAFETY: `need` checked the bounds.
+    unsafe { *front = to.macs };
+    Ok(hand_over(to, bytes, hook != Hook::FromHost))
+}
+
+/// The frame has its Ethernet header for `to`: hand it over. `at_ingress`: the hook is one from
+/// which the veth's backlog can be skipped.
+#[inline(always)]
+pub fn hand_over(to: &EndpointInfo, bytes: u32, at_ingress: bool) -> Done {
+    count::endpoint_rx(to.id, bytes);
+    if to.flags & EndpointInfo::HOST != 0 {
+        (Verdict::Host, packet::redirect_ingress(to.ifindex))
+    } else if at_ingress {
+        (Verdict::Deliver, packet::redirect_peer(to.ifindex))
+    } else {
+        (Verdict::Deliver, packet::redirect(to.ifindex))
+    }
+}

@@ -1,0 +1,190 @@
+//! What differs between IPv4 and IPv6 inside. The rest of the programs is written once, over
+//! [`Family`], and compiled for each.
+
+use mesh_common::{
+    maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens},
+    wire::{ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, IPV6_LEN, Ipv4, Ipv6, resum},
+};
+
+pub trait Family {
+    type Header: Copy;
+    /// Ethernet type and GRE protocol, network byte order.
+    const PROTO: u16;
+    const IS_V4: bool;
+
+    fn is_valid(h: &Self::Header) -> bool;
+    fn src(h: &Self::Header) -> Addr;
+    fn dst(h: &Self::Header) -> Addr;
+    /// TOS or traffic class.
+    fn tos(h: &Self::Header) -> u8;
+    /// TCP or UDP or whatever follows directly.
+    fn next(h: &Self::Header) -> u8;
+    /// Bytes of the header.
+    fn header_len(h: &Self::Header) -> usize;
+    /// Marks an ECN-capable packet "congestion experienced".
+    fn mark_ce(h: &mut Self::Header);
+    fn is_multicast(dst: &Addr) -> bool;
+
+    /// Is this the port's own address?
+    fn is_own(port: &PortInfo, src: &Addr) -> bool;
+    /// Is this in the one subnet that the peer's entry holds?
+    fn is_peers(source: &PeerSource, src: &Addr) -> bool;
+    fn lens(lens: &PrefixLens) -> &[u8; 4];
+    fn fib_key(vni: u32, len: u8, dst: &Addr) -> FibKey;
+}
+
+pub struct V4;
+pub struct V6;
+
+impl Family for V4 {
+    type Header = Ipv4;
+    const PROTO: u16 = ETH_P_IP.to_be();
+    const IS_V4: bool = true;
+
+    #[inline(always)]
+    fn is_valid(h: &Ipv4) -> bool {
+        h.vihl & 0xf0 == 0x40 && h.vihl & 0xf >= 5
+    }
+
+    #[inline(always)]
+    fn src(h: &Ipv4) -> Addr {
+        Addr::from_v4(h.src)
+    }
+
+    #[inline(always)]
+    fn dst(h: &Ipv4) -> Addr {
+        Addr::from_v4(h.dst)
+    }
+
+    #[inline(always)]
+    fn tos(h: &Ipv4) -> u8 {
+        h.tos
+    }
+
+    #[inline(always)]
+    fn next(h: &Ipv4) -> u8 {
+        h.proto
+    }
+
+    #[inline(always)]
+    fn header_len(h: &Ipv4) -> usize {
+        (h.vihl & 0xf) as usize * 4
+    }
+
+    #[inline(always)]
+    fn mark_ce(h: &mut Ipv4) {
+        let old = u16::from_ne_bytes([h.vihl, h.tos]);
+        h.tos |= ECN_CE;
+        h.sum = resum(h.sum, old, u16::from_ne_bytes([h.vihl, h.tos]));
+    }
+
+    #[inline(always)]
+    fn is_multicast(dst: &Addr) -> bool {
+        // 224.0.0.0/4, and 255.255.255.255 in the reserved range above it.
+        u32::from_be(dst.0[3]) >= 0xe000_0000
+    }
+
+    #[inline(always)]
+    fn is_own(port: &PortInfo, src: &Addr) -> bool {
+        src.0[3] == port.addr4 && port.addr4 != 0
+    }
+
+    #[inline(always)]
+    fn is_peers(source: &PeerSource, src: &Addr) -> bool {
+        src.0[3] & source.mask4 == source.net4
+    }
+
+    #[inline(always)]
+    fn lens(lens: &PrefixLens) -> &[u8; 4] {
+        &lens.v4
+    }
+
+    #[inline(always)]
+    fn fib_key(vni: u32, len: u8, dst: &Addr) -> FibKey {
+        let mask = (u32::MAX << (128 - u32::from(len) & 31)).to_be();
+        FibKey { len_vni: u32::from(len) << 24 | vni, addr: Addr::from_v4(dst.0[3] & mask) }
+    }
+}
+
+impl Family for V6 {
+    type Header = Ipv6;
+    const PROTO: u16 = ETH_P_IPV6.to_be();
+    const IS_V4: bool = false;
+
+    #[inline(always)]
+    fn is_valid(h: &Ipv6) -> bool {
+        u32::from_be(h.vtf) >> 28 == 6
+    }
+
+    #[inline(always)]
+    fn src(h: &Ipv6) -> Addr {
+        Addr(h.src)
+    }
+
+    #[inline(always)]
+    fn dst(h: &Ipv6) -> Addr {
+        Addr(h.dst)
+    }
+
+    #[inline(always)]
+    fn tos(h: &Ipv6) -> u8 {
+        (u32::from_be(h.vtf) >> 20) as u8
+    }
+
+    #[inline(always)]
+    fn next(h: &Ipv6) -> u8 {
+        h.next
+    }
+
+    #[inline(always)]
+    fn header_len(_: &Ipv6) -> usize {
+        IPV6_LEN
+    }
+
+    #[inline(always)]
+    fn mark_ce(h: &mut Ipv6) {
+        h.vtf |= (u32::from(ECN_CE) << 20).to_be();
+    }
+
+    #[inline(always)]
+    fn is_multicast(dst: &Addr) -> bool {
+        u32::from_be(dst.0[0]) >> 24 == 0xff
+    }
+
+    #[inline(always)]
+    fn is_own(port: &PortInfo, src: &Addr) -> bool {
+        let own = &port.addr6;
+        src.0 == *own && (own[0] | own[1] | own[2] | own[3]) != 0
+    }
+
+    #[inline(always)]
+    fn is_peers(source: &PeerSource, src: &Addr) -> bool {
+        let (net, mask, a) = (&source.net6, &source.mask6, &src.0);
+        a[0] & mask[0] == net[0]
+            && a[1] & mask[1] == net[1]
+            && a[2] & mask[2] == net[2]
+            && a[3] & mask[3] == net[3]
+    }
+
+    #[inline(always)]
+    fn lens(lens: &PrefixLens) -> &[u8; 4] {
+        &lens.v6
+    }
+
+    #[inline(always)]
+    fn fib_key(vni: u32, len: u8, dst: &Addr) -> FibKey {
+        FibKey::new(vni, len, *dst)
+    }
+}
+
+/// The ECN field of a TOS byte.
+#[inline(always)]
+pub fn ecn(tos: u8) -> u8 {
+    tos & ECN_MASK
+}
+
+/// TCP, whose header says its own length.
+#[inline(always)]
+pub fn is_tcp(next: u8) -> bool {
+    next == IPPROTO_TCP
+}

@@ -1,0 +1,98 @@
+//! All maps, each behind a function that says what a miss means.
+//!
+//! Sizes here are the least; the loader raises them to what the cluster needs.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+};
+use mesh_common::{
+    maps::{
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
+        PORT_SLOTS as SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+    },
+    verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
+};
+
+#[map]
+static PORTS: HashMap<u32, PortInfo> = HashMap::with_max_entries(4096, 0);
+#[map]
+static PORT_SLOTS: Array<PortInfo> = Array::with_max_entries(SLOTS, 0);
+#[map]
+static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
+#[map]
+static FIB: HashMap<FibKey, FibInfo> = HashMap::with_max_entries(8192, 0);
+#[map]
+static FIB_LPM: LpmTrie<LpmKey, FibInfo> = LpmTrie::with_max_entries(8192, 0);
+#[map]
+static PEERS: Array<PeerInfo> = Array::with_max_entries(1024, 0);
+#[map]
+static PEER_BY_ADDR: HashMap<PeerKey, PeerSource> = HashMap::with_max_entries(8192, 0);
+#[map]
+static NETWORKS: HashMap<u32, NetworkInfo> = HashMap::with_max_entries(1024, 0);
+#[map]
+static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);
+#[map]
+pub static PEER_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1024, 0);
+#[map]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * VERDICT_COLUMNS, 0);
+#[map]
+pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * DROP_COLUMNS, 0);
+
+/// The port behind an interface: an array slot for nearly all, the hash for those that share one.
+#[inline(always)]
+pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
+    if let Some(slot) = PORT_SLOTS.get(ifindex % SLOTS)
+        && slot.ifindex == ifindex
+    {
+        return Ok(slot);
+    }
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { PORTS.get(&ifindex) }.ok_or(DropReason::UnknownPort)
+}
+
+#[inline(always)]
+pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReason> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { ENDPOINTS.get(&EndpointKey { vni, addr }) }.ok_or(DropReason::NoEndpoint)
+}
+
+#[inline(always)]
+pub fn fib(key: &FibKey) -> Option<&'static FibInfo> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { FIB.get(key) }
+}
+
+/// The longest matching prefix, for networks with many prefix lengths.
+#[inline(always)]
+pub fn fib_lpm(vni: u32, addr: Addr) -> Option<&'static FibInfo> {
+    FIB_LPM.get(Key::new(160, LpmKey { vni_be: vni.to_be(), addr }))
+}
+
+#[inline(always)]
+pub fn peer(index: u32) -> Result<&'static PeerInfo, DropReason> {
+    match PEERS.get(index) {
+        Some(peer) if peer.ifindex != 0 => Ok(peer),
+        _ => Err(DropReason::PeerIncomplete),
+    }
+}
+
+#[inline(always)]
+pub fn peer_source(outer_source: Addr, vni: u32) -> Option<&'static PeerSource> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { PEER_BY_ADDR.get(&PeerKey { outer_source, vni }) }
+}
+
+#[inline(always)]
+pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { NETWORKS.get(&vni) }
+}
+
+#[inline(always)]
+pub fn node() -> Option<&'static NodeInfo> {
+    NODE.get(0)
+}

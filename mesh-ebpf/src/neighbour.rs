@@ -1,0 +1,148 @@
+//! ARP and neighbour discovery, answered here: every address of the overlay is behind the gateway's
+//! MAC. Nothing is ever flooded.
+
+use mesh_common::{
+    maps::{Addr, FibInfo, PortInfo},
+    verdict::{DropReason, Hook, Verdict},
+    wire::{
+        ARP_ETH_IPV4, ARP_REPLY, ARP_REQUEST, Arp, ETH_LEN, ETH_P_ARP, ETH_P_IPV6, Eth,
+        IPPROTO_ICMPV6, IPV6_LEN, Ipv6, ND_ADVERT, ND_FLAGS_REPLY, ND_OPT_TARGET_MAC, ND_SOLICIT,
+        NeighbourMessage, fold, sum_words,
+    },
+};
+
+use crate::{
+    Done, fib,
+    icmp::pseudo_sum,
+    inner::{Family, V4, V6},
+    maps,
+    packet::{self, Packet},
+};
+
+/// Neighbour messages come from on link: hop limit 255 (RFC 4861, 7.1.1).
+const ND_HOPS: u8 = 255;
+const ND_AT: usize = ETH_LEN + IPV6_LEN;
+
+/// Answers an ARP request for an address of the overlay.
+#[inline(always)]
+pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+    let ask: Arp = packet.load(ETH_LEN)?;
+    let kind = (u16::from_be(ask.htype), u16::from_be(ask.ptype), ask.hlen, ask.plen);
+    if kind != ARP_ETH_IPV4 || u16::from_be(ask.op) != ARP_REQUEST {
+        return Err(DropReason::NoReply);
+    }
+    let (sender, target) = (Addr::from_v4(ask.sender_ip), Addr::from_v4(ask.target_ip));
+    // 0 asks whether an address is free (RFC 5227).
+    if ask.sender_ip != 0 && !V4::is_own(port, &sender) {
+        return Err(DropReason::SpoofedSource);
+    }
+    if ask.target_ip != port.gateway4 && !is_somebodys::<V4>(port, &target) {
+        return Err(DropReason::NoReply);
+    }
+    let reply = Arp {
+        op: ARP_REPLY.to_be(),
+        sender_mac: port.gateway_mac,
+        sender_ip: ask.target_ip,
+        target_mac: ask.sender_mac,
+        target_ip: ask.sender_ip,
+        ..ask
+    };
+    packet.store(ETH_LEN, &reply)?;
+    packet.store(0, &front(port, ask.sender_mac, ETH_P_ARP))?;
+    Ok((Verdict::Answer, back(packet, hook)))
+}
+
+/// An IPv6 packet that is ICMPv6: a neighbour message, or the rest of that protocol?
+#[inline(always)]
+pub fn is_nd(packet: &Packet) -> bool {
+    match packet.load::<u8>(ND_AT) {
+        // Router solicitation and advertisement, neighbour ditto, redirect.
+        Ok(kind) => (133..=137).contains(&kind),
+        Err(_) => false,
+    }
+}
+
+/// Answers a neighbour solicitation for an address of the overlay.
+#[inline(always)]
+pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+    let ip: Ipv6 = packet.load(ETH_LEN)?;
+    let kind: u8 = packet.load(ND_AT)?;
+    let target: [u32; 4] = packet.load(ND_AT + 8)?;
+    let from = Addr(ip.src);
+    // From :: it asks whether an address is free (RFC 4862, 5.4): silence says yes, and only the
+    // endpoint itself may have it.
+    if kind != ND_SOLICIT || ip.hops != ND_HOPS || { ip.src } == [0; 4] {
+        return Err(DropReason::NoReply);
+    }
+    if !V6::is_own(port, &from) && !is_link_local(&from) {
+        return Err(DropReason::SpoofedSource);
+    }
+    if target != port.gateway6 && !is_somebodys::<V6>(port, &Addr(target)) {
+        return Err(DropReason::NoReply);
+    }
+    let eth: Eth = packet.load(0)?;
+    packet.trim((ND_AT + size_of::<NeighbourMessage>()) as u32)?;
+    let (ip, advert) = advert(port, &ip, target);
+    packet.store(ND_AT, &advert)?;
+    packet.store(ETH_LEN, &ip)?;
+    packet.store(0, &front(port, eth.src, ETH_P_IPV6))?;
+    Ok((Verdict::Answer, back(packet, hook)))
+}
+
+/// The advertisement that answers `ask`, with its IPv6 header.
+#[inline(always)]
+fn advert(port: &PortInfo, ask: &Ipv6, target: [u32; 4]) -> (Ipv6, NeighbourMessage) {
+    let ip = Ipv6 {
+        vtf: 0x6000_0000u32.to_be(),
+        len: (size_of::<NeighbourMessage>() as u16).to_be(),
+        next: IPPROTO_ICMPV6,
+        hops: ND_HOPS,
+        src: target,
+        dst: ask.src,
+    };
+    let mut advert = NeighbourMessage {
+        kind: ND_ADVERT,
+        code: 0,
+        sum: 0,
+        flags: ND_FLAGS_REPLY.to_be(),
+        target,
+        option: ND_OPT_TARGET_MAC,
+        option_len: 1,
+        mac: port.gateway_mac,
+    };
+    // SAFETY: the same size, and any bytes are words.
+    let words: [u16; size_of::<NeighbourMessage>() / 2] = unsafe { core::mem::transmute(advert) };
+    advert.sum = fold(sum_words(pseudo_sum(&ip), &words));
+    (ip, advert)
+}
+
+/// Another node's subnet, or an endpoint here that is not the one that asks.
+#[inline(always)]
+fn is_somebodys<F: Family>(port: &PortInfo, target: &Addr) -> bool {
+    match fib::lookup::<F>(&port.lens, port.vni, target) {
+        Some(to) if to.kind == FibInfo::LOCAL => {
+            maps::endpoint(port.vni, *target).is_ok_and(|e| e.ifindex != port.ifindex)
+        }
+        Some(_) => true,
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn is_link_local(addr: &Addr) -> bool {
+    u32::from_be(addr.0[0]) >> 22 == 0xfe80 >> 6
+}
+
+#[inline(always)]
+fn front(port: &PortInfo, dst: [u16; 3], proto: u16) -> Eth {
+    Eth { dst, src: port.gateway_mac, proto: proto.to_be() }
+}
+
+/// Sends the packet back to where it came from.
+#[inline(always)]
+pub fn back(packet: &Packet, hook: Hook) -> i32 {
+    match hook {
+        Hook::FromHost => packet::redirect_ingress(packet.ifindex()),
+        _ => packet::redirect(packet.ifindex()),
+    }
+}

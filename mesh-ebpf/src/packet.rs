@@ -1,0 +1,200 @@
+//! The one module that touches an skb: bounds checks, room, redirects.
+//!
+//! Every pointer into the packet is void after a call that moves it ([`Packet::need`] of bytes that
+//! are not linear, [`Packet::grow`], [`Packet::shrink`], [`Packet::trim`]); get it anew.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
+        TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
+
+const PACKET_HOST: u32 = 0;
+const AF_INET: u32 = 2;
+
+pub struct Packet {
+    skb: *mut __sk_buff,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self { skb: ctx.skb.skb }
+    }
+
+    /// Bytes, Ethernet header included.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run; so below.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    /// Ethernet type as the kernel sees it, in network byte order.
+    #[inline(always)]
+    pub fn protocol(&self) -> u16 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).protocol as u16 }
+    }
+
+    /// Carries a VLAN tag that the card or a veth took out of the bytes.
+    #[inline(always)]
+    pub fn is_vlan(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    /// Addressed to this host's MAC.
+    #[inline(always)]
+    pub fn is_for_us(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.skb).pkt_type == PACKET_HOST }
+    }
+
+    /// Payload of each segment of a super-packet in bytes, 0 for an ordinary packet.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    /// `T` at `offset`, if it is there and linear.
+    #[inline(always)]
+    pub fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        // SAFETY: as above; the kernel rewrites these two loads into pointers.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        if data + offset + size_of::<T>() > end {
+            return None;
+        }
+        Some((data + offset) as *mut T)
+    }
+
+    /// `T` at `offset`, made linear if it is not.
+    #[inline(always)]
+    pub fn need<T>(&self, offset: usize) -> Result<*mut T, DropReason> {
+        if let Some(t) = self.at(offset) {
+            return Ok(t);
+        }
+        // SAFETY: a helper call with a valid context.
+        unsafe { bpf_skb_pull_data(self.skb, (offset + size_of::<T>()) as u32) };
+        self.at(offset).ok_or(DropReason::Truncated)
+    }
+
+    /// A copy of `T` at `offset`. For the slow paths.
+    #[inline(always)]
+    pub fn load<T: Default>(&self, offset: usize) -> Result<T, DropReason> {
+        let mut t = T::default();
+        // SAFETY: `t` has room for the bytes asked for.
+        let r = unsafe {
+            bpf_skb_load_bytes(
+                self.skb.cast(),
+                offset as u32,
+                (&raw mut t).cast(),
+                size_of::<T>() as u32,
+            )
+        };
+        if r == 0 { Ok(t) } else { Err(DropReason::Truncated) }
+    }
+
+    /// Writes `t` at `offset`. For the slow paths.
+    #[inline(always)]
+    pub fn store<T>(&self, offset: usize, t: &T) -> Result<(), DropReason> {
+        // SAFETY: `t` has the bytes.
+        let r = unsafe {
+            bpf_skb_store_bytes(
+                self.skb,
+                offset as u32,
+                (&raw const *t).cast(),
+                size_of::<T>() as u32,
+                0,
+            )
+        };
+        if r == 0 { Ok(()) } else { Err(DropReason::Truncated) }
+    }
+
+    /// Makes room for `bytes` behind the Ethernet header. `flags`: BPF_F_ADJ_ROOM_*, besides that
+    /// segments keep their size (the container's MTU already leaves the room).
+    #[inline(always)]
+    pub fn grow(&self, bytes: u32, flags: u32) -> Result<(), DropReason> {
+        self.adjust(bytes as i32, flags)
+    }
+
+    /// Takes out `bytes` behind the Ethernet header.
+    #[inline(always)]
+    pub fn shrink(&self, bytes: u32, flags: u32) -> Result<(), DropReason> {
+        self.adjust(-(bytes as i32), flags)
+    }
+
+    #[inline(always)]
+    fn adjust(&self, diff: i32, flags: u32) -> Result<(), DropReason> {
+        // NO_CSUM_RESET: the outer header has no checksum over the inner packet, so what the card
+        // said of that still holds.
+        let flags = flags | BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+        // SAFETY: a helper call with a valid context.
+        let r = unsafe { bpf_skb_adjust_room(self.skb, diff, BPF_ADJ_ROOM_MAC, flags.into()) };
+        if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
+    }
+
+    /// Sets the length to `len`, Ethernet header included; a super-packet becomes an ordinary one.
+    #[inline(always)]
+    pub fn trim(&self, len: u32) -> Result<(), DropReason> {
+        // SAFETY: a helper call with a valid context.
+        let r = unsafe { bpf_skb_change_tail(self.skb, len, 0) };
+        if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
+    }
+
+    /// Bytes without the Ethernet header.
+    #[inline(always)]
+    pub fn l3_len(&self) -> u32 {
+        self.len() - ETH_LEN as u32
+    }
+}
+
+/// Out of an interface.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Into an interface, as if received there.
+#[inline(always)]
+pub fn redirect_ingress(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
+}
+
+/// Into the other end of a veth, without its backlog queue. Only from an ingress hook.
+#[inline(always)]
+pub fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Out of an interface to `next_hop`, whose MAC the kernel finds out.
+#[inline(always)]
+pub fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
+    let mut params = bpf_redir_neigh {
+        nh_family: AF_INET,
+        // The whole union, since the helper reads all of it.
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next_hop.0[3], 0, 0, 0] },
+    };
+    // SAFETY: `params` lives on the stack for the call.
+    let code = unsafe {
+        bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
+    };
+    if code < 0 { TC_ACT_SHOT as i32 } else { code as i32 }
+}

@@ -1,0 +1,195 @@
+//! Programs on interfaces: tcx links, pinned, where the kernel has them (6.6); clsact filters below.
+
+use std::{fs, io, str::FromStr};
+
+use aya::programs::{
+    LinkOrder, SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+};
+use mesh_common::names;
+
+use super::{BpfError, Pins, load, raw};
+
+/// Which kind of attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Tcx,
+    Clsact,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            other => Err(format!("{other:?} is neither tcx nor clsact")),
+        }
+    }
+}
+
+/// An interface, by both its names.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Interface {
+    pub name: String,
+    pub index: u32,
+}
+
+/// Ours among the filters of an interface: behind those of others, which come at low numbers.
+const PRIORITY: u16 = 28_005;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+fn side(program: &str) -> TcAttachType {
+    if program == names::FROM_HOST { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
+fn error(
+    program: &'static str,
+    interface: &Interface,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> BpfError {
+    BpfError::Attach { program, ifname: interface.name.clone(), source: source.into() }
+}
+
+/// Attaches a pinned program behind what is there already. Nothing happens if it is attached.
+/// Returns whether a clsact qdisc had to be made for it.
+pub fn attach(
+    pins: &Pins,
+    mode: Mode,
+    program: &'static str,
+    interface: &Interface,
+) -> Result<bool, BpfError> {
+    match mode {
+        Mode::Tcx => attach_tcx(pins, program, interface).map(|()| false),
+        Mode::Clsact => attach_clsact(pins, program, interface),
+    }
+}
+
+fn attach_tcx(pins: &Pins, program: &'static str, interface: &Interface) -> Result<(), BpfError> {
+    let pin = pins.link(program, interface.index);
+    if is_live(&pin, interface.index) {
+        return Ok(());
+    }
+    // What is left of an interface that had this number before.
+    let _ = fs::remove_file(&pin);
+    let mut prog = load::pinned(pins, program)?;
+    let id = prog
+        .attach_with_options(
+            &interface.name,
+            side(program),
+            TcAttachOptions::TcxOrder(LinkOrder::last()),
+        )
+        .map_err(|e| error(program, interface, e))?;
+    let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
+    let link: FdLink = link.try_into().map_err(|e| error(program, interface, format!("{e}")))?;
+    link.pin(&pin).map_err(|e| error(program, interface, e))?;
+    Ok(())
+}
+
+/// Is the pin a link on the interface that has this number now?
+pub fn is_live(pin: &std::path::Path, ifindex: u32) -> bool {
+    raw::open_pin(pin).and_then(|fd| raw::link_info(&fd)).is_ok_and(|i| i.ifindex == ifindex)
+}
+
+fn attach_clsact(
+    pins: &Pins,
+    program: &'static str,
+    interface: &Interface,
+) -> Result<bool, BpfError> {
+    // Fails where there is one already, which is all the same; the filter tells.
+    let made = tc::qdisc_add_clsact(&interface.name).is_ok();
+    let mut prog = load::pinned(pins, program)?;
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    match prog.attach_with_options(
+        &interface.name,
+        side(program),
+        TcAttachOptions::Netlink(options),
+    ) {
+        Ok(id) => {
+            let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
+            // Dropped, it would detach. A filter needs no owner.
+            std::mem::forget(link);
+        }
+        // There is one: replace it.
+        Err(_) => replace_clsact(&mut prog, program, interface)?,
+    }
+    Ok(made)
+}
+
+fn replace_clsact(
+    prog: &mut SchedClassifier,
+    program: &'static str,
+    interface: &Interface,
+) -> Result<(), BpfError> {
+    let link =
+        SchedClassifierLink::attached(&interface.name, side(program), PRIORITY, HANDLE, None)
+            .map_err(|e| error(program, interface, e))?;
+    let id = prog.attach_to_link(link).map_err(|e| error(program, interface, e))?;
+    let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
+    std::mem::forget(link);
+    Ok(())
+}
+
+/// Takes the program off the interface. It need not be there.
+pub fn detach(
+    pins: &Pins,
+    mode: Mode,
+    program: &'static str,
+    interface: &Interface,
+) -> Result<(), BpfError> {
+    match mode {
+        Mode::Tcx => match fs::remove_file(pins.link(program, interface.index)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(program, interface, e)),
+            _ => Ok(()),
+        },
+        Mode::Clsact => {
+            // The interface may be gone, and its filters with it.
+            let _ = tc::qdisc_detach_program(&interface.name, side(program), program);
+            Ok(())
+        }
+    }
+}
+
+/// Lets every pinned tcx link of `name` run `program` from now on.
+pub fn replace(
+    pins: &Pins,
+    name: &'static str,
+    program: &mut SchedClassifier,
+) -> Result<(), BpfError> {
+    for pin in links_of(pins, name) {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| BpfError::Load(e);
+        let link = PinnedLink::from_pin(&pin).map_err(|e| failed(e.into()))?;
+        let link: SchedClassifierLink =
+            FdLink::from(link).try_into().map_err(|e| failed(format!("{e}").into()))?;
+        match program.attach_to_link(link) {
+            // Dropping our end of it does not detach: it is pinned.
+            Ok(id) => drop(program.take_link(id).map_err(|e| failed(e.into()))?),
+            // The interface is gone; the next look at the links removes the pin.
+            Err(e) => tracing::debug!("{}: {e}", pin.display()),
+        }
+    }
+    Ok(())
+}
+
+fn links_of(pins: &Pins, name: &str) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = fs::read_dir(pins.links()) else { return Vec::new() };
+    let is_ours = |p: &std::path::PathBuf| {
+        p.file_name()
+            .and_then(|f| f.to_str())
+            .and_then(|f| f.strip_prefix(name))
+            .is_some_and(|rest| rest.starts_with('-'))
+    };
+    entries.flatten().map(|e| e.path()).filter(is_ours).collect()
+}

@@ -1,0 +1,175 @@
+//! Loads the programs over the pinned maps, and replaces both without a gap.
+
+use std::{collections::HashMap, fs, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    programs::{ProgramInfo, SchedClassifier},
+    util::KernelVersion,
+};
+use mesh_common::names;
+
+use super::{BpfError, Pins, attach, raw};
+
+/// The compiled programs.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh"));
+
+/// Every program.
+pub const PROGRAMS: [&str; 3] = [names::FROM_CONTAINER, names::FROM_UNDERLAY, names::FROM_HOST];
+
+/// Room that a cluster needs; the maps get at least twice as much, so that growth is rare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    pub peers: u32,
+    pub prefixes: u32,
+    pub peer_networks: u32,
+    pub networks: u32,
+}
+
+impl Room {
+    /// Entries of each map that grows with the cluster.
+    fn entries(&self) -> [(&'static str, u32); 6] {
+        [
+            (names::PEERS, self.peers),
+            (names::PEER_STATS, self.peers),
+            (names::FIB, self.prefixes),
+            (names::FIB_LPM, self.prefixes),
+            (names::PEER_BY_ADDR, self.peer_networks),
+            (names::NETWORKS, self.networks),
+        ]
+    }
+}
+
+/// What became of the maps that were pinned before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// They are still in use, and hold what they held.
+    Kept,
+    /// There are new, empty ones below [`Pins::next_maps`]; [`commit`] puts them in place once they
+    /// are filled.
+    Fresh,
+}
+
+/// The programs, loaded but not yet in place of those that are pinned.
+pub struct Staged {
+    object: Ebpf,
+    pub maps: Loaded,
+}
+
+/// Loads the programs over the pinned maps, or over new ones if there are none or they are too
+/// small or of another layout.
+pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
+    let maps = if fits(pins, room) { Loaded::Kept } else { Loaded::Fresh };
+    let dir = match maps {
+        Loaded::Kept => pins.maps(),
+        Loaded::Fresh => {
+            let next = pins.next_maps();
+            clear(&next)?;
+            fs::create_dir_all(&next).map_err(|e| pin_error("making the folder", &next, e))?;
+            next
+        }
+    };
+    let mut loader = EbpfLoader::new();
+    for (name, needed) in room.entries() {
+        // The least sizes are those in the object.
+        let entries = needed.saturating_mul(2).next_power_of_two();
+        loader.map_max_entries(name, entries.max(least(name)));
+    }
+    for name in names::ALL_MAPS {
+        loader.map_pin_path(name, dir.join(name));
+    }
+    let decap_l3 = u32::from(has_decap_l3());
+    loader.override_global("DECAP_L3", &decap_l3, true);
+    let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
+    for name in PROGRAMS {
+        classifier(&mut object, name)?.load().map_err(|e| BpfError::Load(e.into()))?;
+    }
+    Ok(Staged { object, maps })
+}
+
+/// Puts staged programs, and the maps if they are new, in place of the old: every pinned link goes
+/// over in one step, so that each packet meets either the old pair or the new.
+pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
+    for name in PROGRAMS {
+        let program = classifier(&mut staged.object, name)?;
+        let pin = pins.program(name);
+        if staged.maps == Loaded::Kept && same_program(program, &pin) {
+            continue;
+        }
+        attach::replace(pins, name, program)?;
+        // Pinned beside the old one first: there is never none.
+        let next = pins.program(&format!("{name}-next"));
+        remove_pin(&next)?;
+        program.pin(&next).map_err(|e| BpfError::Load(e.into()))?;
+        fs::rename(&next, &pin).map_err(|e| pin_error("replacing the pin", &pin, e))?;
+    }
+    if staged.maps == Loaded::Fresh {
+        let (old, next) = (pins.maps(), pins.next_maps());
+        clear(&old)?;
+        fs::remove_dir(&old).map_err(|e| pin_error("removing", &old, e))?;
+        fs::rename(&next, &old).map_err(|e| pin_error("renaming", &next, e))?;
+    }
+    Ok(())
+}
+
+/// A pinned program, to attach to one more interface.
+pub fn pinned(pins: &Pins, name: &'static str) -> Result<SchedClassifier, BpfError> {
+    SchedClassifier::from_pin(pins.program(name)).map_err(|e| BpfError::Load(e.into()))
+}
+
+fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, BpfError> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no program {name}"));
+    object
+        .program_mut(name)
+        .ok_or_else(|| BpfError::Load(missing().into()))?
+        .try_into()
+        .map_err(|e: aya::programs::ProgramError| BpfError::Load(e.into()))
+}
+
+/// The same instructions, by the kernel's own digest of them.
+fn same_program(program: &SchedClassifier, pin: &Path) -> bool {
+    let new = program.info().map(|i| i.tag());
+    let old = ProgramInfo::from_pin(pin).map(|i| i.tag());
+    matches!((new, old), (Ok(new), Ok(old)) if new == old)
+}
+
+/// Do the pinned maps have the right sizes, and room enough?
+fn fits(pins: &Pins, room: &Room) -> bool {
+    let needed: HashMap<_, _> = room.entries().into_iter().collect();
+    names::ALL_MAPS.iter().all(|name| {
+        raw::open_pin(&pins.map(name))
+            .and_then(|fd| raw::map_info(&fd))
+            .is_ok_and(|info| info.max_entries >= needed.get(name).copied().unwrap_or(0))
+    })
+}
+
+fn least(name: &str) -> u32 {
+    match name {
+        names::PEERS | names::PEER_STATS | names::NETWORKS => 1024,
+        _ => 8192,
+    }
+}
+
+/// BPF_F_ADJ_ROOM_DECAP_L3_*, since 6.3 (kernel commit d219df60a70e).
+fn has_decap_l3() -> bool {
+    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0))
+}
+
+/// Unpins everything in a folder.
+fn clear(dir: &Path) -> Result<(), BpfError> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    entries.flatten().try_for_each(|e| remove_pin(&e.path()))
+}
+
+fn remove_pin(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("removing the pin", path, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pin_error(what: &'static str, path: &Path, source: io::Error) -> BpfError {
+    BpfError::Pin { what, path: path.to_owned(), source }
+}

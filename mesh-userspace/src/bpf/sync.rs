@@ -1,0 +1,110 @@
+//! Reads the maps, and carries out a plan on them.
+
+use std::collections::HashMap;
+
+use bytemuck::{NoUninit, Zeroable, bytes_of};
+use mesh_common::names;
+
+use super::{BpfError, raw::Table, tables::Tables};
+use crate::plan::{Changes, Observed, Plan};
+
+/// Everything the maps contain.
+pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
+    Ok(Observed {
+        node: slots(&tables.node, names::NODE)?,
+        ports: entries(&tables.ports, names::PORTS)?,
+        port_slots: slots(&tables.port_slots, names::PORT_SLOTS)?,
+        endpoints: entries(&tables.endpoints, names::ENDPOINTS)?,
+        fib: entries(&tables.fib, names::FIB)?,
+        fib_lpm: entries(&tables.fib_lpm, names::FIB_LPM)?,
+        peers: slots(&tables.peers, names::PEERS)?,
+        peer_by_addr: entries(&tables.peer_by_addr, names::PEER_BY_ADDR)?,
+        networks: entries(&tables.networks, names::NETWORKS)?,
+    })
+}
+
+/// Carries out all changes: what is referred to is set first, and removed last.
+pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
+    set(&tables.node, names::NODE, &plan.node)?;
+    set(&tables.peers, names::PEERS, &plan.peers)?;
+    set(&tables.fib, names::FIB, &plan.fib)?;
+    set(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm)?;
+    set(&tables.networks, names::NETWORKS, &plan.networks)?;
+    set(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)?;
+    set(&tables.endpoints, names::ENDPOINTS, &plan.endpoints)?;
+    set(&tables.ports, names::PORTS, &plan.ports)?;
+    set(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots)?;
+
+    empty(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots)?;
+    remove(&tables.ports, names::PORTS, &plan.ports)?;
+    remove(&tables.endpoints, names::ENDPOINTS, &plan.endpoints)?;
+    remove(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)?;
+    remove(&tables.networks, names::NETWORKS, &plan.networks)?;
+    remove(&tables.fib, names::FIB, &plan.fib)?;
+    remove(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm)?;
+    empty(&tables.peers, names::PEERS, &plan.peers)?;
+    // The next node to get the number starts to count at zero.
+    for index in &plan.peers.remove {
+        tables.peer_stats.clear(*index).map_err(|e| failed(names::PEER_STATS, e))?;
+    }
+    empty(&tables.node, names::NODE, &plan.node)
+}
+
+fn failed(map: &'static str, source: std::io::Error) -> BpfError {
+    BpfError::Map { map, source }
+}
+
+fn entries<K, V>(table: &Table<K, V>, name: &'static str) -> Result<HashMap<K, V>, BpfError>
+where
+    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
+    V: NoUninit + bytemuck::AnyBitPattern,
+{
+    table.entries().map_err(|e| failed(name, e))
+}
+
+/// Of an array, the slots that are not all zero.
+fn slots<V>(table: &Table<u32, V>, name: &'static str) -> Result<HashMap<u32, V>, BpfError>
+where
+    V: NoUninit + bytemuck::AnyBitPattern,
+{
+    let mut all = entries(table, name)?;
+    all.retain(|_, v| bytes_of(v).iter().any(|b| *b != 0));
+    Ok(all)
+}
+
+fn set<K, V>(
+    table: &Table<K, V>,
+    name: &'static str,
+    changes: &Changes<K, V>,
+) -> Result<(), BpfError>
+where
+    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
+    V: NoUninit + bytemuck::AnyBitPattern,
+{
+    table.set_all(&changes.set).map_err(|e| failed(name, e))
+}
+
+fn remove<K, V>(
+    table: &Table<K, V>,
+    name: &'static str,
+    changes: &Changes<K, V>,
+) -> Result<(), BpfError>
+where
+    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
+    V: NoUninit + bytemuck::AnyBitPattern,
+{
+    table.remove_all(&changes.remove).map_err(|e| failed(name, e))
+}
+
+/// Slots of an array are not removed but set to zero.
+fn empty<V>(
+    table: &Table<u32, V>,
+    name: &'static str,
+    changes: &Changes<u32, V>,
+) -> Result<(), BpfError>
+where
+    V: NoUninit + bytemuck::AnyBitPattern + Zeroable,
+{
+    let zero: Vec<_> = changes.remove.iter().map(|k| (*k, V::zeroed())).collect();
+    table.set_all(&zero).map_err(|e| failed(name, e))
+}

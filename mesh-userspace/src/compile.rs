@@ -1,0 +1,337 @@
+//! From the cluster's description and what this host is like, to the contents of the maps. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use mesh_common::{
+    maps::{
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
+        PORT_SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, PrefixLens, mask_word,
+    },
+    wire::{gre_overhead, mac_words, outer_template},
+};
+
+use crate::{
+    bpf::{load::Room, tables::LpmPrefix},
+    config::{Cluster, Encap, Node, Vni},
+};
+
+/// The container MTU that mesh chooses leaves this much of the underlay's, or the overhead if that
+/// is more: GRETAP's, so that `gre` and `gretap` are interchangeable, and segments of which more
+/// fit into a super-packet than with the arithmetic maximum of GRE.
+const CHOSEN_HEADROOM: usize = 38;
+
+/// The way over the underlay to another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub ifindex: u32,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+    /// Our MAC on that interface.
+    pub mac: [u8; 6],
+    pub next_hop: Ipv4Addr,
+    /// `None` while it is not resolved.
+    pub next_hop_mac: Option<[u8; 6]>,
+}
+
+/// A local attachment: a container's, or the host's own `mesh0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub vni: Vni,
+    /// Host side of the veth.
+    pub ifindex: u32,
+    /// Index of its counters.
+    pub id: u32,
+    pub addresses: Vec<IpAddr>,
+    pub mac: [u8; 6],
+    pub is_host: bool,
+}
+
+/// What compilation needs to know of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// By underlay address of the other node. Nodes without a route are missing.
+    pub paths: HashMap<Ipv4Addr, Path>,
+    pub attachments: Vec<Attachment>,
+    /// MTU of the interface that has our underlay address.
+    pub underlay_mtu: u32,
+    /// The host has GRE tunnels of its own.
+    pub foreign_gre: bool,
+    /// Indices into PEERS that are in use, by underlay address: a node keeps its index for as long
+    /// as it keeps its address.
+    pub peer_indices: HashMap<Ipv4Addr, u32>,
+}
+
+/// What the maps shall contain.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    pub node: HashMap<u32, NodeInfo>,
+    pub ports: HashMap<u32, PortInfo>,
+    pub port_slots: HashMap<u32, PortInfo>,
+    pub endpoints: HashMap<EndpointKey, EndpointInfo>,
+    pub fib: HashMap<FibKey, FibInfo>,
+    pub fib_lpm: HashMap<LpmPrefix, FibInfo>,
+    pub peers: HashMap<u32, PeerInfo>,
+    pub peer_by_addr: HashMap<PeerKey, PeerSource>,
+    pub networks: HashMap<u32, NetworkInfo>,
+    /// Index of each other node, by underlay address.
+    pub peer_indices: HashMap<Ipv4Addr, u32>,
+}
+
+/// Container MTU of a network: the file's, or what mesh chooses for this underlay.
+///
+/// # Errors
+///
+/// The largest that would fit, if the file's does not.
+pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u32, u32> {
+    let overhead = gre_overhead(vni.get(), cluster.encap == Encap::Gretap);
+    let largest = underlay_mtu.saturating_sub(overhead as u32);
+    match cluster.mtu.map(u32::from) {
+        Some(mtu) if mtu > largest => Err(largest),
+        Some(mtu) => Ok(mtu),
+        None => Ok(underlay_mtu.saturating_sub(overhead.max(CHOSEN_HEADROOM) as u32)),
+    }
+}
+
+/// The first address of a subnet: its node's own, and its containers' gateway.
+pub fn gateway(subnet: &IpNet) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(a) => Ipv4Addr::from(u32::from(a) + 1).into(),
+        IpAddr::V6(a) => std::net::Ipv6Addr::from(u128::from(a) + 1).into(),
+    }
+}
+
+/// The MAC that all gateways of this node have. Locally administered; the underlay address makes
+/// it the node's own.
+pub fn node_mac(underlay: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = underlay.octets();
+    [0x02, 0x6d, a, b, c, d]
+}
+
+/// Compiles everything. `me`: this node, one of `cluster.nodes`.
+pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
+    let mut desired =
+        Desired { peer_indices: assign(cluster, me, &facts.peer_indices), ..Desired::default() };
+    let node = NodeInfo {
+        underlay: Addr::from(IpAddr::V4(me.underlay)),
+        flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
+    };
+    desired.node.insert(0, node);
+    for network in &cluster.networks {
+        let info = NetworkInfo {
+            lens: prefix_lens(cluster, network.vni),
+            mtu: container_mtu(cluster, network.vni, facts.underlay_mtu).unwrap_or_else(|m| m),
+            flags: 0,
+        };
+        desired.networks.insert(network.vni.get(), info);
+    }
+    for (vni, subnet) in &me.subnets {
+        let local = FibInfo { kind: FibInfo::LOCAL, ..FibInfo::default() };
+        desired.add_prefix(*vni, subnet, local);
+    }
+    for peer in cluster.nodes.iter().filter(|n| n.name != me.name) {
+        desired.add_peer(cluster, me, peer, facts);
+    }
+    for attachment in &facts.attachments {
+        desired.add_attachment(me, attachment);
+    }
+    desired
+}
+
+/// Room that the cluster needs in the maps.
+pub fn room(cluster: &Cluster) -> Room {
+    let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Room {
+        peers: len(cluster.nodes.len()),
+        prefixes: len(cluster.nodes.iter().map(|n| n.subnets.len()).sum()),
+        peer_networks: len(cluster.nodes.iter().map(|n| n.subnets.len() + 1).sum()),
+        networks: len(cluster.networks.len()),
+    }
+}
+
+/// Gives each other node an index: the one it has, or the lowest that nobody has or has had just
+/// now, so that no entry of the FIB ever leads to the wrong node while the maps change.
+fn assign(cluster: &Cluster, me: &Node, had: &HashMap<Ipv4Addr, u32>) -> HashMap<Ipv4Addr, u32> {
+    let mut taken: Vec<u32> = had.values().copied().collect();
+    taken.sort_unstable();
+    let mut taken = taken.into_iter().peekable();
+    let mut next = 0..;
+    let mut free = std::iter::from_fn(move || {
+        next.by_ref().find(|n| {
+            while taken.peek().is_some_and(|t| t < n) {
+                taken.next();
+            }
+            taken.peek() != Some(n)
+        })
+    });
+    cluster
+        .nodes
+        .iter()
+        .filter(|n| n.name != me.name)
+        .filter_map(|n| Some((n.underlay, had.get(&n.underlay).copied().or_else(|| free.next())?)))
+        .collect()
+}
+
+/// A prefix length of the 128-bit form.
+fn long_len(net: &IpNet) -> u8 {
+    net.prefix_len() + if net.addr().is_ipv4() { 96 } else { 0 }
+}
+
+/// The lengths in use in a network, the commonest first; or the mark for more than fit.
+fn prefix_lens(cluster: &Cluster, vni: Vni) -> PrefixLens {
+    let mut counts = [BTreeMap::<u8, usize>::new(), BTreeMap::new()];
+    let subnets = cluster.nodes.iter().flat_map(|n| &n.subnets).filter(|(v, _)| *v == vni);
+    for (_, net) in subnets {
+        *counts[usize::from(net.addr().is_ipv6())].entry(long_len(net)).or_default() += 1;
+    }
+    let [v4, v6] = counts.map(|counts| {
+        let mut lens: Vec<(u8, usize)> = counts.into_iter().collect();
+        lens.sort_by_key(|(len, n)| (std::cmp::Reverse(*n), *len));
+        let mut list = [0; 4];
+        if lens.len() > list.len() {
+            list[0] = PrefixLens::LPM;
+        } else {
+            list.iter_mut().zip(lens).for_each(|(slot, (len, _))| *slot = len);
+        }
+        list
+    });
+    PrefixLens { v4, v6 }
+}
+
+impl Desired {
+    fn lens(&self, vni: Vni) -> PrefixLens {
+        self.networks.get(&vni.get()).map(|n| n.lens).unwrap_or_default()
+    }
+
+    fn add_prefix(&mut self, vni: Vni, net: &IpNet, info: FibInfo) {
+        let (len, addr) = (long_len(net), Addr::from(net.network()));
+        let lens = self.lens(vni);
+        let list = if net.addr().is_ipv4() { lens.v4 } else { lens.v6 };
+        if list[0] == PrefixLens::LPM {
+            let key = LpmKey { vni_be: vni.get().to_be(), addr };
+            self.fib_lpm.insert(LpmPrefix { bits: 32 + u32::from(len), key }, info);
+        } else {
+            self.fib.insert(FibKey::new(vni.get(), len, addr), info);
+        }
+    }
+
+    fn add_peer(&mut self, cluster: &Cluster, me: &Node, peer: &Node, facts: &Facts) {
+        let Some(&index) = self.peer_indices.get(&peer.underlay) else { return };
+        let path = facts.paths.get(&peer.underlay);
+        self.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
+        let to_peer = FibInfo { kind: FibInfo::PEER, peer: index, ..FibInfo::default() };
+        // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
+        let mut vnis = vec![Vni::DEFAULT];
+        for (vni, net) in &peer.subnets {
+            self.add_prefix(*vni, net, to_peer);
+            if vnis.last() != Some(vni) {
+                vnis.push(*vni);
+            }
+        }
+        let local = Addr::from(IpAddr::V4(me.underlay));
+        for vni in vnis {
+            let key =
+                PeerKey { outer_source: Addr::from(IpAddr::V4(peer.underlay)), vni: vni.get() };
+            self.peer_by_addr.insert(key, peer_source(index, local, peer, vni));
+        }
+    }
+
+    fn add_attachment(&mut self, me: &Node, a: &Attachment) {
+        let gateway_mac = mac_words(node_mac(me.underlay));
+        let mac = mac_words(a.mac);
+        let subnets = || me.subnets.iter().filter(|(vni, _)| *vni == a.vni).map(|(_, net)| net);
+        let gateway_of = |v4: bool| {
+            subnets().find(|net| net.addr().is_ipv4() == v4).map(|net| Addr::from(gateway(net)))
+        };
+        let mut port = PortInfo {
+            ifindex: a.ifindex,
+            vni: a.vni.get(),
+            id: a.id,
+            mtu: self.networks.get(&a.vni.get()).map_or(0, |n| n.mtu),
+            gateway_mac,
+            mac,
+            lens: self.lens(a.vni),
+            gateway4: gateway_of(true).unwrap_or_default().0[3],
+            gateway6: gateway_of(false).unwrap_or_default().0,
+            ..PortInfo::default()
+        };
+        let [a0, a1, a2] = mac;
+        let [g0, g1, g2] = gateway_mac;
+        let info = EndpointInfo {
+            ifindex: a.ifindex,
+            id: a.id,
+            flags: if a.is_host { EndpointInfo::HOST } else { 0 },
+            macs: [a0, a1, a2, g0, g1, g2],
+            identity: 0,
+        };
+        // An address that the file no longer gives this node is nobody's: the peers would not take
+        // what it sends.
+        for ip in a.addresses.iter().filter(|ip| subnets().any(|net| net.contains(*ip))) {
+            let addr = Addr::from(*ip);
+            match ip {
+                IpAddr::V4(_) => port.addr4 = addr.0[3],
+                IpAddr::V6(_) => port.addr6 = addr.0,
+            }
+            self.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
+        }
+        self.ports.insert(a.ifindex, port);
+        // Of those that share a slot the lowest number has it.
+        let slot = self.port_slots.entry(a.ifindex % PORT_SLOTS).or_insert(port);
+        if port.ifindex < slot.ifindex {
+            *slot = port;
+        }
+    }
+}
+
+fn peer_info(encap: Encap, local: Ipv4Addr, remote: Ipv4Addr, path: Option<&Path>) -> PeerInfo {
+    let remote_addr = Addr::from(IpAddr::V4(remote));
+    let Some(path) = path else {
+        return PeerInfo { remote: remote_addr, ..PeerInfo::default() };
+    };
+    let ethernet = encap == Encap::Gretap;
+    let mac = path.next_hop_mac.unwrap_or_default();
+    let template = outer_template(mac, path.mac, local.octets(), remote.octets(), ethernet);
+    let known = if path.next_hop_mac.is_some() { PeerInfo::MAC_KNOWN } else { 0 };
+    let [d0, d1, d2] = mac_words(node_mac(remote));
+    let [s0, s1, s2] = mac_words(node_mac(local));
+    PeerInfo {
+        ifindex: path.ifindex,
+        flags: known | if ethernet { PeerInfo::ETHERNET } else { 0 },
+        underlay_mtu: path.mtu,
+        remote: remote_addr,
+        next_hop: Addr::from(IpAddr::V4(path.next_hop)),
+        outer_sum: template.outer_sum,
+        outer: template.outer,
+        inner_macs: [d0, d1, d2, s0, s1, s2],
+        ..PeerInfo::default()
+    }
+}
+
+/// What `peer` may send in network `vni`: its first subnet of each family goes into the entry.
+fn peer_source(index: u32, local: Addr, peer: &Node, vni: Vni) -> PeerSource {
+    let subnets = |v4: bool| {
+        peer.subnets
+            .iter()
+            .filter(move |(v, net)| *v == vni && net.addr().is_ipv4() == v4)
+            .map(|(_, net)| net)
+    };
+    let more = subnets(true).count() > 1 || subnets(false).count() > 1;
+    let mask = |len: u8| [0, 1, 2, 3].map(|word| mask_word(len, word));
+    // A mask of 0 with a net that is not: matches nothing.
+    let (mut net4, mut mask4) = (u32::MAX, 0);
+    if let Some(net) = subnets(true).next() {
+        (net4, mask4) = (Addr::from(net.network()).0[3], mask(long_len(net))[3]);
+    }
+    let (mut net6, mut mask6) = ([u32::MAX; 4], [0; 4]);
+    if let Some(net) = subnets(false).next() {
+        (net6, mask6) = (Addr::from(net.network()).0, mask(long_len(net)));
+    }
+    let flags = if more { PeerSource::MORE } else { 0 };
+    PeerSource { peer: index, flags, local, net4, mask4, net6, mask6 }
+}
+
+#[cfg(test)]
+mod tests;
