@@ -8,16 +8,20 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{ClusterFile, Container, Netns, container::Given, netns::check, wait};
 
 const READY: Duration = Duration::from_secs(10);
+/// No command but `up` takes longer.
+const LONGEST: Duration = Duration::from_secs(20);
 /// Lines of an agent's log that an error shows.
 const TAIL: usize = 30;
 
@@ -76,9 +80,21 @@ impl Host {
         Ok(command)
     }
 
-    /// Runs `mesh ARGS` to its end, whatever that is.
+    /// Runs `mesh ARGS` to its end, whatever that is. One that does not end is killed.
     pub fn try_mesh(&self, args: &[&str]) -> Result<Output> {
-        self.mesh()?.args(args).stdin(Stdio::null()).output().context("start mesh")
+        let mut mesh = self.mesh()?;
+        mesh.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = mesh.spawn().context("start mesh")?;
+        let pid = Pid::from_child(&child);
+        let (done, output) = mpsc::channel();
+        thread::spawn(move || done.send(child.wait_with_output()));
+        match output.recv_timeout(LONGEST) {
+            Ok(output) => output.context("wait for mesh"),
+            Err(_) => {
+                kill_process(pid, Signal::KILL)?;
+                bail!("{}: mesh {} did not end in {LONGEST:?}", self.name, args.join(" "))
+            }
+        }
     }
 
     /// Runs `mesh ARGS`, which must succeed, and returns what it printed.

@@ -10,8 +10,9 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
 
 /// Where `ip netns` keeps its names.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -75,6 +76,28 @@ impl Netns {
         let output = output.with_context(|| format!("start {program}"))?;
         check(&format!("{line} (in {})", self.name), &output)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// MTU of an interface, in bytes.
+    pub fn mtu(&self, ifname: &str) -> Result<u32> {
+        let mtu = self.link(ifname)?["mtu"].as_u64().context("a link without MTU")?;
+        Ok(u32::try_from(mtu)?)
+    }
+
+    /// Hardware address of an interface.
+    pub fn mac(&self, ifname: &str) -> Result<[u8; 6]> {
+        let link = self.link(ifname)?;
+        let text = link["address"].as_str().context("a link without address")?;
+        let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+        let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
+        bytes.try_into().map_err(|_| anyhow!("{ifname} has the address {text}"))
+    }
+
+    /// What `ip` says about an interface.
+    fn link(&self, ifname: &str) -> Result<Value> {
+        let text = self.exec(&format!("ip -j link show dev {ifname}"))?;
+        let mut links: Vec<Value> = serde_json::from_str(&text)?;
+        links.pop().with_context(|| format!("no interface {ifname} in {}", self.name))
     }
 
     /// Gives `ip` many lines at once: one process instead of one for each.

@@ -124,10 +124,12 @@ impl Topology {
         Ok(())
     }
 
-    /// Writes the config of all running agents and waits until each has it in force.
+    /// Writes the config of all running agents that `cluster` names, and waits until each has it in
+    /// force.
     pub fn apply(&mut self, cluster: &ClusterFile) -> Result<()> {
         let mut changing = Vec::new();
-        for host in self.hosts.iter_mut().filter(|host| host.is_running()) {
+        let named = |host: &Host| cluster.nodes.iter().any(|n| n.name == host.name);
+        for host in self.hosts.iter_mut().filter(|host| host.is_running() && named(host)) {
             let before = host.generation()?;
             host.write_config(&cluster.to_string())?;
             changing.push((host, before));

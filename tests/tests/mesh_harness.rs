@@ -18,7 +18,7 @@ const BARE: Options =
     Options { hosts: 2, containers: 0, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: false };
 
 fn pair(topology: &Topology) -> (&Netns, &Netns, IpAddr) {
-    let target = cluster::underlay(2).parse().unwrap();
+    let target = cluster::underlay(2).parse().expect("an address");
     (&topology.hosts[0].netns, &topology.hosts[1].netns, target)
 }
 
@@ -78,7 +78,7 @@ fn frame(spoil: Option<usize>) -> Vec<u8> {
         .ipv4([192, 0, 2, 11], [192, 0, 2, 12], 9)
         .udp(1000, 2000)
         .write(&mut frame, b"some payload")
-        .unwrap();
+        .expect("write into memory");
     if let Some(at) = spoil {
         frame[at] ^= 0x40;
     }
