@@ -46,8 +46,7 @@ fn inner_env(compiler: &toolchain::Toolchain) -> Result<[(&'static str, OsString
         ("PATH", env::join_paths(path)?),
         // Building `core` is unstable. Set here, it does not loosen the crates of user space.
         ("RUSTC_BOOTSTRAP", "1".into()),
-        // `core` takes most of the time: dev, release and clippy share one copy of it.
-        ("CARGO_BUILD_BUILD_DIR", toolchain::target().join("ebpf").into()),
+        ("CARGO_BUILD_BUILD_DIR", toolchain::ebpf_build().into()),
         // aya-build shows each line as a warning; diagnostics come another way.
         ("CARGO_TERM_QUIET", "true".into()),
     ])

@@ -1,1 +1,81 @@
-fn main() {}
+//! One command each to set up, build, run and test. `cargo xtask --help`.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+mod artifacts;
+mod ci;
+mod exec;
+mod readme;
+mod report;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+/// Sets up, builds, runs and tests mesh
+///
+/// Each command first installs what it needs and this machine lacks, and says so before it does.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building, running and testing need: nothing, if it is there
+    Setup,
+    /// Show the mesh at work: three hosts in namespaces, every pair checked. With `-- ARGS`,
+    /// run `mesh ARGS` as root
+    Run {
+        /// Print the result as JSON
+        #[arg(long, conflicts_with = "mesh")]
+        json: bool,
+        /// Leave the hosts standing and say how to enter them
+        #[arg(long, conflicts_with = "mesh")]
+        keep: bool,
+        /// What to give to mesh instead
+        #[arg(last = true, value_name = "ARGS")]
+        mesh: Vec<OsString>,
+    },
+    /// Run all tests that this machine can run, and say what was skipped and why
+    Test(test::TestArgs),
+    /// Run what CI runs: format, lints, licences, tests with nothing skipped, the README
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        Task::Run { mesh, .. } if !mesh.is_empty() => run_mesh(&mesh),
+        Task::Run { json, keep, .. } => run_demo(json, keep),
+        Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
+        Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|e| {
+        eprintln!("xtask: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_demo(json: bool, keep: bool) -> Result<ExitCode> {
+    setup::compilers()?;
+    setup::packages(setup::DEMO)?;
+    run::run(run::RunArgs { json, keep }).map(|()| ExitCode::SUCCESS)
+}
+
+/// Becomes `mesh ARGS`, so that signals and the exit status are its own.
+fn run_mesh(args: &[OsString]) -> Result<ExitCode> {
+    setup::compilers()?;
+    let no_vars: [(&str, &str); 0] = [];
+    let mut mesh: Command = exec::as_root(artifacts::mesh()?, no_vars);
+    Err(mesh.args(args).exec()).with_context(|| exec::line(&mesh))
+}

@@ -56,9 +56,8 @@ impl Toolchain {
         self.sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists()
     }
 
-    /// New enough for this workspace.
     pub fn is_recent(&self) -> bool {
-        number(&self.release) >= number(MSRV)
+        is_recent(&self.release)
     }
 
     /// A program of this toolchain, as `rustc` or `cargo`.
@@ -140,6 +139,12 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// Where everything that is compiled for BPF is kept: `core` takes most of the time, and dev,
+/// release and clippy can share it.
+pub fn ebpf_build() -> PathBuf {
+    target().join("ebpf")
+}
+
 /// The root of the workspace, of which this crate is a member.
 pub fn workspace() -> &'static Path {
     let member = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -153,6 +158,11 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
+}
+
+/// Whether a compiler of this version is new enough for the workspace.
+pub fn is_recent(version: &str) -> bool {
+    number(version) >= number(MSRV)
 }
 
 fn run(name: &str, program: &str) -> Command {

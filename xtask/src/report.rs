@@ -1,0 +1,67 @@
+//! Steps that are run one after the other, and the table of what became of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use comfy_table::{Table, presets::NOTHING};
+
+pub enum Outcome {
+    /// With what there is to say, as the number of tests.
+    Passed(String),
+    /// With the reason, which is also what to mend.
+    Skipped(String),
+    Failed(String),
+}
+
+#[derive(Default)]
+pub struct Report {
+    steps: Vec<(String, Outcome, Duration)>,
+}
+
+impl Report {
+    /// Runs a step under a heading. Its failure is noted, and does not stop those that follow.
+    pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Outcome>) {
+        eprintln!("\n\x1b[1m== {name}\x1b[0m");
+        let start = Instant::now();
+        let outcome = step().unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
+        match &outcome {
+            Outcome::Passed(_) => {}
+            Outcome::Skipped(why) => eprintln!("skipped: {why}"),
+            Outcome::Failed(why) => eprintln!("FAILED: {why}"),
+        }
+        self.steps.push((name.to_owned(), outcome, start.elapsed()));
+    }
+
+    /// Notes what one part of a step did not do.
+    pub fn skip(&mut self, name: &str, why: String) {
+        self.steps.push((name.to_owned(), Outcome::Skipped(why), Duration::ZERO));
+    }
+
+    /// Prints the table; an error if a step failed or, if that is forbidden, was skipped.
+    pub fn finish(self, no_skip: bool) -> Result<()> {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header(["step", "result", "time", ""]);
+        let (mut failed, mut skipped) = (0, 0);
+        for (name, outcome, time) in self.steps {
+            let (result, note) = match outcome {
+                Outcome::Passed(note) => ("passed", note),
+                Outcome::Skipped(why) => {
+                    skipped += 1;
+                    ("SKIPPED", why)
+                }
+                Outcome::Failed(why) => {
+                    failed += 1;
+                    ("FAILED", why)
+                }
+            };
+            table.add_row([name, result.into(), format!("{:.1} s", time.as_secs_f32()), note]);
+        }
+        eprintln!("\n{table}");
+        match (failed, skipped) {
+            (0, 0) => Ok(()),
+            (0, n) if no_skip => bail!("skipped: {n}, and nothing may be skipped here (--no-skip)"),
+            (0, _) => Ok(()),
+            (n, _) => bail!("failed: {n}"),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Debian packages, for commands that are missing.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    exec::{as_root, can_be_root, output, run, say},
+    toolchain::{self, on_path},
+};
+
+/// A command that something here calls, and who brings it.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    pub command: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
+    /// What it is for, for the person who sees it being installed.
+    pub why: &'static str,
+}
+
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// Installs what is missing; does nothing, quickly, if nothing is.
+pub fn packages(needs: &[Need]) -> Result<()> {
+    let missing: Vec<_> = needs.iter().filter(|need| on_path(need.command).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        say(format!("missing: {} (package {}), which {}", need.command, need.package, need.why));
+    }
+    let packages: Vec<_> = missing.iter().map(|need| need.package).collect();
+    install(&packages)?;
+    match missing.iter().find(|need| on_path(need.command).is_none()) {
+        Some(need) => bail!("{} is installed and yet there is no {}", need.package, need.command),
+        None => Ok(()),
+    }
+}
+
+/// Debian's newest compiler, its cargo and its sources.
+pub fn compiler() -> Result<()> {
+    let recent = |packages: &[&str]| {
+        candidate(packages[0]).is_some_and(|version| toolchain::is_recent(&version))
+    };
+    say("missing: a compiler with the sources of `core`, which is built for BPF");
+    if on_path("apt-get").is_some() && !recent(&COMPILER) {
+        require_root(&COMPILER)?;
+        update()?;
+        if !recent(&COMPILER) {
+            bail!(
+                "the newest rustc-web that apt knows is {}, too old. Debian 12 has a newer one \
+                 among its security updates: is that source enabled?",
+                candidate("rustc-web").as_deref().unwrap_or("none"),
+            );
+        }
+    }
+    install(&COMPILER)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if on_path("apt-get").is_none() {
+        bail!(
+            "no apt-get here, so nothing can be installed for you. What these Debian packages \
+             bring must be installed by hand: {}",
+            packages.join(" "),
+        );
+    }
+    require_root(packages)?;
+    let fresh = packages.iter().any(|package| candidate(package).is_none());
+    if fresh {
+        update()?;
+    }
+    say(format!("installing {}{} (apt)", packages.join(" "), size(packages)));
+    match run(&mut apt_get(&["install", "-y", "--no-install-recommends"], packages)) {
+        // Stale lists name files that the mirror has since replaced.
+        Err(_) if !fresh => {
+            update()?;
+            run(&mut apt_get(&["install", "-y", "--no-install-recommends"], packages))
+        }
+        done => done,
+    }
+}
+
+fn require_root(packages: &[&str]) -> Result<()> {
+    if can_be_root() {
+        return Ok(());
+    }
+    bail!(
+        "only root can install packages, and sudo asks for a password. Run: sudo apt-get install \
+         --no-install-recommends {}",
+        packages.join(" "),
+    )
+}
+
+fn update() -> Result<()> {
+    say("updating apt's lists: they are missing or stale");
+    run(&mut apt_get(&["update"], &[]))
+}
+
+fn apt_get(args: &[&str], packages: &[&str]) -> Command {
+    let mut command =
+        as_root("apt-get", [("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C.UTF-8")]);
+    // Another apt may be at work: wait for it.
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(args).args(packages);
+    command
+}
+
+/// The version that apt would install.
+fn candidate(package: &str) -> Option<String> {
+    let policy = output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"));
+    let policy = policy.ok()?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
+/// `, 146 MB to download`, as far as apt can tell.
+fn size(packages: &[&str]) -> String {
+    let mut ask = Command::new("apt-get");
+    ask.args(["install", "--assume-no", "--no-install-recommends", "-o", "Debug::NoLocking=true"]);
+    let answer = output(ask.args(packages).env("LC_ALL", "C")).unwrap_or_default();
+    let need = answer.lines().find_map(|line| line.strip_prefix("Need to get "));
+    let bytes = need.and_then(|line| line.split(" of archives").next());
+    bytes.map(|bytes| format!(", {bytes} to download")).unwrap_or_default()
+}

@@ -1,0 +1,171 @@
+//! `cargo xtask test`: the tiers, from the quickest up. What this machine can not run is said and,
+//! where that is forbidden, a failure.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{ArgAction, Args, builder::FalseyValueParser};
+
+use crate::{
+    artifacts::{self, Built},
+    exec::{self, as_root, cargo, output, succeeds},
+    report::{Outcome, Report},
+    setup, toolchain,
+};
+
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Fail if anything is skipped
+    #[arg(long, env = "CI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
+    pub no_skip: bool,
+    /// Run only tests whose name contains this
+    pub filter: Option<String>,
+}
+
+/// The tests of this run, and what they are told.
+struct Tiers {
+    filter: Option<String>,
+    /// `MESH_BIN`: the agent to test.
+    agent: PathBuf,
+    /// `MESH_SKIPS`: a test that can not run here appends a line with its name and the reason.
+    skips: PathBuf,
+    ran: usize,
+}
+
+pub fn run(args: TestArgs) -> Result<()> {
+    let mut report = Report::default();
+    let no_skip = args.no_skip;
+    tiers(args, &mut report)?;
+    report.finish(no_skip)
+}
+
+/// Sets up, builds, and adds a step for each tier to the report.
+pub fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
+    setup::compilers()?;
+    let no_privilege = privilege().err();
+    let mut built = Vec::new();
+    let mut agent = PathBuf::new();
+    report.step("build", || {
+        (agent, built) = artifacts::tests()?;
+        Ok(Outcome::Passed(String::new()))
+    });
+    if built.is_empty() {
+        return Ok(());
+    }
+    let skips = toolchain::target().join("skipped-tests");
+    let mut tiers = Tiers { filter: args.filter, agent, skips, ran: 0 };
+    let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
+    for test in unit {
+        tiers.step(&test, None, report)?;
+    }
+    if tiers.filter.is_none() {
+        report.step("unit: examples in docs", || {
+            exec::run(cargo("test").args(["--doc", "--quiet"]).args(artifacts::TESTED))?;
+            Ok(Outcome::Passed(String::new()))
+        });
+    }
+    // Single programs before whole hosts: what fails first is nearest to the cause.
+    upper.sort_by_key(|test| (!test.name.starts_with("prog"), test.name.clone()));
+    for test in upper {
+        tiers.step(&test, no_privilege.as_ref(), report)?;
+    }
+    match (&tiers.filter, tiers.ran) {
+        (Some(filter), 0) => bail!("no test has `{filter}` in its name"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the upper tiers can run: root that may make namespaces, and the commands tests call.
+fn privilege() -> Result<()> {
+    if !exec::can_be_root() {
+        bail!("needs root, and sudo asks for a password. Run: sudo -v && cargo xtask test");
+    }
+    let no_vars: [(&str, &str); 0] = [];
+    if !succeeds(as_root("unshare", no_vars).args(["--net", "--mount", "true"])) {
+        bail!("root may not make namespaces here: in a container, run it with --privileged");
+    }
+    setup::packages(&[setup::DEMO, setup::TESTS].concat())
+}
+
+/// Tests of whole programs and hosts, in `tests/tests`.
+fn is_upper(test: &Built) -> bool {
+    test.kind == "test" && test.package == toolchain::workspace().join("tests")
+}
+
+impl Tiers {
+    /// Runs one test binary as a step of its own; none if the filter leaves nothing of it.
+    fn step(
+        &mut self,
+        test: &Built,
+        no_privilege: Option<&anyhow::Error>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let count = self.count(test)?;
+        if count == 0 {
+            return Ok(());
+        }
+        self.ran += count;
+        let name = title(test);
+        if let (true, Some(why)) = (is_upper(test), no_privilege) {
+            report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
+            return Ok(());
+        }
+        fs::write(&self.skips, "").with_context(|| format!("{}", self.skips.display()))?;
+        report.step(&name, || {
+            let mut command = self.command(test);
+            let status = command.args(&self.filter).current_dir(&test.package).status()?;
+            Ok(match status.success() {
+                true => Outcome::Passed(format!("{count} tests")),
+                false => Outcome::Failed(format!("{count} tests: {status}, see above")),
+            })
+        });
+        for skipped in fs::read_to_string(&self.skips)?.lines() {
+            report.skip(&name, skipped.to_owned());
+        }
+        Ok(fs::remove_file(&self.skips)?)
+    }
+
+    fn command(&self, test: &Built) -> Command {
+        let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
+        for (name, value) in [
+            ("MESH_BIN", &*self.agent),
+            ("MESH_SKIPS", &*self.skips),
+            ("CARGO_MANIFEST_DIR", &*test.package),
+        ] {
+            vars.push((name.into(), Path::new(value).into()));
+        }
+        if is_upper(test) {
+            return as_root(&test.path, vars);
+        }
+        let mut command = Command::new(&test.path);
+        command.envs(vars);
+        command
+    }
+
+    fn count(&self, test: &Built) -> Result<usize> {
+        let mut list = Command::new(&test.path);
+        list.args(["--list", "--format=terse"]).args(&self.filter).current_dir(&test.package);
+        Ok(output(&mut list)?.lines().filter(|line| line.ends_with(": test")).count())
+    }
+}
+
+/// What of the caller's environment a test as root still sees.
+fn is_for_tests((name, _): &(OsString, OsString)) -> bool {
+    let prefixes = [&b"MESH_"[..], b"PROPTEST_", b"RUST_"];
+    prefixes.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix))
+}
+
+fn title(test: &Built) -> String {
+    let package = test.package.file_name().and_then(OsStr::to_str).unwrap_or("?");
+    match test.kind.as_str() {
+        _ if is_upper(test) => format!("hosts: {}", test.name),
+        "test" => format!("unit: {package}/{}", test.name),
+        _ => format!("unit: {package}"),
+    }
+}
