@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod container;
 pub mod flow;
 pub mod host;
+pub mod interrupt;
 pub mod netns;
 pub mod packet;
 pub mod party;

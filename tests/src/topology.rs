@@ -10,7 +10,10 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -251,8 +254,14 @@ fn is_ours(name: &str) -> bool {
         .is_some_and(|(pid, n)| digits(pid) && digits(n))
 }
 
-/// Removes all that a topology of this name made. Goes on whatever fails, and says what did.
-fn destroy(name: &str) {
+/// Removes all that a topology of this name made. Goes on whatever fails, and says what did. May be
+/// called twice, and from two threads.
+pub fn destroy(name: &str) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
+    if !Path::new(RUN).join(name).exists() {
+        return;
+    }
     let report = |what: &str, e: &dyn std::fmt::Display| eprintln!("{name}: {what}: {e}");
     let namespaces = namespaces_of(name);
     for pid in pids_inside(&namespaces) {
