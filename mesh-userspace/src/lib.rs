@@ -11,5 +11,8 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod doctor;
+pub mod host;
+pub mod mountns;
 pub mod net;
 pub mod plan;
+pub mod state;

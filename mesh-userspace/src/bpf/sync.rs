@@ -108,3 +108,19 @@ where
     let zero: Vec<_> = changes.remove.iter().map(|k| (*k, V::zeroed())).collect();
     table.set_all(&zero).map_err(|e| failed(name, e))
 }
+
+/// The interfaces by which the peers are reached.
+pub fn observe_peer_interfaces(tables: &Tables) -> Result<Vec<u32>, BpfError> {
+    let peers = slots(&tables.peers, names::PEERS)?;
+    Ok(peers.values().map(|p| p.ifindex).filter(|i| *i != 0).collect())
+}
+
+/// All peers, by index.
+pub fn peers(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::PeerInfo>, BpfError> {
+    slots(&tables.peers, names::PEERS)
+}
+
+/// All networks, by VNI.
+pub fn networks(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::NetworkInfo>, BpfError> {
+    entries(&tables.networks, names::NETWORKS)
+}

@@ -1,8 +1,18 @@
 //! `mesh check`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Args;
+use comfy_table::{Table, presets};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::config::{self, Document, Fault, Faults, Network, Node, Vni};
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -17,6 +27,255 @@ pub struct CheckArgs {
     pub schema: bool,
 }
 
-pub fn run(_args: CheckArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not here yet")
+pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let Some(path) = args.config.filter(|_| !args.schema) else {
+        print(&json(&config::file::schema())?)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    match check(&path) {
+        Ok(document) => {
+            let report = if args.json { json(&Report::new(&document))? } else { table(&document) };
+            print(&report)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(failure) => {
+            if args.json {
+                print(&json(&FaultReport { ok: false, faults: &failure.faults.0 })?)?;
+            } else {
+                io::stderr().write_all(quote(&path, &failure).as_bytes())?;
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// What is wrong with a file, and its text to quote from.
+struct Failure {
+    faults: Faults,
+    text: String,
+}
+
+fn check(path: &Path) -> Result<Document, Failure> {
+    let bytes = config::read_bytes(path).map_err(|e| {
+        let fault = Fault { line: 0, column: 0, key: String::new(), message: e.to_string() };
+        Failure { faults: Faults(vec![fault]), text: String::new() }
+    })?;
+    config::parse_document(&bytes)
+        .map_err(|faults| Failure { faults, text: String::from_utf8_lossy(&bytes).into_owned() })
+}
+
+/// `| head` is no error.
+fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(value).map(|text| text + "\n")
+}
+
+#[derive(Serialize)]
+struct FaultReport<'a> {
+    ok: bool,
+    faults: &'a [Fault],
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    cluster: ClusterReport<'a>,
+    networks: Vec<NetworkReport<'a>>,
+    nodes: Vec<NodeReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct ClusterReport<'a> {
+    name: &'a str,
+    encap: String,
+    /// Container MTU in bytes; `null` if each node chooses it.
+    mtu: Option<u16>,
+}
+
+#[derive(Serialize)]
+struct NetworkReport<'a> {
+    name: &'a str,
+    vni: u32,
+    cidr: Vec<String>,
+    overhead_bytes: usize,
+    divided_evenly: bool,
+}
+
+#[derive(Serialize)]
+struct NodeReport<'a> {
+    name: &'a str,
+    underlay: String,
+    /// The host's own, in the cluster's own network.
+    addresses: Vec<String>,
+    subnets: Vec<SubnetReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct SubnetReport<'a> {
+    network: &'a str,
+    vni: u32,
+    subnet: String,
+}
+
+impl<'a> Report<'a> {
+    fn new(document: &'a Document) -> Self {
+        let cluster = &document.cluster;
+        let network = |network: &'a Network| NetworkReport {
+            name: &network.name,
+            vni: network.vni.get(),
+            cidr: strings(&network.cidrs),
+            overhead_bytes: cluster.encap.overhead(network.vni),
+            divided_evenly: document.divided.contains(&network.vni),
+        };
+        let node = |node: &'a Node| NodeReport {
+            name: &node.name,
+            underlay: node.underlay.to_string(),
+            addresses: addresses(node),
+            subnets: subnets(document, node),
+        };
+        Self {
+            ok: true,
+            cluster: ClusterReport {
+                name: &cluster.name,
+                encap: cluster.encap.to_string(),
+                mtu: cluster.mtu,
+            },
+            networks: cluster.networks.iter().map(network).collect(),
+            nodes: cluster.nodes.iter().map(node).collect(),
+        }
+    }
+}
+
+fn strings<T: ToString>(values: impl IntoIterator<Item = T>) -> Vec<String> {
+    values.into_iter().map(|value| value.to_string()).collect()
+}
+
+fn addresses(node: &Node) -> Vec<String> {
+    strings(node.subnets_of(Vni::DEFAULT).map(config::gateway))
+}
+
+/// In the order of the networks.
+fn subnets<'a>(document: &'a Document, node: &Node) -> Vec<SubnetReport<'a>> {
+    let networks = document.cluster.networks.iter();
+    let of = |network: &'a Network| {
+        node.subnets_of(network.vni).map(|subnet| SubnetReport {
+            network: &network.name,
+            vni: network.vni.get(),
+            subnet: subnet.to_string(),
+        })
+    };
+    networks.flat_map(of).collect()
+}
+
+/// The mesh for people.
+fn table(document: &Document) -> String {
+    let cluster = &document.cluster;
+    let mtu = cluster.mtu.map_or_else(|| "chosen by each node".to_owned(), |mtu| mtu.to_string());
+    let mut networks = plain_table(["NETWORK", "VNI", "CIDR", "OVERHEAD", "SUBNETS"]);
+    for network in &cluster.networks {
+        let is_divided = document.divided.contains(&network.vni);
+        networks.add_row([
+            network.name.clone(),
+            network.vni.to_string(),
+            strings(&network.cidrs).join("\n"),
+            format!("{} bytes", cluster.encap.overhead(network.vni)),
+            if is_divided { "divided evenly" } else { "as in the file" }.to_owned(),
+        ]);
+    }
+    let mut nodes = plain_table(["NODE", "UNDERLAY", "ADDRESS", "NETWORK", "SUBNET"]);
+    for node in &cluster.nodes {
+        let subnets = subnets(document, node);
+        nodes.add_row([
+            node.name.clone(),
+            node.underlay.to_string(),
+            addresses(node).join("\n"),
+            strings(subnets.iter().map(|s| s.network)).join("\n"),
+            strings(subnets.iter().map(|s| &s.subnet)).join("\n"),
+        ]);
+    }
+    let mut out = format!("cluster {}, encap {}, mtu {mtu}\n", cluster.name, cluster.encap);
+    for table in [networks, nodes] {
+        out.push('\n');
+        out.extend(table.lines().map(|line| format!("{}\n", line.trim_end())));
+    }
+    out + &notes(document)
+}
+
+/// What is no fault, and may surprise.
+fn notes(document: &Document) -> String {
+    let mut notes = String::new();
+    if !document.divided.is_empty() {
+        notes.push_str(
+            "\nA network that is divided evenly is divided anew, for all nodes, when their number \
+             passes a\npower of two. To keep the parts as they are, write them into the file.\n",
+        );
+    }
+    for network in &document.cluster.networks {
+        for cidr in unused(network, &document.cluster.nodes) {
+            let name = &network.name;
+            let _ = writeln!(notes, "\nNo node has a part of {cidr} in network {name}.");
+        }
+    }
+    notes
+}
+
+fn unused<'a>(network: &'a Network, nodes: &'a [Node]) -> impl Iterator<Item = &'a IpNet> {
+    let has_part = |node: &Node, cidr: &IpNet| {
+        node.subnets_of(network.vni).any(|subnet| cidr.contains(&subnet))
+    };
+    network.cidrs.iter().filter(move |cidr| !nodes.iter().any(|node| has_part(node, cidr)))
+}
+
+fn plain_table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Each fault with the line it is in and a mark below its place.
+fn quote(path: &Path, failure: &Failure) -> String {
+    let text = failure.text.strip_prefix('\u{feff}').unwrap_or(&failure.text);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = String::new();
+    for fault in &failure.faults.0 {
+        if fault.line == 0 {
+            out.push_str(&format!("mesh: {fault}\n"));
+            continue;
+        }
+        let _ = writeln!(out, "{}:{fault}", path.display());
+        let line = lines.get(fault.line - 1).copied().unwrap_or_default();
+        out.push_str(&excerpt(line, fault));
+    }
+    let count = failure.faults.0.len();
+    if failure.faults.0.iter().any(|fault| fault.line != 0) {
+        let plural = if count == 1 { "" } else { "s" };
+        let _ = writeln!(out, "mesh: {count} fault{plural} in {}", path.display());
+    }
+    out
+}
+
+/// A long line is cut to what stands around the place.
+fn excerpt(line: &str, fault: &Fault) -> String {
+    const BEFORE: usize = 60;
+    const LONGEST: usize = 100;
+    let skipped = (fault.column - 1).saturating_sub(BEFORE);
+    let shown = line.chars().skip(skipped).take(LONGEST);
+    // A tab is one column, and a control character must not reach the terminal.
+    let shown: String = shown.map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if shown.trim().is_empty() {
+        return String::new();
+    }
+    let number = fault.line.to_string();
+    let gutter = " ".repeat(number.len());
+    let indent = " ".repeat(fault.column - 1 - skipped);
+    format!("  {number} | {}\n  {gutter} | {indent}^\n", shown.trim_end())
 }

@@ -1,8 +1,45 @@
 //! The cluster's description: the file, its faults, and the [`Cluster`] it makes.
+//!
+//! ```text
+//! bytes -> text -> tables (syntax) -> values (spec) -> Cluster (validate)
+//!            \________ faults of each, all reported together ________/
+//! ```
+//!
+//! # Even division
+//!
+//! If no node says what its part of a network is, each cidr of the network is divided evenly: into
+//! as many shares as there are nodes, rounded up to a power of two, given out in file order. So a
+//! node appended to the file changes no other node's share until a power of two is passed. Two
+//! nodes share 10.43.0.0/16 as 10.43.0.0/17 and 10.43.128.0/17, three or four as /18.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::HashSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use ipnet::IpNet;
+
+mod fault;
+mod fields;
+pub mod file;
+mod load;
+mod prefixes;
+mod spec;
+mod syntax;
+mod text;
+mod validate;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use fault::{Fault, Faults};
+pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
+
+/// Name of the cluster's own network.
+pub const DEFAULT_NETWORK: &str = "default";
 
 /// A network's number: 0 for the cluster's own, 1..=16777215 for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +59,12 @@ impl Vni {
     }
 }
 
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The outer headers that the mesh uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encap {
@@ -30,6 +73,23 @@ pub enum Encap {
     Gre,
     /// Ethernet in GRE.
     Gretap,
+}
+
+impl Encap {
+    /// Bytes that it adds to a container's packet of this network, on an IPv4 underlay.
+    pub const fn overhead(self, vni: Vni) -> usize {
+        mesh_common::wire::gre_overhead(vni.0, matches!(self, Self::Gretap))
+    }
+}
+
+/// As the config file has it.
+impl fmt::Display for Encap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Gre => "gre",
+            Self::Gretap => "gretap",
+        })
+    }
 }
 
 /// A cluster whose description has no fault.
@@ -45,6 +105,17 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
 }
 
+impl Cluster {
+    /// Case matters not, as in host names.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name.eq_ignore_ascii_case(name))
+    }
+
+    pub fn network(&self, name: &str) -> Option<&Network> {
+        self.networks.iter().find(|network| network.name == name)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     pub name: String,
@@ -53,10 +124,74 @@ pub struct Network {
     pub cidrs: Vec<IpNet>,
 }
 
+impl Network {
+    pub fn has_ipv4(&self) -> bool {
+        self.cidrs.iter().any(|cidr| cidr.addr().is_ipv4())
+    }
+
+    pub fn has_ipv6(&self) -> bool {
+        self.cidrs.iter().any(|cidr| cidr.addr().is_ipv6())
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
     pub underlay: Ipv4Addr,
     /// Its part of each network, in the order of `Cluster::networks`.
     pub subnets: Vec<(Vni, IpNet)>,
+}
+
+impl Node {
+    /// Its parts of one network, in the file's order.
+    pub fn subnets_of(&self, vni: Vni) -> impl Iterator<Item = IpNet> {
+        self.subnets.iter().filter(move |(of, _)| *of == vni).map(|(_, subnet)| *subnet)
+    }
+}
+
+/// The first address of a subnet: the gateway's, and in the cluster's own network the node's.
+pub fn gateway(subnet: IpNet) -> IpAddr {
+    match subnet {
+        IpNet::V4(net) => Ipv4Addr::from_bits(net.network().to_bits().saturating_add(1)).into(),
+        IpNet::V6(net) => Ipv6Addr::from_bits(net.network().to_bits().saturating_add(1)).into(),
+    }
+}
+
+/// A cluster, and what of the file does not show in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub cluster: Cluster,
+    /// Networks that are divided evenly: a node more may change each node's part.
+    pub divided: HashSet<Vni>,
+}
+
+/// Reads the cluster from a config file's bytes, or all the faults that are in it.
+pub fn parse(bytes: &[u8]) -> Result<Cluster, Faults> {
+    parse_document(bytes).map(|document| document.cluster)
+}
+
+/// As [`parse`].
+pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
+    let decoded = text::decode(bytes).map_err(|fault| Faults(vec![fault]))?;
+    let mut findings = text::Findings::new(&decoded.text);
+    for (offset, message) in decoded.faults {
+        findings.add_syntax(text::Place::new(offset, ""), message);
+    }
+    let sections = syntax::sections(&decoded.text, &mut findings);
+    if findings.is_empty() && sections.iter().all(|section| section.body.is_empty()) {
+        let message = "the file is empty: write a [cluster] and a [[node]] for each host";
+        findings.add(&text::Place::new(0, ""), message);
+    } else {
+        let spec = spec::Spec::read(&sections, &mut findings);
+        if let Some(document) = validate::validate(&spec, &mut findings) {
+            return Ok(document);
+        }
+    }
+    Err(findings.finish())
+}
+
+/// Reads the cluster from a config file.
+pub fn read(path: &Path) -> Result<Cluster, ReadError> {
+    let bytes = read_bytes(path)?;
+    parse(&bytes).map_err(|faults| ReadError::Faults { path: path.to_owned(), faults })
 }

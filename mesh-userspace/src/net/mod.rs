@@ -8,6 +8,7 @@ mod error;
 mod link;
 mod neighbour;
 mod netns;
+mod qdisc;
 mod route;
 mod socket;
 mod veth;

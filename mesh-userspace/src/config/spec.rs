@@ -1,0 +1,263 @@
+//! What the file says, value by value, before anything is compared.
+
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Encap, Vni,
+    fields::{Reader, Value},
+    syntax::{Kind, Section, TABLES, join, unknown},
+    text::{At, Findings, Place},
+    value,
+};
+
+pub(super) const CLUSTER_KEYS: [&str; 4] = ["name", "cidr", "encap", "mtu"];
+pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
+pub(super) const NODE_KEYS: [&str; 4] = ["name", "underlay", "subnet", "subnets"];
+
+/// The file's content. What is missing or can not be read is `None` or empty, and a fault.
+#[derive(Debug, Default)]
+pub(super) struct Spec {
+    pub cluster: Option<ClusterSpec>,
+    pub networks: Vec<NetworkSpec>,
+    pub nodes: Vec<NodeSpec>,
+}
+
+#[derive(Debug)]
+pub(super) struct ClusterSpec {
+    pub name: Option<At<String>>,
+    pub cidr: Vec<At<IpNet>>,
+    pub encap: Option<At<Encap>>,
+    pub mtu: Option<At<u16>>,
+}
+
+#[derive(Debug)]
+pub(super) struct NetworkSpec {
+    pub name: Option<At<String>>,
+    pub vni: Option<At<Vni>>,
+    pub cidr: Vec<At<IpNet>>,
+}
+
+#[derive(Debug)]
+pub(super) struct NodeSpec {
+    pub place: Place,
+    pub name: Option<At<String>>,
+    pub underlay: Option<At<Ipv4Addr>>,
+    /// Its part of the cluster's own network; `None` if the file does not give one.
+    pub subnet: Option<Vec<At<IpNet>>>,
+    /// Its parts of further networks, by their names.
+    pub subnets: Vec<(At<String>, Vec<At<IpNet>>)>,
+    /// As in [`Section`].
+    pub is_whole: bool,
+}
+
+impl Spec {
+    pub fn read(sections: &[Section<'_>], findings: &mut Findings<'_>) -> Self {
+        let mut spec = Self::default();
+        for section in sections {
+            let mut reader = Reader { findings, base: section.base, is_whole: section.is_whole };
+            spec.read_section(section, &mut reader);
+        }
+        let is_root_whole = sections.first().is_none_or(|root| root.is_whole);
+        if is_root_whole && spec.cluster.is_none() {
+            findings.add(&Place::new(0, "cluster"), "missing table [cluster]");
+        }
+        if is_root_whole && spec.nodes.is_empty() {
+            findings.add(&Place::new(0, "node"), "no node: write a [[node]] for each host");
+        }
+        spec
+    }
+
+    fn read_section(&mut self, section: &Section<'_>, reader: &mut Reader<'_, '_>) {
+        let (place, body) = (&section.place, &section.body);
+        match section.kind {
+            Kind::Root => self.read_root(body, reader),
+            Kind::Cluster => self.set_cluster(body, place, section.is_list, reader),
+            Kind::Network | Kind::Node => {
+                if !section.is_list {
+                    reader.findings.add(place, brackets(&place.key));
+                }
+                self.push(section.kind, body, place.clone(), reader);
+            }
+            Kind::Subnets => match self.nodes.last_mut() {
+                Some(node) => {
+                    node.subnets.extend(read_subnets(body, &place.key, reader));
+                    node.is_whole &= section.is_whole;
+                }
+                None => reader.findings.add(place, "it belongs below the [[node]] that it is of"),
+            },
+            // Told when the file was cut.
+            Kind::Unknown => {}
+        }
+    }
+
+    fn read_root(&mut self, root: &DeTable<'_>, reader: &mut Reader<'_, '_>) {
+        for (key, value) in root {
+            let name: &str = key.get_ref();
+            let kind = match value::nearest(name, TABLES) {
+                Some("cluster") => Kind::Cluster,
+                Some("network") => Kind::Network,
+                Some("node") => Kind::Node,
+                _ => Kind::Unknown,
+            };
+            if !TABLES.contains(&name) {
+                let at = Place::new(reader.base + key.span().start, join("", name));
+                reader.findings.add(&at, unknown(name, TABLES));
+            }
+            match kind {
+                Kind::Cluster => self.read_cluster(value, reader),
+                Kind::Network | Kind::Node => self.read_list(kind, value, reader),
+                _ => {}
+            }
+        }
+    }
+
+    fn read_cluster(&mut self, value: &Value<'_>, reader: &mut Reader<'_, '_>) {
+        let place = reader.place(value, "cluster".into());
+        match value.get_ref() {
+            DeValue::Table(table) => self.set_cluster(table, &place, false, reader),
+            DeValue::Array(list) if list.iter().all(|v| v.get_ref().is_table()) => {
+                for item in list.iter() {
+                    let place = reader.place(item, "cluster".into());
+                    if let DeValue::Table(table) = item.get_ref() {
+                        self.set_cluster(table, &place, true, reader);
+                    }
+                }
+            }
+            _ => reader.wrong_type(value, &place, "a table: [cluster]"),
+        }
+    }
+
+    fn set_cluster(
+        &mut self,
+        table: &DeTable<'_>,
+        place: &Place,
+        is_list: bool,
+        reader: &mut Reader<'_, '_>,
+    ) {
+        if self.cluster.is_some() {
+            reader.findings.add(place, "[cluster] is given twice: keep one");
+        } else if is_list {
+            reader.findings.add(place, "there is one cluster: write [cluster], in single brackets");
+        }
+        let [name, cidr, encap, mtu] = reader.fields(table, place, CLUSTER_KEYS, 2);
+        let spec = ClusterSpec {
+            name: name.and_then(|v| read_name(v, "cluster.name".into(), value::name_fault, reader)),
+            cidr: cidr.map_or_else(Vec::new, |v| reader.prefixes(v, "cluster.cidr")),
+            encap: encap.and_then(|v| reader.string(v, "cluster.encap".into(), value::parse_encap)),
+            mtu: mtu.and_then(|v| reader.integer(v, "cluster.mtu".into(), value::parse_mtu)),
+        };
+        self.cluster.get_or_insert(spec);
+    }
+
+    fn read_list(&mut self, kind: Kind, value: &Value<'_>, reader: &mut Reader<'_, '_>) {
+        let name = if kind == Kind::Node { "node" } else { "network" };
+        match value.get_ref() {
+            DeValue::Array(list) => {
+                for (i, item) in list.iter().enumerate() {
+                    let place = reader.place(item, format!("{name}[{i}]"));
+                    match item.get_ref() {
+                        DeValue::Table(table) => self.push(kind, table, place, reader),
+                        _ => reader.wrong_type(item, &place, "a table"),
+                    }
+                }
+            }
+            DeValue::Table(table) => {
+                let place = reader.place(value, format!("{name}[0]"));
+                reader.findings.add(&place, brackets(name));
+                self.push(kind, table, place, reader);
+            }
+            _ => {
+                let place = reader.place(value, name.to_owned());
+                reader.wrong_type(value, &place, &format!("a list of tables: [[{name}]]"));
+            }
+        }
+    }
+
+    fn push(&mut self, kind: Kind, table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) {
+        if kind == Kind::Node {
+            self.nodes.push(NodeSpec::read(table, place, reader));
+        } else {
+            self.networks.push(NetworkSpec::read(table, &place, reader));
+        }
+    }
+}
+
+fn brackets(key: &str) -> String {
+    let name = key.split('[').next().unwrap_or(key);
+    format!("there may be several: write [[{name}]], in double brackets")
+}
+
+impl NetworkSpec {
+    fn read(table: &DeTable<'_>, place: &Place, reader: &mut Reader<'_, '_>) -> Self {
+        let [name, vni, cidr] = reader.fields(table, place, NETWORK_KEYS, 0);
+        let path = &place.key;
+        Self {
+            name: name.and_then(|v| {
+                read_name(v, format!("{path}.name"), value::network_name_fault, reader)
+            }),
+            vni: vni.and_then(|v| reader.integer(v, format!("{path}.vni"), value::parse_vni)),
+            cidr: cidr.map_or_else(Vec::new, |v| reader.prefixes(v, &format!("{path}.cidr"))),
+        }
+    }
+}
+
+impl NodeSpec {
+    fn read(table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) -> Self {
+        let [name, underlay, subnet, subnets] = reader.fields(table, &place, NODE_KEYS, 2);
+        let path = &place.key;
+        let name =
+            name.and_then(|v| read_name(v, format!("{path}.name"), value::name_fault, reader));
+        let underlay = underlay
+            .and_then(|v| reader.string(v, format!("{path}.underlay"), value::parse_underlay));
+        if let Some(at) = &underlay
+            && let Some(message) = value::underlay_fault(at.value)
+        {
+            reader.findings.add(&at.place, message);
+        }
+        let subnet = subnet.map(|v| reader.prefixes(v, &format!("{path}.subnet")));
+        let subnets = subnets.map_or_else(Vec::new, |v| {
+            let key = format!("{path}.subnets");
+            if let DeValue::Table(table) = v.get_ref() {
+                return read_subnets(table, &key, reader);
+            }
+            let at = reader.place(v, key);
+            let wanted = "a table of networks (the part of the cluster's own network is `subnet`)";
+            reader.wrong_type(v, &at, wanted);
+            Vec::new()
+        });
+        Self { place, name, underlay, subnet, subnets, is_whole: reader.is_whole }
+    }
+}
+
+fn read_subnets(
+    table: &DeTable<'_>,
+    path: &str,
+    reader: &mut Reader<'_, '_>,
+) -> Vec<(At<String>, Vec<At<IpNet>>)> {
+    table
+        .iter()
+        .map(|(network, value)| {
+            let key = join(path, network.get_ref());
+            let place = Place::new(reader.base + network.span().start, key.clone());
+            let name = At { value: network.get_ref().to_string(), place };
+            (name, reader.prefixes(value, &key))
+        })
+        .collect()
+}
+
+/// A name, also one that may not be used.
+fn read_name(
+    value: &Value<'_>,
+    key: String,
+    fault: impl Fn(&str) -> Option<String>,
+    reader: &mut Reader<'_, '_>,
+) -> Option<At<String>> {
+    let name = reader.string(value, key, |text| Ok(text.to_owned()))?;
+    if let Some(message) = fault(&name.value) {
+        reader.findings.add(&name.place, message);
+    }
+    Some(name)
+}

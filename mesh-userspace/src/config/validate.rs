@@ -1,0 +1,310 @@
+//! What the values of a file must be to each other, and the [`Cluster`] that they make.
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    hash::Hash,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{
+    Cluster, DEFAULT_NETWORK, Document, Encap, Network, Node, Vni,
+    prefixes::{Cover, overlaps, share, share_len},
+    spec::{NodeSpec, Spec},
+    syntax::join,
+    text::{At, Findings, Place},
+    value,
+};
+
+/// Subnets of all nodes in all networks: as many fit into 100 MB.
+const MAX_SUBNETS: usize = 1 << 22;
+
+/// A network with what each node gives for it.
+struct Segment<'s> {
+    /// `None` if it is missing or a duplicate.
+    vni: Option<Vni>,
+    name: &'s str,
+    cidrs: &'s [At<IpNet>],
+    /// In the nodes' order; `None` if the node gives nothing.
+    given: Vec<Option<&'s [At<IpNet>]>>,
+}
+
+impl Segment<'_> {
+    /// No node says what its part is, so all get even shares.
+    fn is_divided(&self) -> bool {
+        self.given.iter().all(Option::is_none)
+    }
+
+    fn is_own(&self) -> bool {
+        self.vni == Some(Vni::DEFAULT)
+    }
+}
+
+/// `None` if there are faults, also from before.
+pub(super) fn validate(spec: &Spec, findings: &mut Findings<'_>) -> Option<Document> {
+    check_duplicates(spec, findings);
+    let segments = segments(spec, findings);
+    for segment in &segments {
+        check_overlaps(segment.cidrs.iter(), findings);
+        check_subnets(segment, findings);
+        check_all_or_none(spec, segment, findings);
+        check_shares(segment, findings);
+    }
+    check_underlays(spec, &segments, findings);
+    check_mtu(spec, findings);
+    check_size(spec, findings);
+    if !findings.is_empty() {
+        return None;
+    }
+    document(spec, &segments)
+}
+
+fn check_duplicates(spec: &Spec, findings: &mut Findings<'_>) {
+    let (nodes, networks) = (&spec.nodes, &spec.networks);
+    // Host names are the same in capitals (RFC 4343).
+    let name = |at: &At<String>| at.value.to_ascii_lowercase();
+    check_unique(nodes.iter().filter_map(|n| n.name.as_ref()), name, findings);
+    check_unique(nodes.iter().filter_map(|n| n.underlay.as_ref()), |at| at.value, findings);
+    check_unique(networks.iter().filter_map(|n| n.name.as_ref()), name, findings);
+    check_unique(networks.iter().filter_map(|n| n.vni.as_ref()), |at| at.value, findings);
+}
+
+fn check_unique<'s, T: 's + std::fmt::Display, K: Eq + Hash>(
+    values: impl Iterator<Item = &'s At<T>>,
+    identity: impl Fn(&At<T>) -> K,
+    findings: &mut Findings<'_>,
+) {
+    let mut seen: HashMap<K, &At<T>> = HashMap::new();
+    for at in values {
+        match seen.entry(identity(at)) {
+            Entry::Vacant(free) => {
+                free.insert(at);
+            }
+            Entry::Occupied(taken) => {
+                let first = &taken.get().place;
+                let line = findings.line(first.offset);
+                findings
+                    .add(&at.place, format!("{} is also {} (line {line})", at.value, first.key));
+            }
+        }
+    }
+}
+
+/// The cluster's own network, then the others in file order.
+fn segments<'s>(spec: &'s Spec, findings: &mut Findings<'_>) -> Vec<Segment<'s>> {
+    let own = Segment {
+        vni: Some(Vni::DEFAULT),
+        name: DEFAULT_NETWORK,
+        cidrs: spec.cluster.as_ref().map_or(&[], |c| &c.cidr),
+        given: spec.nodes.iter().map(|n| n.subnet.as_deref().or(unread(n))).collect(),
+    };
+    let mut segments = vec![own];
+    let mut by_name = HashMap::new();
+    for network in &spec.networks {
+        let name = network.name.as_ref().map_or("", |name| &name.value);
+        by_name.entry(name).or_insert(segments.len());
+        let vni = network.vni.as_ref().map(|vni| vni.value);
+        let given = spec.nodes.iter().map(unread).collect();
+        segments.push(Segment { vni, name, cidrs: &network.cidr, given });
+    }
+    for (i, node) in spec.nodes.iter().enumerate() {
+        for (name, subnets) in &node.subnets {
+            match by_name.get(name.value.as_str()) {
+                Some(network) => segments[*network].given[i] = Some(subnets),
+                // It may be the one whose name can not be read.
+                None if by_name.contains_key("") => {}
+                None => findings.add(&name.place, unknown_network(&name.value, spec)),
+            }
+        }
+    }
+    segments
+}
+
+/// What a node gives may stand where the file can not be read.
+fn unread(node: &NodeSpec) -> Option<&[At<IpNet>]> {
+    (!node.is_whole).then_some(&[])
+}
+
+fn unknown_network(name: &str, spec: &Spec) -> String {
+    if name == DEFAULT_NETWORK {
+        return "the part of the cluster's own network is the node's `subnet`".into();
+    }
+    let names = spec.networks.iter().filter_map(|n| n.name.as_ref()).map(|n| n.value.as_str());
+    match value::nearest(name, names.take(32)) {
+        Some(near) => format!("there is no network {name:?}: did you mean {near:?}?"),
+        None => format!("there is no network {name:?}: add a [[network]] of that name"),
+    }
+}
+
+fn check_overlaps<'s>(nets: impl Iterator<Item = &'s At<IpNet>>, findings: &mut Findings<'_>) {
+    let mut nets: Vec<_> = nets.collect();
+    nets.sort_by_key(|at| at.place.offset);
+    let plain: Vec<_> = nets.iter().map(|at| at.value).collect();
+    for (first, second) in overlaps(&plain) {
+        let (first, second) = (nets[first], nets[second]);
+        let line = findings.line(first.place.offset);
+        let message = format!(
+            "{} overlaps {}, which is {} (line {line})",
+            second.value, first.value, first.place.key
+        );
+        findings.add(&second.place, message);
+    }
+}
+
+fn check_subnets(segment: &Segment<'_>, findings: &mut Findings<'_>) {
+    let subnets = || segment.given.iter().flatten().copied().flatten();
+    check_overlaps(subnets(), findings);
+    let cover = Cover::new(segment.cidrs.iter().map(|at| (at.value, ())));
+    if cover.is_empty() {
+        return;
+    }
+    for at in subnets().filter(|at| cover.holder(at.value).is_none()) {
+        let cidrs: Vec<_> = segment.cidrs.iter().take(4).map(|c| c.value.to_string()).collect();
+        let of = if segment.is_own() {
+            "the cluster's cidr".to_owned()
+        } else {
+            format!("the cidr of network {:?}", segment.name)
+        };
+        findings.add(&at.place, format!("{} is outside {of}, {}", at.value, cidrs.join(", ")));
+    }
+}
+
+/// Either each node says what its part of a network is, or none.
+fn check_all_or_none(spec: &Spec, segment: &Segment<'_>, findings: &mut Findings<'_>) {
+    let gives = |(node, given): &(&NodeSpec, &Option<&[At<IpNet>]>)| {
+        given.is_some_and(|given| node.is_whole || !given.is_empty())
+    };
+    let Some((giver, _)) = spec.nodes.iter().zip(&segment.given).find(gives) else { return };
+    let line = findings.line(giver.place.offset);
+    let (key, what) = if segment.is_own() {
+        ("subnet".to_owned(), "a subnet".to_owned())
+    } else {
+        (join("subnets", segment.name), format!("a subnet of {:?}", segment.name))
+    };
+    for (node, _) in spec.nodes.iter().zip(&segment.given).filter(|(_, given)| given.is_none()) {
+        let message = format!(
+            "missing: {} (line {line}) has {what}, so each node needs one; without any, the cidr \
+             is divided evenly",
+            giver.place.key
+        );
+        findings.add(&Place::new(node.place.offset, format!("{}.{key}", node.place.key)), message);
+    }
+}
+
+fn check_shares(segment: &Segment<'_>, findings: &mut Findings<'_>) {
+    let nodes = segment.given.len();
+    if !segment.is_divided() || segment.name.is_empty() {
+        return;
+    }
+    for at in segment.cidrs.iter().filter(|at| share_len(at.value, nodes).is_none()) {
+        let (net, longest) = (at.value, value::longest(at.value));
+        if net.prefix_len() <= longest {
+            let message = format!(
+                "{net} is too small to be divided among {nodes} nodes: each needs at least a \
+                 /{longest}; write a shorter prefix"
+            );
+            findings.add(&at.place, message);
+        }
+    }
+}
+
+fn check_underlays(spec: &Spec, segments: &[Segment<'_>], findings: &mut Findings<'_>) {
+    let cidrs = segments.iter().flat_map(|s| s.cidrs.iter().map(|at| (at.value, &at.place)));
+    let cover = Cover::new(cidrs);
+    for at in spec.nodes.iter().filter_map(|n| n.underlay.as_ref()) {
+        if let Some((net, place)) = cover.holder(IpNet::V4(Ipv4Net::from(at.value))) {
+            let line = findings.line(place.offset);
+            let message = format!(
+                "{} is inside the overlay, {net} of {} (line {line}): tunnel packets would go \
+                 into the tunnel; the two must be apart",
+                at.value, place.key
+            );
+            findings.add(&at.place, message);
+        }
+    }
+}
+
+fn check_mtu(spec: &Spec, findings: &mut Findings<'_>) {
+    let Some(cluster) = &spec.cluster else { return };
+    let Some(mtu) = &cluster.mtu else { return };
+    let is_ipv6 = |at: &At<IpNet>| at.value.addr().is_ipv6();
+    let mut cidrs = cluster.cidr.iter().chain(spec.networks.iter().flat_map(|n| &n.cidr));
+    if mtu.value < value::MTU_MIN_IPV6
+        && let Some(ipv6) = cidrs.find(|at| is_ipv6(at))
+    {
+        let message = format!(
+            "{} is too small: IPv6 needs at least {}, and {} has {}",
+            mtu.value,
+            value::MTU_MIN_IPV6,
+            ipv6.place.key,
+            ipv6.value
+        );
+        findings.add(&mtu.place, message);
+    }
+    let encap = cluster.encap.as_ref().map_or_else(Encap::default, |at| at.value);
+    let vnis = spec.networks.iter().filter_map(|n| n.vni.as_ref()).map(|at| at.value);
+    let overhead = encap.overhead(vnis.max().unwrap_or_default());
+    let most = usize::from(u16::MAX) - overhead;
+    if usize::from(mtu.value) > most {
+        let message = format!(
+            "{} can not fit: {encap} adds {overhead} bytes, so at most {most} are left of the \
+             longest IP packet",
+            mtu.value
+        );
+        findings.add(&mtu.place, message);
+    }
+}
+
+fn check_size(spec: &Spec, findings: &mut Findings<'_>) {
+    let subnets = spec.nodes.len().saturating_mul(1 + spec.networks.len());
+    if let Some(node) = spec.nodes.first().filter(|_| subnets > MAX_SUBNETS) {
+        let message = format!(
+            "{} nodes in {} networks have more than {MAX_SUBNETS} subnets: make it several clusters",
+            spec.nodes.len(),
+            1 + spec.networks.len()
+        );
+        findings.add(&Place::new(node.place.offset, "node"), message);
+    }
+}
+
+/// `None` can not be: it would have been a fault.
+fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
+    let cluster = spec.cluster.as_ref()?;
+    let networks = segments.iter().map(|s| {
+        let cidrs = s.cidrs.iter().map(|at| at.value).collect();
+        Some(Network { name: s.name.to_owned(), vni: s.vni?, cidrs })
+    });
+    let nodes = spec.nodes.iter().enumerate().map(|(i, node)| make_node(i, node, segments));
+    let divided: HashSet<Vni> =
+        segments.iter().filter(|s| s.is_divided()).filter_map(|s| s.vni).collect();
+    Some(Document {
+        cluster: Cluster {
+            name: cluster.name.as_ref()?.value.clone(),
+            encap: cluster.encap.as_ref().map_or_else(Encap::default, |at| at.value),
+            mtu: cluster.mtu.as_ref().map(|at| at.value),
+            networks: networks.collect::<Option<_>>()?,
+            nodes: nodes.collect::<Option<_>>()?,
+        },
+        divided,
+    })
+}
+
+fn make_node(index: usize, node: &NodeSpec, segments: &[Segment<'_>]) -> Option<Node> {
+    let mut subnets = Vec::new();
+    for segment in segments {
+        let vni = segment.vni?;
+        match segment.given[index] {
+            Some(given) => subnets.extend(given.iter().map(|at| (vni, at.value))),
+            None => {
+                for cidr in segment.cidrs {
+                    subnets.push((vni, share(cidr.value, segment.given.len(), index)?));
+                }
+            }
+        }
+    }
+    Some(Node {
+        name: node.name.as_ref()?.value.clone(),
+        underlay: node.underlay.as_ref()?.value,
+        subnets,
+    })
+}

@@ -1,0 +1,63 @@
+//! Which node of the cluster this host is.
+
+use std::net::IpAddr;
+
+use super::HostError;
+use crate::{config::Cluster, net::Net};
+
+/// `given`: the `--node` argument. Else the node whose underlay address is on this machine, else
+/// the one with the machine's name.
+pub async fn which_node(
+    cluster: &Cluster,
+    given: Option<&str>,
+    net: &Net,
+) -> Result<String, HostError> {
+    if let Some(name) = given {
+        return match cluster.nodes.iter().find(|n| n.name == name) {
+            Some(node) => Ok(node.name.clone()),
+            None => Err(HostError::User(format!(
+                "the config file has no node {name:?}; it has {}",
+                names(cluster)
+            ))),
+        };
+    }
+    let addresses = net.addresses().await?;
+    let here: Vec<_> = cluster
+        .nodes
+        .iter()
+        .filter(|n| addresses.iter().any(|a| a.ip() == IpAddr::V4(n.underlay)))
+        .collect();
+    match here.as_slice() {
+        [node] => return Ok(node.name.clone()),
+        [] => {}
+        several => {
+            let several: Vec<_> =
+                several.iter().map(|n| format!("{} ({})", n.name, n.underlay)).collect();
+            return Err(HostError::User(format!(
+                "this machine has the underlay addresses of several nodes: {}; \
+                 say which one it is with --node NAME",
+                several.join(", ")
+            )));
+        }
+    }
+    let uname = rustix::system::uname();
+    let hostname = uname.nodename().to_string_lossy().into_owned();
+    let short = hostname.split('.').next().unwrap_or_default();
+    let is_named = |name: &str| name == hostname || name == short;
+    match cluster.nodes.iter().find(|n| is_named(&n.name)) {
+        Some(node) => Ok(node.name.clone()),
+        None => Err(HostError::User(format!(
+            "which node is this? No interface has an underlay address of the config file, and no \
+             node is named {hostname:?}; say it with --node NAME, one of {}",
+            names(cluster)
+        ))),
+    }
+}
+
+fn names(cluster: &Cluster) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<_> = cluster.nodes.iter().take(SHOWN).map(|n| n.name.as_str()).collect();
+    let more = cluster.nodes.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", shown.join(", "))
+}

@@ -1,0 +1,191 @@
+//! `mesh0`: the host's own interface to the overlay, with the first address of its subnets.
+//!
+//! One end of a veth pair. What the host sends there is taken by `from_host` at its egress and never
+//! reaches the other end; what is for the host is put in at its ingress.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{ALIAS, Host, HostError, ROUTE_PROTOCOL};
+use crate::{
+    bpf::attach::Interface,
+    compile::{self, Attachment},
+    config::{Cluster, Node, Vni},
+    net::{Link, RouteSpec, Veth},
+};
+
+pub(super) const NAME: &str = "mesh0";
+const OTHER_END: &str = "mesh0-end";
+
+impl Host {
+    /// This node's own addresses: the first of each of its subnets in the cluster's own network,
+    /// one for each family.
+    pub(super) fn host_addresses(&self, me: &Node) -> Vec<IpAddr> {
+        let own = || me.subnets.iter().filter(|(vni, _)| *vni == Vni::DEFAULT).map(|(_, net)| net);
+        let first = |v4: bool| own().find(|net| net.addr().is_ipv4() == v4).map(compile::gateway);
+        [first(true), first(false)].into_iter().flatten().collect()
+    }
+
+    /// Makes `mesh0`, or makes right what is there of it.
+    pub(super) async fn ensure_mesh0(
+        &mut self,
+        cluster: &Cluster,
+        me: &Node,
+        underlay_mtu: u32,
+    ) -> Result<(), HostError> {
+        let mtu = compile::container_mtu(cluster, Vni::DEFAULT, underlay_mtu).unwrap_or_else(|m| m);
+        let mac = compile::node_mac(me.underlay);
+        let link = match self.net.link_by_name(NAME).await? {
+            Some(link) if is_ours(&link) => link,
+            Some(_) => {
+                return Err(HostError::User(format!(
+                    "there is an interface {NAME} that mesh did not make: rename it \
+                     (`ip link set {NAME} name OTHER`)"
+                )));
+            }
+            None => self.make_mesh0(mac, mtu).await?,
+        };
+        if link.mac != Some(mac) {
+            self.net.set_mac(link.index, mac).await?;
+        }
+        if link.mtu != mtu {
+            self.net.set_mtu(link.index, mtu).await?;
+        }
+        self.state.host = Some(Interface { name: NAME.into(), index: link.index });
+        self.save()?;
+        self.ensure_addresses(link.index, me).await
+    }
+
+    async fn make_mesh0(&self, mac: [u8; 6], mtu: u32) -> Result<Link, HostError> {
+        let veth = Veth {
+            name: NAME,
+            mac,
+            mtu,
+            alias: Some(&format!("{ALIAS}host")),
+            peer_name: OTHER_END,
+            peer_mac: [0x02, 0x6d, 0, 0, 0, 0],
+            peer_mtu: mtu,
+            peer_netns: None,
+        };
+        let pair = self.net.add_veth(&veth).await?;
+        self.net.set_alias(pair.peer_ifindex, &format!("{ALIAS}end")).await?;
+        // Nobody is to be asked for a MAC: the program knows them all.
+        self.net.set_no_arp(pair.ifindex).await?;
+        self.net.set_up(pair.peer_ifindex).await?;
+        self.net.set_up(pair.ifindex).await?;
+        let made = self.net.link(pair.ifindex).await?;
+        made.ok_or_else(|| HostError::User(format!("somebody removed {NAME} just now")))
+    }
+
+    async fn ensure_addresses(&self, ifindex: u32, me: &Node) -> Result<(), HostError> {
+        let wanted = self.host_addresses(me);
+        for address in self.net.addresses().await? {
+            let len = address.net.prefix_len();
+            if address.ifindex == ifindex && !wanted.contains(&address.ip()) {
+                self.net.remove_address(ifindex, address.ip(), len).await?;
+            }
+        }
+        for ip in wanted {
+            self.net.add_address(ifindex, ip, full_len(ip)).await?;
+        }
+        Ok(())
+    }
+
+    /// Routes to the cluster's own network, from our own address in it.
+    fn host_routes(&self, cluster: &Cluster, me: &Node, ifindex: u32) -> Vec<RouteSpec> {
+        let addresses = self.host_addresses(me);
+        let source =
+            |net: &IpNet| addresses.iter().find(|a| a.is_ipv4() == net.addr().is_ipv4()).copied();
+        let networks = cluster.networks.iter().filter(|n| n.vni == Vni::DEFAULT);
+        networks
+            .flat_map(|n| &n.cidrs)
+            .filter_map(|net| {
+                Some(RouteSpec {
+                    dst: *net,
+                    ifindex,
+                    gateway: None,
+                    source: Some(source(net)?),
+                    onlink: false,
+                    protocol: ROUTE_PROTOCOL,
+                })
+            })
+            .collect()
+    }
+
+    /// Fails if somebody else has a route to a prefix of ours, before anything was changed.
+    pub(super) async fn check_routes(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
+        let routes = self.net.routes().await?;
+        for spec in self.host_routes(cluster, me, 0) {
+            let taken = routes.iter().find(|r| r.dst == spec.dst && r.protocol != ROUTE_PROTOCOL);
+            if let Some(route) = taken {
+                return Err(HostError::User(format!(
+                    "this host has a route to {} already: {route}; remove it \
+                     (`ip route del {}`) or give the cluster another cidr",
+                    spec.dst, spec.dst
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn ensure_host_routes(
+        &self,
+        cluster: &Cluster,
+        me: &Node,
+    ) -> Result<(), HostError> {
+        let Some(host) = &self.state.host else { return Ok(()) };
+        let wanted = self.host_routes(cluster, me, host.index);
+        for route in self.net.routes().await? {
+            let ours = route.ifindex == Some(host.index) && route.protocol == ROUTE_PROTOCOL;
+            if ours && !wanted.iter().any(|w| w.dst == route.dst) {
+                let old = RouteSpec {
+                    dst: route.dst,
+                    ifindex: host.index,
+                    gateway: None,
+                    source: None,
+                    onlink: false,
+                    protocol: ROUTE_PROTOCOL,
+                };
+                self.net.remove_route(&old).await?;
+            }
+        }
+        for spec in wanted {
+            self.net.add_route(&spec).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is attached here, `mesh0` first.
+    pub(super) fn attachments(&self, cluster: &Cluster, me: &Node) -> Vec<Attachment> {
+        let host = self.state.host.iter().map(|host| Attachment {
+            vni: Vni::DEFAULT,
+            ifindex: host.index,
+            id: 0,
+            addresses: self.host_addresses(me),
+            mac: compile::node_mac(me.underlay),
+            is_host: true,
+        });
+        let known = |vni: u32| cluster.networks.iter().find(|n| n.vni.get() == vni).map(|n| n.vni);
+        let containers = self.state.endpoints.values().filter_map(|e| {
+            Some(Attachment {
+                vni: known(e.vni)?,
+                ifindex: e.host.index,
+                id: e.id,
+                addresses: e.addresses.clone(),
+                mac: e.mac,
+                is_host: false,
+            })
+        });
+        host.chain(containers).collect()
+    }
+}
+
+pub(super) fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS))
+}
+
+/// The prefix length of a single address.
+pub(super) fn full_len(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}

@@ -1,0 +1,270 @@
+//! This host's part of the mesh: brought up, kept right, taken away.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use crate::{
+    bpf::{
+        BpfError, Pins,
+        attach::{self, Interface, Mode},
+        load::{self, Loaded},
+        sync,
+        tables::Tables,
+    },
+    cli::Place,
+    compile::{self, Facts},
+    config::{Cluster, Node},
+    net::{Net, NetError},
+    plan::{Observed, plan},
+    state::{RunDir, State, StateError},
+};
+
+mod endpoint;
+mod identity;
+mod mesh0;
+mod status;
+mod teardown;
+mod underlay;
+
+pub use endpoint::{AttachRequest, Attached};
+pub use identity::which_node;
+pub use status::Status;
+
+use mesh_common::names;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
+    Netns(#[from] crate::net::NetnsError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Something that the user can mend; says how.
+    #[error("{0}")]
+    User(String),
+}
+
+/// The protocol number of our routes, in the range that rtnetlink(7) leaves to everybody.
+const ROUTE_PROTOCOL: u8 = 109;
+
+/// Starts the alias of every interface that we make.
+const ALIAS: &str = "mesh:";
+
+/// This host, with the lock on its run folder.
+pub struct Host {
+    run: RunDir,
+    pub state: State,
+    net: Net,
+    pins: Pins,
+    /// What was applied last.
+    cluster: Option<Cluster>,
+    tables: Option<Tables>,
+}
+
+impl Host {
+    /// Takes the lock and reads what was made here before. Changes nothing.
+    pub fn open(place: &Place) -> Result<Self, HostError> {
+        let run = RunDir::lock(&place.run_dir)?;
+        let state = run.load()?;
+        Ok(Self {
+            run,
+            state,
+            net: Net::here()?,
+            pins: Pins::new(&place.pin_dir),
+            cluster: None,
+            tables: None,
+        })
+    }
+
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// The cluster as it was applied last, by this process or one before.
+    pub fn last_cluster(&self) -> Option<Cluster> {
+        self.cluster
+            .clone()
+            .or_else(|| self.run.cluster().and_then(|bytes| crate::config::parse(&bytes).ok()))
+    }
+
+    /// The last config file that was good, as it was.
+    pub fn last_config(&self) -> Option<Vec<u8>> {
+        self.run.cluster()
+    }
+
+    /// Brings the host to what `cluster` says, from whatever it is now. `bytes`: the file it came
+    /// from, kept for a restart.
+    pub async fn apply(
+        &mut self,
+        cluster: Cluster,
+        bytes: &[u8],
+        node: &str,
+        mode: Mode,
+    ) -> Result<(), HostError> {
+        let me = find(&cluster, node)?;
+        // Everything that can be wrong is looked at before anything is changed.
+        let underlay = self.underlay(&me).await?;
+        self.check_mtu(&cluster, &underlay)?;
+        self.check_routes(&cluster, &me).await?;
+        self.change_mode(mode)?;
+
+        if let Some(at) = self.pins.prepare()? {
+            self.state.mounted = Some(at);
+        }
+        self.state.node = node.to_owned();
+        self.state.mode = Some(mode);
+        self.save()?;
+
+        let staged = load::stage(&self.pins, &compile::room(&cluster))?;
+        let maps = match staged.maps {
+            Loaded::Kept => self.pins.maps(),
+            Loaded::Fresh => self.pins.next_maps(),
+        };
+        self.tables = Some(Tables::open(&maps)?);
+        self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
+        self.fill(&cluster, &me).await?;
+        load::commit(&self.pins, staged)?;
+        self.attach_all(&me).await?;
+        self.ensure_host_routes(&cluster, &me).await?;
+        self.follow_mtu(&cluster, underlay.mtu).await;
+
+        if self.run.cluster().as_deref() != Some(bytes) {
+            self.run.save_cluster(bytes)?;
+            self.state.generation += 1;
+        }
+        self.cluster = Some(cluster);
+        self.save()
+    }
+
+    /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched.
+    pub async fn refresh(&mut self) -> Result<(), HostError> {
+        let cluster = self.adopt()?;
+        let me = find(&cluster, &self.state.node)?;
+        let before = self.state.clone();
+        self.forget_gone().await?;
+        self.fill(&cluster, &me).await?;
+        self.attach_all(&me).await?;
+        self.cluster = Some(cluster);
+        if self.state != before { self.save() } else { Ok(()) }
+    }
+
+    /// The cluster and the open maps, also when another process applied them.
+    fn adopt(&mut self) -> Result<Cluster, HostError> {
+        let Some(cluster) = self.cluster.take().or_else(|| self.last_cluster()) else {
+            return Err(HostError::User(
+                "the mesh is not up on this host: run `mesh up --config FILE`".into(),
+            ));
+        };
+        if self.tables.is_none() {
+            self.tables = Some(Tables::open(&self.pins.maps())?);
+        }
+        Ok(cluster)
+    }
+
+    fn tables(&self) -> Result<&Tables, HostError> {
+        self.tables.as_ref().ok_or_else(|| HostError::User("the mesh is not up".into()))
+    }
+
+    /// Compiles, compares with what the maps contain, and changes what differs.
+    async fn fill(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
+        let tables = self.tables()?;
+        let observed = sync::observe(tables)?;
+        let facts = self.facts(cluster, me, &observed).await?;
+        let desired = compile::compile(cluster, me, &facts);
+        let plan = plan(&desired, &observed);
+        if !plan.is_empty() {
+            tracing::debug!(entries = plan.len(), "maps change");
+            sync::apply(tables, &plan)?;
+        }
+        Ok(())
+    }
+
+    async fn facts(
+        &self,
+        cluster: &Cluster,
+        me: &Node,
+        observed: &Observed,
+    ) -> Result<Facts, HostError> {
+        let underlay = self.underlay(me).await?;
+        let links = self.net.links().await?;
+        let foreign = ["gre", "gretap", "ip6gre", "ip6gretap", "erspan"];
+        // Loaded modules make devices of these kinds that are down; they count for nothing.
+        let is_foreign_gre = |l: &crate::net::Link| {
+            l.up && l.kind.as_deref().is_some_and(|kind| foreign.contains(&kind))
+        };
+        Ok(Facts {
+            paths: self.paths(cluster, me, &links).await?,
+            attachments: self.attachments(cluster, me),
+            underlay_mtu: underlay.mtu,
+            foreign_gre: links.iter().any(is_foreign_gre),
+            peer_indices: peer_indices(observed),
+        })
+    }
+
+    /// Attaches every program where it belongs, and takes it off where it does not any more.
+    async fn attach_all(&mut self, me: &Node) -> Result<(), HostError> {
+        let mode = self.mode();
+        let wanted = self.underlay_interfaces(me).await?;
+        for interface in &wanted {
+            let made = attach::attach(&self.pins, mode, names::FROM_UNDERLAY, interface)?;
+            if made && !self.state.clsact.contains(interface) {
+                self.state.clsact.push(interface.clone());
+            }
+        }
+        let gone: Vec<Interface> =
+            self.state.underlay.iter().filter(|i| !wanted.contains(i)).cloned().collect();
+        for interface in gone {
+            attach::detach(&self.pins, mode, names::FROM_UNDERLAY, &interface)?;
+        }
+        self.state.underlay = wanted;
+        if let Some(host) = &self.state.host {
+            attach::attach(&self.pins, mode, names::FROM_HOST, host)?;
+        }
+        for endpoint in self.state.endpoints.values() {
+            attach::attach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host)?;
+        }
+        Ok(())
+    }
+
+    /// Attachments of the other kind are taken away first.
+    fn change_mode(&mut self, mode: Mode) -> Result<(), HostError> {
+        let Some(old) = self.state.mode.filter(|old| *old != mode) else { return Ok(()) };
+        for interface in &self.state.underlay {
+            attach::detach(&self.pins, old, names::FROM_UNDERLAY, interface)?;
+        }
+        if let Some(host) = &self.state.host {
+            attach::detach(&self.pins, old, names::FROM_HOST, host)?;
+        }
+        for endpoint in self.state.endpoints.values() {
+            attach::detach(&self.pins, old, names::FROM_CONTAINER, &endpoint.host)?;
+        }
+        Ok(())
+    }
+
+    fn mode(&self) -> Mode {
+        self.state.mode.unwrap_or(Mode::Tcx)
+    }
+
+    fn save(&self) -> Result<(), HostError> {
+        Ok(self.run.save(&self.state)?)
+    }
+}
+
+fn find(cluster: &Cluster, node: &str) -> Result<Node, HostError> {
+    cluster.nodes.iter().find(|n| n.name == node).cloned().ok_or_else(|| {
+        HostError::User(format!(
+            "the config file has no node {node:?}, which this host is: add it, or run `mesh down`"
+        ))
+    })
+}
+
+/// The indices that nodes have in PEERS, read back from it.
+fn peer_indices(observed: &Observed) -> HashMap<std::net::Ipv4Addr, u32> {
+    let remote = |(index, peer): (&u32, &mesh_common::maps::PeerInfo)| match peer.remote.into() {
+        IpAddr::V4(remote) => Some((remote, *index)),
+        IpAddr::V6(_) => None,
+    };
+    observed.peers.iter().filter_map(remote).collect()
+}

@@ -1,0 +1,308 @@
+//! What the mesh is on this host, and what went through it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use mesh_common::{
+    maps::{PeerInfo, Traffic},
+    names,
+    verdict::{DropReason, Hook, Verdict},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Host, HostError, endpoint::mac_text};
+use crate::{
+    bpf::{attach::Mode, sync, tables::Tables},
+    config::{Cluster, Node, Vni},
+    net::Neighbour,
+};
+
+/// `mesh status --json`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub node: String,
+    pub cluster: String,
+    pub encap: String,
+    /// Container MTU of the cluster's own network.
+    pub mtu: u32,
+    /// Counts the config files that were applied.
+    pub generation: u64,
+    /// "tcx" or "clsact"
+    pub attach_mode: Mode,
+    /// Pid of the agent that runs, if one does.
+    pub agent: Option<u32>,
+    /// Why the config file as it is now was not applied.
+    pub config_error: Option<String>,
+    pub underlay: String,
+    /// This host's own addresses in the overlay.
+    pub addresses: Vec<IpAddr>,
+    pub networks: Vec<NetworkStatus>,
+    pub peers: Vec<PeerStatus>,
+    pub endpoints: Vec<EndpointStatus>,
+    /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
+    pub drops: BTreeMap<String, u64>,
+    pub hooks: Vec<HookStatus>,
+    pub programs: Vec<ProgramStatus>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    pub name: String,
+    pub vni: u32,
+    pub mtu: u32,
+    pub cidrs: Vec<IpNet>,
+    /// This node's part.
+    pub subnets: Vec<IpNet>,
+}
+
+/// rx and tx as seen from this host; bytes of inner packets.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub name: String,
+    pub underlay: String,
+    /// In the cluster's own network.
+    pub subnets: Vec<IpNet>,
+    /// In the others, by name.
+    pub networks: BTreeMap<String, Vec<IpNet>>,
+    /// `None`: there is no route to it.
+    pub next_hop: Option<NextHop>,
+    pub tx: Count,
+    pub rx: Count,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NextHop {
+    pub ifname: String,
+    pub address: IpAddr,
+    pub mac: Option<String>,
+    /// "reachable", "stale", "unresolved"
+    pub state: String,
+    /// Largest packet on the underlay.
+    pub mtu: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    pub name: String,
+    pub network: String,
+    pub addresses: Vec<IpAddr>,
+    pub ifname: String,
+    pub host_ifname: String,
+    pub mac: String,
+    pub mtu: u32,
+    pub netns: String,
+    pub tx: Count,
+    pub rx: Count,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HookStatus {
+    pub hook: String,
+    /// All verdicts together.
+    pub packets: u64,
+    #[serde(flatten)]
+    pub verdicts: BTreeMap<String, u64>,
+    /// By reason; those that never happened are left out.
+    pub drops: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    pub name: String,
+    pub ifname: String,
+    /// "ingress" or "egress"
+    pub side: String,
+}
+
+impl Host {
+    pub async fn status(&mut self) -> Result<Status, HostError> {
+        let cluster = self.adopt()?;
+        let status = self.status_of(&cluster).await;
+        self.cluster = Some(cluster);
+        status
+    }
+
+    async fn status_of(&mut self, cluster: &Cluster) -> Result<Status, HostError> {
+        self.forget_gone().await?;
+        let me = super::find(cluster, &self.state.node)?;
+        let tables = self.tables()?;
+        let hooks = hooks(tables)?;
+        let mut drops = BTreeMap::new();
+        for (reason, n) in hooks.iter().flat_map(|h| &h.drops) {
+            *drops.entry(reason.clone()).or_default() += n;
+        }
+        let networks = self.networks(cluster, &me, tables)?;
+        Ok(Status {
+            node: me.name.clone(),
+            cluster: cluster.name.clone(),
+            encap: cluster.encap.to_string(),
+            mtu: networks.first().map_or(0, |n| n.mtu),
+            generation: self.state.generation,
+            attach_mode: self.mode(),
+            agent: None,
+            config_error: None,
+            underlay: me.underlay.to_string(),
+            addresses: self.host_addresses(&me),
+            networks,
+            peers: self.peers(cluster, &me, tables).await?,
+            endpoints: self.endpoints(cluster, tables)?,
+            drops,
+            hooks,
+            programs: self.programs(),
+        })
+    }
+
+    fn networks(
+        &self,
+        cluster: &Cluster,
+        me: &Node,
+        tables: &Tables,
+    ) -> Result<Vec<NetworkStatus>, HostError> {
+        let known = sync::networks(tables)?;
+        let status = |n: &crate::config::Network| NetworkStatus {
+            name: n.name.clone(),
+            vni: n.vni.get(),
+            mtu: known.get(&n.vni.get()).map_or(0, |n| n.mtu),
+            cidrs: n.cidrs.clone(),
+            subnets: subnets(me, n.vni),
+        };
+        Ok(cluster.networks.iter().map(status).collect())
+    }
+
+    async fn peers(
+        &self,
+        cluster: &Cluster,
+        me: &Node,
+        tables: &Tables,
+    ) -> Result<Vec<PeerStatus>, HostError> {
+        let by_address: BTreeMap<IpAddr, (u32, PeerInfo)> =
+            sync::peers(tables)?.into_iter().map(|(i, p)| (p.remote.into(), (i, p))).collect();
+        let neighbours = self.net.neighbours().await?;
+        let links: BTreeMap<u32, String> =
+            self.net.links().await?.into_iter().map(|l| (l.index, l.name)).collect();
+        let mut all = Vec::new();
+        for node in cluster.nodes.iter().filter(|n| n.name != me.name) {
+            let entry = by_address.get(&IpAddr::V4(node.underlay));
+            let traffic = match entry {
+                Some((index, _)) => tables.peer_traffic(*index)?,
+                None => Traffic::default(),
+            };
+            let next_hop = entry.filter(|(_, p)| p.ifindex != 0).map(|(_, peer)| {
+                let address = IpAddr::from(peer.next_hop);
+                let ifname = links.get(&peer.ifindex).cloned();
+                next_hop(peer, address, ifname, neighbours.get(&(peer.ifindex, address)))
+            });
+            let others = cluster.networks.iter().filter(|n| n.vni != Vni::DEFAULT);
+            all.push(PeerStatus {
+                name: node.name.clone(),
+                underlay: node.underlay.to_string(),
+                subnets: subnets(node, Vni::DEFAULT),
+                networks: others
+                    .map(|n| (n.name.clone(), subnets(node, n.vni)))
+                    .filter(|(_, nets)| !nets.is_empty())
+                    .collect(),
+                next_hop,
+                tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
+                rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
+            });
+        }
+        Ok(all)
+    }
+
+    fn endpoints(
+        &self,
+        cluster: &Cluster,
+        tables: &Tables,
+    ) -> Result<Vec<EndpointStatus>, HostError> {
+        let mut all = Vec::new();
+        for (name, e) in &self.state.endpoints {
+            let traffic = tables.endpoint_traffic(e.id)?;
+            let network = cluster.networks.iter().find(|n| n.vni.get() == e.vni);
+            all.push(EndpointStatus {
+                name: name.clone(),
+                network: network.map_or_else(|| e.vni.to_string(), |n| n.name.clone()),
+                addresses: e.addresses.clone(),
+                ifname: e.ifname.clone(),
+                host_ifname: e.host.name.clone(),
+                mac: mac_text(e.mac),
+                mtu: e.mtu,
+                netns: e.netns.clone(),
+                tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
+                rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
+            });
+        }
+        Ok(all)
+    }
+
+    fn programs(&self) -> Vec<ProgramStatus> {
+        let program = |name: &str, ifname: &str, side: &str| ProgramStatus {
+            name: name.to_owned(),
+            ifname: ifname.to_owned(),
+            side: side.to_owned(),
+        };
+        let underlay =
+            self.state.underlay.iter().map(|i| program(names::FROM_UNDERLAY, &i.name, "ingress"));
+        let host = self.state.host.iter().map(|i| program(names::FROM_HOST, &i.name, "egress"));
+        let containers = self
+            .state
+            .endpoints
+            .values()
+            .map(|e| program(names::FROM_CONTAINER, &e.host.name, "ingress"));
+        underlay.chain(host).chain(containers).collect()
+    }
+}
+
+fn subnets(node: &Node, vni: Vni) -> Vec<IpNet> {
+    node.subnets.iter().filter(|(v, _)| *v == vni).map(|(_, net)| *net).collect()
+}
+
+fn next_hop(
+    peer: &PeerInfo,
+    address: IpAddr,
+    ifname: Option<String>,
+    neighbour: Option<&Neighbour>,
+) -> NextHop {
+    let state = match neighbour {
+        Some(n) if n.usable && n.stale => "stale",
+        Some(n) if n.usable => "reachable",
+        _ => "unresolved",
+    };
+    NextHop {
+        ifname: ifname.unwrap_or_else(|| peer.ifindex.to_string()),
+        address,
+        mac: neighbour.and_then(|n| n.mac).map(mac_text),
+        state: state.to_owned(),
+        mtu: peer.underlay_mtu,
+    }
+}
+
+fn hooks(tables: &Tables) -> Result<Vec<HookStatus>, HostError> {
+    let mut all = Vec::new();
+    for hook in Hook::ALL {
+        let mut status = HookStatus {
+            hook: hook.label().to_owned(),
+            packets: 0,
+            verdicts: BTreeMap::new(),
+            drops: BTreeMap::new(),
+        };
+        for verdict in Verdict::ALL {
+            let n = tables.verdict(*hook, *verdict)?;
+            status.packets += n;
+            status.verdicts.insert(verdict.label().to_owned(), n);
+        }
+        for reason in DropReason::ALL {
+            let n = tables.drops(*hook, *reason)?;
+            if n != 0 {
+                status.drops.insert(reason.label().to_owned(), n);
+            }
+        }
+        all.push(status);
+    }
+    Ok(all)
+}

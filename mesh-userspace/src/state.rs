@@ -1,0 +1,221 @@
+//! What an agent must find again after it ended, however it ended: the run folder.
+//!
+//! ```text
+//! <run-dir>/lock           held by whoever changes this host's part of the mesh
+//! <run-dir>/mesh.sock      the running agent
+//! <run-dir>/state.json     what was made here
+//! <run-dir>/cluster.toml   the last config file that was good, as it was
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bpf::attach::{Interface, Mode};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("{what} {}: {source}{}", path.display(), hint(source))]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{}: {source}; `mesh down` removes it", path.display())]
+    Parse { path: PathBuf, source: serde_json::Error },
+    #[error("process {pid} holds {}: another agent, or a command that is not done yet", path.display())]
+    Locked { path: PathBuf, pid: String },
+}
+
+fn hint(e: &io::Error) -> &'static str {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => " (run as root)",
+        _ => "",
+    }
+}
+
+/// What was made on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    pub node: String,
+    /// Counts the config files that were applied and differed from the one before.
+    pub generation: u64,
+    pub mode: Option<Mode>,
+    /// Where we mounted a bpf file system.
+    pub mounted: Option<PathBuf>,
+    /// Interfaces that `from_underlay` is on.
+    pub underlay: Vec<Interface>,
+    /// Of these, the ones that got their clsact qdisc from us.
+    pub clsact: Vec<Interface>,
+    /// `mesh0`.
+    pub host: Option<Interface>,
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// A container's attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub vni: u32,
+    /// Index of its counters.
+    pub id: u32,
+    /// Host side of the veth.
+    pub host: Interface,
+    /// The container's side.
+    pub ifname: String,
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub addresses: Vec<IpAddr>,
+    pub mtu: u32,
+    /// How its namespace was named, for people and for a change of MTU.
+    pub netns: String,
+    /// Device and inode of the namespace, to know it again.
+    pub netns_id: (u64, u64),
+}
+
+/// The run folder, locked: whoever has this may change things.
+#[derive(Debug)]
+pub struct RunDir {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// The agent's socket in a run folder.
+pub fn socket(dir: &Path) -> PathBuf {
+    dir.join("mesh.sock")
+}
+
+impl RunDir {
+    /// Makes the folder if it is not there, and takes its lock.
+    pub fn lock(dir: &Path) -> Result<Self, StateError> {
+        let fail = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { what, path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(fail("making the folder", dir))?;
+        let path = dir.join("lock");
+        let mut lock = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail("opening", &path))?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let pid = io::read_to_string(&lock).unwrap_or_default();
+                return Err(StateError::Locked { path, pid });
+            }
+            Err(e) => return Err(fail("locking", &path)(e.into())),
+        }
+        let pid = std::process::id().to_string();
+        lock.set_len(0)
+            .and_then(|()| lock.write_all(pid.as_bytes()))
+            .map_err(fail("writing", &path))?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was made here; nothing if there is no such file.
+    pub fn load(&self) -> Result<State, StateError> {
+        let path = self.dir.join("state.json");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|source| StateError::Parse { path, source })
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(State::default()),
+            Err(source) => Err(StateError::Io { what: "reading", path, source }),
+        }
+    }
+
+    pub fn save(&self, state: &State) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec_pretty(state)
+            .map_err(|source| StateError::Parse { path: self.dir.join("state.json"), source })?;
+        self.replace("state.json", &bytes)
+    }
+
+    /// The last config file that was good.
+    pub fn cluster(&self) -> Option<Vec<u8>> {
+        fs::read(self.dir.join("cluster.toml")).ok()
+    }
+
+    pub fn save_cluster(&self, bytes: &[u8]) -> Result<(), StateError> {
+        self.replace("cluster.toml", bytes)
+    }
+
+    /// Writes a file so that a reader, and a crash, find either the old or the new.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let (path, next) = (self.dir.join(name), self.dir.join(format!("{name}.next")));
+        let write = || {
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&next)?;
+            file.write_all(bytes)?;
+            fs::rename(&next, &path)
+        };
+        write().map_err(|source| StateError::Io { what: "writing", path: path.clone(), source })
+    }
+
+    /// Removes our files, and the folder if nothing else is in it.
+    pub fn remove(self) -> Result<(), StateError> {
+        for name in [
+            "state.json",
+            "state.json.next",
+            "cluster.toml",
+            "cluster.toml.next",
+            "mesh.sock",
+            "lock",
+        ] {
+            let path = self.dir.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::Io { what: "removing", path, source });
+                }
+                _ => {}
+            }
+        }
+        // Not ours alone if it is not empty.
+        let _ = fs::remove_dir(&self.dir);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_is_refused_until_the_first_is_gone() {
+        let dir = std::env::temp_dir().join(format!("mesh-lock-{}", std::process::id()));
+        let first = RunDir::lock(&dir).unwrap();
+        assert!(matches!(RunDir::lock(&dir), Err(StateError::Locked { .. })));
+        drop(first);
+        RunDir::lock(&dir).unwrap().remove().unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_saved_state_is_found_again() {
+        let dir = std::env::temp_dir().join(format!("mesh-state-{}", std::process::id()));
+        let run = RunDir::lock(&dir).unwrap();
+        let state = State { node: "h1".into(), generation: 7, ..State::default() };
+        run.save(&state).unwrap();
+        assert_eq!(run.load().unwrap(), state);
+        run.remove().unwrap();
+    }
+}
