@@ -19,6 +19,7 @@ pub mod netns;
 pub mod packet;
 pub mod party;
 pub mod ping;
+pub mod removal;
 pub mod scenario;
 pub mod snapshot;
 pub mod socket;

@@ -8,11 +8,14 @@ use std::{
     process::{Command, Output, Stdio},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
+
+use crate::wait;
 
 /// Where `ip netns` keeps its names.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -91,6 +94,15 @@ impl Netns {
         let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
         let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
         bytes.try_into().map_err(|_| anyhow!("{ifname} has the address {text}"))
+    }
+
+    /// Waits until an interface is up in every respect, which follows some time after its carrier.
+    pub fn wait_operational(&self, ifname: &str) -> Result<()> {
+        let what = format!("{ifname} in {} to be up", self.name);
+        wait::until(&what, Duration::from_secs(5), || {
+            let link = self.link(ifname).map_err(|e| format!("{e:#}"))?;
+            if link["operstate"] == "UP" { Ok(()) } else { Err(link["operstate"].to_string()) }
+        })
     }
 
     /// What `ip` says about an interface.

@@ -5,7 +5,7 @@ use std::{env, fs, io, thread};
 use anyhow::Result;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::{Options, Topology, topology};
+use crate::{Options, Topology, removal};
 
 /// Set to forbid skipping: a test that can not run here fails.
 pub const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
@@ -43,8 +43,8 @@ pub fn able() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("namespaces need root; run as root, or `cargo xtask test` with sudo".into());
     }
-    if let Err(e) = fs::create_dir_all(topology::RUN) {
-        return Err(format!("{} can not be written: {e}", topology::RUN));
+    if let Err(e) = fs::create_dir_all(removal::RUN) {
+        return Err(format!("{} can not be written: {e}", removal::RUN));
     }
     probe().map_err(|e| format!("network namespaces can not be made here: {e}"))
 }

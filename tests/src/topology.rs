@@ -2,7 +2,7 @@
 //!
 //! Everything has one name, `mt<pid>-<n>`: the namespaces `mt<pid>-<n>-h1`, `-h1c1`, `-sw`, and the
 //! folder `/run/mt<pid>-<n>` with config files, logs, captures, run folders and bpf file systems.
-//! The folder holds a locked file; a lock that can be taken tells [`sweep`] that the owner is dead
+//! The folder holds a locked file; a lock that can be taken tells [`removal::sweep`] that the owner is dead
 //! and what it left can go.
 
 use std::{
@@ -10,30 +10,12 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process,
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result};
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-    mount::{UnmountFlags, unmount},
-    process::{Pid, Signal, kill_process},
-};
 
-use crate::{
-    ClusterFile, Container, Encap, Host, Netns, cluster,
-    netns::{NETNS_DIR, ip_batch},
-};
-
-pub(crate) const RUN: &str = "/run";
-const PREFIX: &str = "mt";
-const LOCK: &str = "lock";
-/// Marks a folder that outlives its owner.
-const KEEP: &str = "keep";
+use crate::{ClusterFile, Container, Encap, Host, Netns, cluster, netns::ip_batch, removal};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -71,11 +53,17 @@ impl Topology {
     /// Makes the namespaces and the underlay. No agent runs yet.
     pub fn new(options: Options) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{PREFIX}{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = Path::new(RUN).join(&name);
+        let name = format!(
+            "{}{}-{}",
+            removal::PREFIX,
+            process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = Path::new(removal::RUN).join(&name);
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let lock = locked(&dir)?.context("a folder just made is locked by another process")?;
-        Self::build(&name, &dir, options, lock).inspect_err(|_| destroy(&name))
+        let lock =
+            removal::locked(&dir)?.context("a folder just made is locked by another process")?;
+        Self::build(&name, &dir, options, lock).inspect_err(|_| removal::destroy(&name))
     }
 
     fn build(name: &str, dir: &Path, options: Options, lock: File) -> Result<Self> {
@@ -99,12 +87,16 @@ impl Topology {
             let containers = (1..=options.containers).map(container).collect::<Result<_>>()?;
             Ok(Host::new(format!("h{h}"), netns, containers, dir))
         };
+        let hosts = (1..=options.hosts).map(host).collect::<Result<Vec<_>>>()?;
+        for host in &hosts {
+            host.netns.wait_operational("eth0")?;
+        }
         Ok(Self {
             name: name.to_owned(),
             dir: dir.to_owned(),
             options,
             switch,
-            hosts: (1..=options.hosts).map(host).collect::<Result<_>>()?,
+            hosts,
             cluster: ClusterFile::new(options.hosts, options.encap, options.ipv6),
             lock: Some(lock),
         })
@@ -155,9 +147,9 @@ impl Topology {
     }
 
     /// Ends every agent, the data plane stays, and nothing is removed when this is dropped.
-    /// [`remove_kept`] does that.
+    /// [`removal::remove_kept`] does that.
     pub fn keep(mut self) -> Result<()> {
-        File::create(self.dir.join(KEEP)).context("mark as kept")?;
+        removal::mark_kept(&self.dir)?;
         for host in &mut self.hosts {
             host.leave_running();
         }
@@ -176,7 +168,7 @@ impl Drop for Topology {
             logs.for_each(|host| eprintln!("{}", host.log_tail()));
         }
         self.hosts.iter_mut().for_each(Host::kill9);
-        destroy(&self.name);
+        removal::destroy(&self.name);
     }
 }
 
@@ -204,127 +196,4 @@ fn wire_underlay(switch: &Netns, name: &str, options: Options) -> Result<()> {
         );
     }
     switch.ip_batch(&(lines + "link set br0 up\n"))
-}
-
-/// The lock file of a topology's folder, locked. `None` if somebody else holds it.
-fn locked(dir: &Path) -> Result<Option<File>> {
-    let path = dir.join(LOCK);
-    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("lock {}", path.display())),
-    }
-}
-
-/// Removes what dead owners left behind, but for what they meant to keep. Returns the names.
-pub fn sweep() -> Result<Vec<String>> {
-    remove_where(|dir| !dir.join(KEEP).exists())
-}
-
-/// Removes what [`Topology::keep`] kept, and what dead owners left behind. Returns the names.
-pub fn remove_kept() -> Result<Vec<String>> {
-    remove_where(|_| true)
-}
-
-/// Removes one topology that was kept. Fails while its owner lives.
-pub fn remove(name: &str) -> Result<()> {
-    let removed = remove_where(|dir| dir.ends_with(name))?;
-    anyhow::ensure!(!removed.is_empty(), "{name} does not exist, or is in use");
-    Ok(())
-}
-
-fn remove_where(wanted: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    for entry in fs::read_dir(RUN).context("read /run")?.flatten() {
-        let (name, dir) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        if is_ours(&name) && wanted(&dir) && dir.join(LOCK).exists() && locked(&dir)?.is_some() {
-            destroy(&name);
-            removed.push(name);
-        }
-    }
-    Ok(removed)
-}
-
-/// `mt<digits>-<digits>`
-fn is_ours(name: &str) -> bool {
-    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    name.strip_prefix(PREFIX)
-        .and_then(|rest| rest.split_once('-'))
-        .is_some_and(|(pid, n)| digits(pid) && digits(n))
-}
-
-/// Removes all that a topology of this name made. Goes on whatever fails, and says what did. May be
-/// called twice, and from two threads.
-pub fn destroy(name: &str) {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock();
-    if !Path::new(RUN).join(name).exists() {
-        return;
-    }
-    let report = |what: &str, e: &dyn std::fmt::Display| eprintln!("{name}: {what}: {e}");
-    let namespaces = namespaces_of(name);
-    for pid in pids_inside(&namespaces) {
-        if let Err(e) = kill_process(pid, Signal::KILL) {
-            report("kill an agent", &e);
-        }
-    }
-    let dir = Path::new(RUN).join(name);
-    for target in mounts_below(&dir) {
-        if let Err(e) = unmount(&target, UnmountFlags::DETACH) {
-            report(&format!("unmount {}", target.display()), &e);
-        }
-    }
-    let lines = namespaces.iter().fold(String::new(), |all, n| all + &format!("netns del {n}\n"));
-    if let Err(e) = ip_batch(&lines) {
-        report("remove namespaces", &e);
-    }
-    if let Err(e) = fs::remove_dir_all(&dir) {
-        report(&format!("remove {}", dir.display()), &e);
-    }
-}
-
-fn namespaces_of(name: &str) -> Vec<String> {
-    let prefix = format!("{name}-");
-    let names = fs::read_dir(NETNS_DIR).into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|n| n.starts_with(&prefix)).collect()
-}
-
-/// Processes that live in one of the namespaces, which nobody but us has put anything into.
-fn pids_inside(namespaces: &[String]) -> Vec<Pid> {
-    use std::os::unix::fs::MetadataExt;
-    let id = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let ours: Vec<_> =
-        namespaces.iter().filter_map(|n| id(&Path::new(NETNS_DIR).join(n))).collect();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let inside = ours.contains(&id(&entry.path().join("ns/net"))?);
-            if inside { Pid::from_raw(pid) } else { None }
-        })
-        .collect()
-}
-
-/// Mount points in `dir`, the innermost first.
-pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    let mut below: Vec<_> = points.filter(|point| point.starts_with(dir)).collect();
-    below.reverse();
-    below
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_made_here_are_ours() {
-        assert!(is_ours("mt12-0"));
-        for foreign in ["mt", "mt-", "mtx-1", "mt1-", "mount", "mt1-h1", "mesh"] {
-            assert!(!is_ours(foreign), "{foreign}");
-        }
-    }
 }

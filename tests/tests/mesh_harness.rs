@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use mesh_tests::{
     Capture, Flow, Netns, Options, Snapshot, Topology, cluster, packet::PacketSocket, ping,
-    scenario::bare, socket::Fragment, traffic,
+    removal, scenario::bare, socket::Fragment, traffic,
 };
 
 const BARE: Options =
@@ -152,7 +152,7 @@ fn topology_that_is_dropped_leaves_nothing() {
 #[test]
 fn living_topology_is_not_swept() {
     bare(BARE, |topology| {
-        ensure!(!mesh_tests::topology::sweep()?.contains(&topology.name));
+        ensure!(!removal::sweep()?.contains(&topology.name));
         ensure!(topology.dir.exists());
         Ok(())
     });
@@ -168,8 +168,8 @@ fn kept_topology_stays_until_it_is_asked_to_go() -> Result<()> {
         other.keep()
     });
     let Some((name, dir)) = kept else { return Ok(()) };
-    assert!(!mesh_tests::topology::sweep()?.contains(&name) && dir.exists());
-    mesh_tests::topology::remove(&name)?;
+    assert!(!removal::sweep()?.contains(&name) && dir.exists());
+    removal::remove(&name)?;
     assert!(!Path::new(&dir).exists());
     Ok(())
 }

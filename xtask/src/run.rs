@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use mesh_tests::{Encap, Options, Topology, interrupt, topology};
+use mesh_tests::{Encap, Options, Topology, interrupt, removal};
 use serde::Serialize;
 
 use crate::{
@@ -64,7 +64,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         return Err(become_root(&args)?);
     }
     if args.clean {
-        let removed = topology::remove_kept()?;
+        let removed = removal::remove_kept()?;
         say(if removed.is_empty() { "nothing to remove".into() } else { removed.join(", ") });
         return Ok(ExitCode::SUCCESS);
     }
@@ -73,7 +73,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         // SAFETY: no other thread runs yet.
         unsafe { env::set_var(MESH_BIN, mesh) };
     }
-    for name in topology::sweep()? {
+    for name in removal::sweep()? {
         say(format!("removed {name}, left behind by a run that was killed"));
     }
     let report = demo(&args)?;
@@ -117,7 +117,7 @@ fn demo(args: &RunArgs) -> Result<Report> {
     let name = mesh.name.clone();
     interrupt::on_interrupt(move || {
         say("interrupted, removing everything");
-        topology::destroy(&name);
+        removal::destroy(&name);
     })
     .context("catch Ctrl-C")?;
     say("starting an agent on each host, attaching the containers");

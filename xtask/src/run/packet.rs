@@ -163,3 +163,34 @@ fn protocol(number: u8) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_frame_is_explained_once() {
+        // Ethernet, IPv4 (GRE), GRE with key 7, IPv4 (ICMP), ICMP echo with 12 bytes.
+        let mut frame = vec![0; 14 + 20 + 8 + 20 + 8 + 12];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[23] = 47;
+        frame[34..42].copy_from_slice(&[0x20, 0, 8, 0, 0, 0, 0, 7]);
+        let fields = explain(&frame);
+        let mut at = 0;
+        for field in &fields {
+            assert_eq!(field.offset, at, "{field:?}");
+            at += field.hex.split(' ').count();
+        }
+        assert_eq!(at, frame.len());
+        assert!(fields.iter().any(|field| field.meaning.contains("key: network 7")));
+    }
+
+    #[test]
+    fn frame_that_ends_anywhere_is_explained_to_its_end() {
+        for len in 0..60 {
+            let fields = explain(&vec![0x45; len]);
+            let shown: usize = fields.iter().map(|field| field.hex.split(' ').count()).sum();
+            assert_eq!(shown, len);
+        }
+    }
+}
