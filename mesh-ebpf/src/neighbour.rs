@@ -67,7 +67,6 @@ pub fn is_nd(packet: &Packet) -> bool {
 pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ip: Ipv6 = packet.load(ETH_LEN)?;
     let kind: u8 = packet.load(ND_AT)?;
-    let target: [u32; 4] = packet.load(ND_AT + 8)?;
     let from = Addr(ip.src);
     // From :: it asks whether an address is free (RFC 4862, 5.4): silence says yes, and only the
     // endpoint itself may have it.
@@ -77,6 +76,7 @@ pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReas
     if !V6::is_own(port, &from) && !is_link_local(&from) {
         return Err(DropReason::SpoofedSource);
     }
+    let target: [u32; 4] = packet.load(ND_AT + 8)?;
     if target != port.gateway6 && !is_somebodys::<V6>(port, &Addr(target)) {
         return Err(DropReason::NoReply);
     }

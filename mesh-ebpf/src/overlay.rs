@@ -44,7 +44,12 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     }
     let (src, dst) = (F::src(header), F::dst(header));
     if !F::is_own(port, &src) {
-        return Err(DropReason::SpoofedSource.into());
+        // Group membership reports and the like come from other addresses, and are nothing to
+        // worry about.
+        let multicast = F::is_multicast(&dst);
+        return Err(
+            if multicast { DropReason::Multicast } else { DropReason::SpoofedSource }.into()
+        );
     }
     let bytes = packet.l3_len();
     count::endpoint_tx(port.id, bytes);

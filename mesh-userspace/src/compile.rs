@@ -16,7 +16,7 @@ use mesh_common::{
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
-    config::{Cluster, Encap, Node, Vni},
+    config::{Cluster, Encap, Node, Vni, gateway},
 };
 
 /// The container MTU that mesh chooses leaves this much of the underlay's, or the overhead if that
@@ -93,14 +93,6 @@ pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u
         Some(mtu) if mtu > largest => Err(largest),
         Some(mtu) => Ok(mtu),
         None => Ok(underlay_mtu.saturating_sub(overhead.max(CHOSEN_HEADROOM) as u32)),
-    }
-}
-
-/// The first address of a subnet: its node's own, and its containers' gateway.
-pub fn gateway(subnet: &IpNet) -> IpAddr {
-    match subnet.network() {
-        IpAddr::V4(a) => Ipv4Addr::from(u32::from(a) + 1).into(),
-        IpAddr::V6(a) => std::net::Ipv6Addr::from(u128::from(a) + 1).into(),
     }
 }
 
@@ -244,7 +236,7 @@ impl Desired {
         let mac = mac_words(a.mac);
         let subnets = || me.subnets.iter().filter(|(vni, _)| *vni == a.vni).map(|(_, net)| net);
         let gateway_of = |v4: bool| {
-            subnets().find(|net| net.addr().is_ipv4() == v4).map(|net| Addr::from(gateway(net)))
+            subnets().find(|net| net.addr().is_ipv4() == v4).map(|net| Addr::from(gateway(*net)))
         };
         let mut port = PortInfo {
             ifindex: a.ifindex,

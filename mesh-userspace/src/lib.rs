@@ -6,6 +6,7 @@
 //!         kernel (bpf, net) -> Observed /
 //! ```
 
+pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod compile;

@@ -20,14 +20,15 @@ mod linker;
 pub use apt::{Need, packages};
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[
-    Need { command: "ip", package: "iproute2", why: "looks into network namespaces" },
-    Need { command: "ping", package: "iputils-ping", why: "measures round trips" },
+    Need { command: "ip", package: "iproute2", why: "joins and shows network namespaces" },
+    Need { command: "ping", package: "iputils-ping", why: "is how to try a mesh by hand" },
 ];
 
 /// What the tests call beyond that.
 pub const TESTS: &[Need] = &[
-    Need { command: "tcpdump", package: "tcpdump", why: "captures what crosses the underlay" },
     Need { command: "tshark", package: "tshark", why: "dissects captures independently of mesh" },
+    Need { command: "nft", package: "nftables", why: "plays a firewall that mesh must not touch" },
+    Need { command: "sysctl", package: "procps", why: "sets what mesh must find or leave alone" },
 ];
 
 /// `cargo xtask setup`: all that any command here needs.
@@ -85,6 +86,7 @@ fn installed(tool: &Path, name: &str, version: &str) -> bool {
 }
 
 /// Builds a tool from crates.io into [`toolchain::tools`]; `rustflags` are separated by `0x1f`.
+/// Their own speed matters little, compiling them is what takes time.
 fn install(name: &str, version: &str, why: &str, args: &[&str], rustflags: &str) -> Result<()> {
     let root = toolchain::tools();
     say(format!("building {name} {version} into {} (crates.io): {why}", root.display()));
@@ -93,7 +95,11 @@ fn install(name: &str, version: &str, why: &str, args: &[&str], rustflags: &str)
         .args([name, "--version", version, "--locked", "--force", "--root"])
         .arg(&root)
         .args(args)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags);
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags)
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     run(&mut install)
 }
 

@@ -4,9 +4,9 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -28,13 +28,17 @@ pub struct TestArgs {
     pub filter: Option<String>,
 }
 
+/// Forbids a test to skip itself: where it can not run, it fails.
+const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
+/// How a test that skips itself says why, at the start of a line.
+const SKIP: &str = "SKIP: ";
+
 /// The tests of this run, and what they are told.
 struct Tiers {
     filter: Option<String>,
     /// `MESH_BIN`: the agent to test.
     agent: PathBuf,
-    /// `MESH_SKIPS`: a test that can not run here appends a line with its name and the reason.
-    skips: PathBuf,
+    no_skip: bool,
     ran: usize,
 }
 
@@ -58,8 +62,7 @@ pub fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     if built.is_empty() {
         return Ok(());
     }
-    let skips = toolchain::target().join("skipped-tests");
-    let mut tiers = Tiers { filter: args.filter, agent, skips, ran: 0 };
+    let mut tiers = Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0 };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
     for test in unit {
         tiers.step(&test, None, report)?;
@@ -116,29 +119,47 @@ impl Tiers {
             report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
             return Ok(());
         }
-        fs::write(&self.skips, "").with_context(|| format!("{}", self.skips.display()))?;
+        let mut skips = Vec::new();
         report.step(&name, || {
-            let mut command = self.command(test);
-            let status = command.args(&self.filter).current_dir(&test.package).status()?;
+            let status = self.run(test, &mut skips)?;
             Ok(match status.success() {
                 true => Outcome::Passed(format!("{count} tests")),
                 false => Outcome::Failed(format!("{count} tests: {status}, see above")),
             })
         });
-        for skipped in fs::read_to_string(&self.skips)?.lines() {
-            report.skip(&name, skipped.to_owned());
+        // Many tests skip for one reason.
+        skips.sort_unstable();
+        skips.dedup();
+        for why in skips {
+            report.skip(&name, why);
         }
-        Ok(fs::remove_file(&self.skips)?)
+        Ok(())
+    }
+
+    /// Runs a test binary, shows what it prints, and picks out the reasons of tests that skipped.
+    fn run(&self, test: &Built, skips: &mut Vec<String>) -> Result<ExitStatus> {
+        let mut command = self.command(test);
+        // What passing tests print is shown as well: tables of measurements, and what they skip.
+        command.arg("--show-output").args(&self.filter);
+        command.current_dir(&test.package).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| exec::line(&command))?;
+        let stdout = child.stdout.take().context("a child without stdout")?;
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            skips.extend(line.strip_prefix(SKIP).map(str::to_owned));
+        }
+        Ok(child.wait()?)
     }
 
     fn command(&self, test: &Built) -> Command {
         let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
-        for (name, value) in [
-            ("MESH_BIN", &*self.agent),
-            ("MESH_SKIPS", &*self.skips),
-            ("CARGO_MANIFEST_DIR", &*test.package),
-        ] {
+        for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
+        }
+        if self.no_skip {
+            vars.push((NO_SKIP.into(), "1".into()));
         }
         if is_upper(test) {
             return as_root(&test.path, vars);

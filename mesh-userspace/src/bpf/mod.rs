@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod load;
 pub mod pins;
+pub mod probe;
 mod raw;
 pub mod sync;
 pub mod tables;

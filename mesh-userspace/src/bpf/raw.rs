@@ -90,7 +90,7 @@ pub struct LinkInfo {
     pub attach_type: u32,
 }
 
-fn bpf<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<i64> {
+pub(super) fn bpf<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<i64> {
     // SAFETY: `attr` is the part of `union bpf_attr` that `cmd` reads, its length is given, and all
     // pointers in it point to live buffers of the size that the kernel derives from the map.
     let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<A>()) };

@@ -1,11 +1,22 @@
 //! The command line: one file for each verb.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
+mod attach;
 mod check;
+mod detach;
 mod doctor;
+mod down;
+mod generate;
+mod session;
+mod status;
+mod up;
 
 /// Joins containers on many hosts into one network, at the speed of the wire.
 #[derive(Debug, Parser)]
@@ -30,15 +41,34 @@ pub struct Place {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Bring this host into the mesh, and keep it there
+    Up(up::UpArgs),
+    /// Take everything away again, also after a crash
+    Down(down::DownArgs),
+    /// Connect a network namespace, such as a container's, to the mesh
+    Attach(attach::AttachArgs),
+    /// Disconnect what `attach` connected
+    Detach(detach::DetachArgs),
+    /// Show node, peers, endpoints, traffic and drops
+    Status(status::StatusArgs),
     /// Read a config file as the agent would, and print the mesh it describes or all its faults
     Check(check::CheckArgs),
     /// Find out what this kernel and host can do, and what to mend
     Doctor(doctor::DoctorArgs),
+    /// Print the completions for a shell
+    Completions(generate::CompletionsArgs),
+    /// Write the man pages into a folder
+    Man(generate::ManArgs),
 }
 
 /// Parses the arguments, runs the verb, prints what went wrong.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    log();
+    // Before there is a second thread: only then may a process change its mount namespace.
+    if cli.verb.touches_pins() {
+        crate::mountns::enter_lasting(&cli.place.pin_dir);
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -46,14 +76,64 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(async {
-        match cli.verb {
-            Verb::Check(args) => check::run(args),
-            Verb::Doctor(args) => doctor::run(args, &cli.place).await,
+    runtime.block_on(run(cli)).unwrap_or_else(|e| {
+        // A reader that has seen enough, as `head`, is no error.
+        if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
         }
-    });
-    done.unwrap_or_else(|e| {
         eprintln!("mesh: {e:#}");
         ExitCode::FAILURE
     })
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let place = cli.place;
+    match cli.verb {
+        Verb::Up(args) => up::run(args, &place).await,
+        Verb::Down(args) => down::run(args, &place).await,
+        Verb::Attach(args) => attach::run(args, &place).await,
+        Verb::Detach(args) => detach::run(args, &place).await,
+        Verb::Status(args) => status::run(args, &place).await,
+        Verb::Check(args) => check::run(args),
+        Verb::Doctor(args) => doctor::run(args, &place).await,
+        Verb::Completions(args) => generate::completions(args, Cli::command()),
+        Verb::Man(args) => generate::man(args, Cli::command()),
+    }
+}
+
+impl Verb {
+    fn touches_pins(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_) | Self::Down(_) | Self::Attach(_) | Self::Detach(_) | Self::Status(_)
+        )
+    }
+}
+
+/// Messages go to stderr; `RUST_LOG` says which.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal() && !plain)
+        .init();
+}
+
+/// Prints to stdout. Unlike `println!`, a closed pipe is an error and not a panic.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(print(&serde_json::to_string_pretty(value)?)?)
 }

@@ -177,12 +177,15 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
     for (offset, message) in decoded.faults {
         findings.add_syntax(text::Place::new(offset, ""), message);
     }
-    let sections = syntax::sections(&decoded.text, &mut findings);
+    let (sections, errors) = syntax::sections(&decoded.text, &mut findings);
     if findings.is_empty() && sections.iter().all(|section| section.body.is_empty()) {
         let message = "the file is empty: write a [cluster] and a [[node]] for each host";
         findings.add(&text::Place::new(0, ""), message);
     } else {
         let spec = spec::Spec::read(&sections, &mut findings);
+        if findings.is_empty() {
+            syntax::report(&errors, &decoded.text, 0, "", &mut findings);
+        }
         if let Some(document) = validate::validate(&spec, &mut findings) {
             return Ok(document);
         }
@@ -190,8 +193,11 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
     Err(findings.finish())
 }
 
-/// Reads the cluster from a config file.
-pub fn read(path: &Path) -> Result<Cluster, ReadError> {
+/// Reads the cluster from a config file. The bytes come along, to be kept.
+pub fn read(path: &Path) -> Result<(Cluster, Vec<u8>), ReadError> {
     let bytes = read_bytes(path)?;
-    parse(&bytes).map_err(|faults| ReadError::Faults { path: path.to_owned(), faults })
+    match parse(&bytes) {
+        Ok(cluster) => Ok((cluster, bytes)),
+        Err(faults) => Err(ReadError::Faults { path: path.to_owned(), faults }),
+    }
 }

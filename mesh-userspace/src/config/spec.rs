@@ -23,6 +23,8 @@ pub(super) struct Spec {
     pub cluster: Option<ClusterSpec>,
     pub networks: Vec<NetworkSpec>,
     pub nodes: Vec<NodeSpec>,
+    /// Given, but as something that is no table.
+    unreadable: Vec<Kind>,
 }
 
 #[derive(Debug)]
@@ -60,11 +62,14 @@ impl Spec {
             let mut reader = Reader { findings, base: section.base, is_whole: section.is_whole };
             spec.read_section(section, &mut reader);
         }
-        let is_root_whole = sections.first().is_none_or(|root| root.is_whole);
-        if is_root_whole && spec.cluster.is_none() {
+        let is_missing = |kind| {
+            sections.iter().all(|s| s.kind != Kind::Root || s.is_whole)
+                && !spec.unreadable.contains(&kind)
+        };
+        if spec.cluster.is_none() && is_missing(Kind::Cluster) {
             findings.add(&Place::new(0, "cluster"), "missing table [cluster]");
         }
-        if is_root_whole && spec.nodes.is_empty() {
+        if spec.nodes.is_empty() && is_missing(Kind::Node) {
             findings.add(&Place::new(0, "node"), "no node: write a [[node]] for each host");
         }
         spec
@@ -83,6 +88,11 @@ impl Spec {
             }
             Kind::Subnets => match self.nodes.last_mut() {
                 Some(node) => {
+                    if section.is_list || !node.subnets.is_empty() {
+                        let message =
+                            "a node has one: write [node.subnets] once, in single brackets";
+                        reader.findings.add(place, message);
+                    }
                     node.subnets.extend(read_subnets(body, &place.key, reader));
                     node.is_whole &= section.is_whole;
                 }
@@ -126,7 +136,10 @@ impl Spec {
                     }
                 }
             }
-            _ => reader.wrong_type(value, &place, "a table: [cluster]"),
+            _ => {
+                self.unreadable.push(Kind::Cluster);
+                reader.wrong_type(value, &place, "a table: [cluster]");
+            }
         }
     }
 
@@ -160,7 +173,10 @@ impl Spec {
                     let place = reader.place(item, format!("{name}[{i}]"));
                     match item.get_ref() {
                         DeValue::Table(table) => self.push(kind, table, place, reader),
-                        _ => reader.wrong_type(item, &place, "a table"),
+                        _ => {
+                            self.unreadable.push(kind);
+                            reader.wrong_type(item, &place, "a table");
+                        }
                     }
                 }
             }
@@ -170,6 +186,7 @@ impl Spec {
                 self.push(kind, table, place, reader);
             }
             _ => {
+                self.unreadable.push(kind);
                 let place = reader.place(value, name.to_owned());
                 reader.wrong_type(value, &place, &format!("a list of tables: [[{name}]]"));
             }

@@ -43,25 +43,25 @@ pub(super) struct Section<'t> {
     pub is_whole: bool,
 }
 
-/// The file's tables: one section with everything if the file is sound.
-pub(super) fn sections<'t>(text: &'t str, findings: &mut Findings<'_>) -> Vec<Section<'t>> {
+/// The file's tables: one section with everything if the file is sound. Otherwise the errors that
+/// the parser found in the whole are returned too, for what does not show in any one section.
+pub(super) fn sections<'t>(
+    text: &'t str,
+    findings: &mut Findings<'_>,
+) -> (Vec<Section<'t>>, Vec<Error>) {
     let (document, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
-        return vec![Section {
+        let whole = Section {
             kind: Kind::Root,
             place: Place::new(0, ""),
             is_list: false,
             body: document.into_inner(),
             base: 0,
             is_whole: true,
-        }];
+        };
+        return (vec![whole], errors);
     }
-    let sections = cut(text, findings);
-    if sections.iter().all(|s| s.is_whole) {
-        // It is the sections that do not go together.
-        report(&errors, text, 0, "", findings);
-    }
-    sections
+    (cut(text, findings), errors)
 }
 
 fn cut<'t>(text: &'t str, findings: &mut Findings<'_>) -> Vec<Section<'t>> {
@@ -164,7 +164,13 @@ pub(super) fn join(path: &str, key: &str) -> String {
 }
 
 /// `text` stands at `base` in the file and belongs to the table `path`.
-fn report(errors: &[Error], text: &str, base: usize, path: &str, findings: &mut Findings<'_>) {
+pub(super) fn report(
+    errors: &[Error],
+    text: &str,
+    base: usize,
+    path: &str,
+    findings: &mut Findings<'_>,
+) {
     for error in errors.iter().take(MAX_FAULTS) {
         // An error without a place is about the depth of nesting.
         let offset = error.span().map_or(0, |span| span.start.min(text.len()));
@@ -195,11 +201,16 @@ fn report(errors: &[Error], text: &str, base: usize, path: &str, findings: &mut 
     }
 }
 
-/// The key that a value at `offset` probably belongs to.
+/// The key that the place at `offset` probably belongs to: that of its line, or of a line before
+/// if it stands in a list of several lines.
 fn key_before(text: &str, offset: usize) -> &str {
-    let end = text[offset..].find('\n').map_or(text.len(), |i| offset + i);
-    let key = text[..end].rsplit('\n').find_map(|line| line.split_once('='));
-    let key = key.map_or("", |(key, _)| key.trim());
     let is_key = |c: char| c.is_ascii_alphanumeric() || "-_.\"".contains(c);
-    if key.chars().all(is_key) { key } else { "" }
+    let end = text[offset..].find('\n').map_or(text.len(), |i| offset + i);
+    let key = text[..end].rsplit('\n').map(str::trim_start).find_map(|line| {
+        let after = line.trim_start_matches(is_key);
+        let key = &line[..line.len() - after.len()];
+        let is_bare = line.starts_with(|c: char| c.is_ascii_alphabetic());
+        (is_bare || after.trim_start().starts_with('=')).then_some(key)
+    });
+    key.unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use super::{ALIAS, Host, HostError, mesh0::full_len};
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Network, Node, Vni},
+    config::{Cluster, Network, Node, Vni, gateway},
     net::{Net, RouteSpec, Veth, VethPair, open_netns, own_netns, same_netns},
     state::Endpoint,
 };
@@ -297,7 +297,7 @@ impl Host {
             .values()
             .filter(|e| e.vni == network.vni.get())
             .flat_map(|e| e.addresses.iter().copied())
-            .chain(subnets.iter().map(|net| compile::gateway(net)))
+            .chain(subnets.iter().map(|net| gateway(**net)))
             .collect();
         let mut chosen = Vec::new();
         for v4 in [true, false] {
@@ -366,7 +366,7 @@ fn check_asked<'a>(
         )));
     };
     let is_edge = ip == net.network() || net.addr().is_ipv4() && ip == net.broadcast();
-    if is_edge || ip == compile::gateway(net) {
+    if is_edge || ip == gateway(*net) {
         return Err(HostError::User(format!(
             "{ip} is not for a container: the first address of {net} is the host's own, and the \
              network and broadcast addresses are nobody's"
@@ -400,9 +400,9 @@ fn first_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
 fn container_routes(network: &Network, me: &Node, endpoint: &Endpoint) -> Vec<RouteSpec> {
     let mut routes = Vec::new();
     for source in &endpoint.addresses {
-        let Some(gateway) = gateway_for(me, network, *source) else { continue };
+        let Some(via) = gateway_for(me, network, *source) else { continue };
         let spec = RouteSpec {
-            dst: IpNet::from(gateway),
+            dst: IpNet::from(via),
             ifindex: endpoint.ifindex,
             gateway: None,
             source: Some(*source),
@@ -413,7 +413,7 @@ fn container_routes(network: &Network, me: &Node, endpoint: &Endpoint) -> Vec<Ro
         let cidrs = network.cidrs.iter().filter(|c| c.addr().is_ipv4() == source.is_ipv4());
         routes.extend(cidrs.map(|c| RouteSpec {
             dst: *c,
-            gateway: Some(gateway),
+            gateway: Some(via),
             onlink: true,
             ..spec
         }));
@@ -423,7 +423,7 @@ fn container_routes(network: &Network, me: &Node, endpoint: &Endpoint) -> Vec<Ro
 
 fn gateway_for(me: &Node, network: &Network, address: IpAddr) -> Option<IpAddr> {
     let mut subnets = me.subnets.iter().filter(|(vni, _)| *vni == network.vni).map(|(_, n)| n);
-    subnets.find(|net| net.addr().is_ipv4() == address.is_ipv4()).map(compile::gateway)
+    subnets.find(|net| net.addr().is_ipv4() == address.is_ipv4()).map(|net| gateway(*net))
 }
 
 pub(super) fn describe(name: &str, network: &Network, me: &Node, endpoint: &Endpoint) -> Attached {

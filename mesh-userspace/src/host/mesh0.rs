@@ -11,7 +11,7 @@ use super::{ALIAS, Host, HostError, ROUTE_PROTOCOL};
 use crate::{
     bpf::attach::Interface,
     compile::{self, Attachment},
-    config::{Cluster, Node, Vni},
+    config::{Cluster, Node, Vni, gateway},
     net::{Link, RouteSpec, Veth},
 };
 
@@ -23,7 +23,8 @@ impl Host {
     /// one for each family.
     pub(super) fn host_addresses(&self, me: &Node) -> Vec<IpAddr> {
         let own = || me.subnets.iter().filter(|(vni, _)| *vni == Vni::DEFAULT).map(|(_, net)| net);
-        let first = |v4: bool| own().find(|net| net.addr().is_ipv4() == v4).map(compile::gateway);
+        let first =
+            |v4: bool| own().find(|net| net.addr().is_ipv4() == v4).map(|net| gateway(*net));
         [first(true), first(false)].into_iter().flatten().collect()
     }
 

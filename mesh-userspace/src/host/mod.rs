@@ -27,7 +27,7 @@ mod underlay;
 
 pub use endpoint::{AttachRequest, Attached};
 pub use identity::which_node;
-pub use status::Status;
+pub use status::{Count, Status};
 
 use mesh_common::names;
 
@@ -80,6 +80,11 @@ impl Host {
 
     pub fn net(&self) -> &Net {
         &self.net
+    }
+
+    /// Does the mesh send over this interface?
+    pub fn uses(&self, ifindex: u32) -> bool {
+        self.state.underlay.iter().any(|i| i.index == ifindex)
     }
 
     /// The cluster as it was applied last, by this process or one before.

@@ -4,6 +4,7 @@
 //! elsewhere. Errors name what was attempted, on which interface, and the way out.
 
 mod address;
+mod driver;
 mod error;
 mod link;
 mod neighbour;
@@ -15,6 +16,7 @@ mod veth;
 mod watch;
 
 pub use address::Address;
+pub use driver::driver;
 pub use error::{NetError, Refusal};
 pub use link::Link;
 pub use neighbour::Neighbour;

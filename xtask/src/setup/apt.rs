@@ -31,7 +31,7 @@ pub fn packages(needs: &[Need]) -> Result<()> {
         say(format!("missing: {} (package {}), which {}", need.command, need.package, need.why));
     }
     let packages: Vec<_> = missing.iter().map(|need| need.package).collect();
-    install(&packages)?;
+    install(&packages, "")?;
     match missing.iter().find(|need| on_path(need.command).is_none()) {
         Some(need) => bail!("{} is installed and yet there is no {}", need.package, need.command),
         None => Ok(()),
@@ -43,7 +43,6 @@ pub fn compiler() -> Result<()> {
     let recent = |packages: &[&str]| {
         candidate(packages[0]).is_some_and(|version| toolchain::is_recent(&version))
     };
-    say("missing: a compiler with the sources of `core`, which is built for BPF");
     if on_path("apt-get").is_some() && !recent(&COMPILER) {
         require_root(&COMPILER)?;
         update()?;
@@ -55,10 +54,10 @@ pub fn compiler() -> Result<()> {
             );
         }
     }
-    install(&COMPILER)
+    install(&COMPILER, ": a compiler and, for BPF, the sources of `core`")
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+fn install(packages: &[&str], why: &str) -> Result<()> {
     if on_path("apt-get").is_none() {
         bail!(
             "no apt-get here, so nothing can be installed for you. What these Debian packages \
@@ -71,7 +70,7 @@ fn install(packages: &[&str]) -> Result<()> {
     if fresh {
         update()?;
     }
-    say(format!("installing {}{} (apt)", packages.join(" "), size(packages)));
+    say(format!("installing {} (apt{}){why}", packages.join(" "), size(packages)));
     match run(&mut apt_get(&["install", "-y", "--no-install-recommends"], packages)) {
         // Stale lists name files that the mirror has since replaced.
         Err(_) if !fresh => {

@@ -83,7 +83,7 @@ fn build(toolchain: &Toolchain) -> Result<()> {
     super::install(
         LINKER,
         VERSION,
-        "links the eBPF programs; about a minute",
+        "links the eBPF programs; 1 to 2 minutes",
         &["--no-default-features", &format!("--features=llvm-{},no-llvm-linking", toolchain.llvm)],
         &format!("-Clink-arg={library}\u{1f}-Clink-arg=-Wl,-rpath,{dir}"),
     )

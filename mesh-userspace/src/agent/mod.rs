@@ -1,0 +1,215 @@
+//! The agent: follows the config file, the network and the socket, one thing at a time.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+use crate::{
+    bpf::attach::Mode,
+    config::{self, Cluster},
+    host::{Host, HostError},
+    net::Change,
+};
+
+pub mod client;
+mod privileges;
+pub mod protocol;
+mod server;
+mod watch;
+
+use protocol::{Request, Response};
+
+/// Changes come in bursts: what follows within this time is looked at together.
+const SETTLE: Duration = Duration::from_millis(10);
+/// After an error, and for changes that nobody told of.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the agent was started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub config: PathBuf,
+    /// `--node`
+    pub node: Option<String>,
+    pub mode: Mode,
+    pub socket: PathBuf,
+}
+
+/// Reads the file and applies it. Returns the faults of the file, if it has any and there is an
+/// older one to go on with.
+pub async fn start(host: &mut Host, settings: &Settings) -> anyhow::Result<Option<String>> {
+    let error = match config::read(&settings.config) {
+        Ok((cluster, bytes)) => {
+            apply(host, settings, cluster, &bytes).await?;
+            return Ok(None);
+        }
+        Err(e) => e,
+    };
+    let last = host.last_config().and_then(|b| Some((config::parse(&b).ok()?, b)));
+    let (Some((cluster, bytes)), false) = (last, host.state.node.is_empty()) else {
+        return Err(error.into());
+    };
+    tracing::warn!("{error}");
+    tracing::warn!("going on with the last config file that was good");
+    apply(host, settings, cluster, &bytes).await?;
+    Ok(Some(error.to_string()))
+}
+
+async fn apply(
+    host: &mut Host,
+    settings: &Settings,
+    cluster: Cluster,
+    bytes: &[u8],
+) -> Result<(), HostError> {
+    let node = crate::host::which_node(&cluster, settings.node.as_deref(), host.net()).await?;
+    let before = host.state.generation;
+    let (name, nodes) = (cluster.name.clone(), cluster.nodes.len());
+    host.apply(cluster, bytes, &node, settings.mode).await?;
+    let generation = host.state.generation;
+    if generation != before {
+        tracing::info!(cluster = name, node, nodes, generation, "config applied");
+    }
+    Ok(())
+}
+
+/// Runs until it is told to end. `Down` takes everything away first.
+pub async fn run(
+    mut host: Host,
+    settings: Settings,
+    config_error: Option<String>,
+) -> anyhow::Result<()> {
+    let mut calls = server::listen(&settings.socket)?;
+    let mut files = watch::file(&settings.config)?;
+    let mut changes = host.net().watch()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    privileges::drop_the_rest()?;
+    tracing::info!(node = host.state.node, "up");
+
+    let mut agent = Agent { config_error, due: None };
+    loop {
+        let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            call = calls.recv() => {
+                let Some((request, fd, answer)) = call else { break };
+                if matches!(request, Request::Down) {
+                    return down(host, answer).await;
+                }
+                // A caller that went away does not need its answer.
+                let _ = answer.send(agent.answer(&mut host, request, fd).await);
+            }
+            Some(()) = files.recv() => agent.reload(&mut host, &settings).await,
+            _ = hangup.recv() => agent.reload(&mut host, &settings).await,
+            change = changes.next() => match change {
+                Ok(change) => agent.noticed(&host, change),
+                Err(e) => {
+                    tracing::warn!("{e}; watching anew");
+                    tokio::time::sleep(RETRY).await;
+                    changes = host.net().watch()?;
+                    agent.due_in(SETTLE);
+                }
+            },
+            () = tokio::time::sleep_until(due), if agent.due.is_some() => {
+                agent.refresh(&mut host).await;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("ending; the data plane stays as it is (`mesh down` takes it away)");
+    let _ = std::fs::remove_file(&settings.socket);
+    Ok(())
+}
+
+async fn down(host: Host, answer: tokio::sync::oneshot::Sender<Response>) -> anyhow::Result<()> {
+    let errors = host.down().await;
+    let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let response = if errors.is_empty() { Response::Done } else { Response::Error(text) };
+    if answer.send(response).is_ok() {
+        // The answer is written by another task; give it its turn before the process ends.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::info!("taken down on request");
+    Ok(())
+}
+
+struct Agent {
+    /// Why the file as it is now is not in effect.
+    config_error: Option<String>,
+    /// When to look at the host again.
+    due: Option<Instant>,
+}
+
+impl Agent {
+    async fn answer(&mut self, host: &mut Host, request: Request, fd: Option<OwnedFd>) -> Response {
+        let done = match (request, fd) {
+            (Request::Status, _) => host.status().await.map(|mut status| {
+                status.agent = Some(std::process::id());
+                status.config_error.clone_from(&self.config_error);
+                Response::Status(Box::new(status))
+            }),
+            (Request::Attach(request), Some(netns)) => {
+                let name = request.netns.clone();
+                host.attach(request, netns.as_fd()).await.map(|attached| {
+                    tracing::info!(netns = name, endpoint = attached.name, "attached");
+                    Response::Attached(Box::new(attached))
+                })
+            }
+            (Request::Attach(_), None) => {
+                Err(HostError::User("the request came without its namespace".into()))
+            }
+            (Request::Detach { name }, _) => host.detach(&name).await.map(|()| {
+                tracing::info!(endpoint = name, "detached");
+                Response::Done
+            }),
+            (Request::Down, _) => Err(HostError::User("already on the way down".into())),
+        };
+        done.unwrap_or_else(|e| Response::Error(e.to_string()))
+    }
+
+    /// The file changed, or somebody asked to look: apply it if it is good, else keep what is.
+    async fn reload(&mut self, host: &mut Host, settings: &Settings) {
+        let applied = match config::read(&settings.config) {
+            Ok((_, bytes)) if host.last_config().as_deref() == Some(&bytes[..]) => Ok(()),
+            Ok((cluster, bytes)) => {
+                apply(host, settings, cluster, &bytes).await.map_err(|e| e.to_string())
+            }
+            Err(e) => Err(e.to_string()),
+        };
+        self.config_error = applied.err();
+        if let Some(error) = &self.config_error {
+            tracing::warn!("{error}");
+            tracing::warn!("the config file is not applied; what was good before stays in effect");
+            // Half of it may have been done; the last good state is put right again.
+            self.due_in(SETTLE);
+        }
+    }
+
+    /// Only what bears on the mesh is worth a look.
+    fn noticed(&mut self, host: &Host, change: Change) {
+        match change {
+            Change::Neighbour { ifindex, .. } if !host.uses(ifindex) => {}
+            _ => self.due_in(SETTLE),
+        }
+    }
+
+    async fn refresh(&mut self, host: &mut Host) {
+        self.due = None;
+        if let Err(e) = host.refresh().await {
+            tracing::warn!("{e}; trying again in {} s", RETRY.as_secs());
+            self.due_in(RETRY);
+        }
+    }
+
+    fn due_in(&mut self, wait: Duration) {
+        let at = Instant::now() + wait;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}

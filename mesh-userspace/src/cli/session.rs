@@ -1,0 +1,71 @@
+//! How a verb reaches the mesh of this host: through the agent if one runs, else itself.
+
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+use super::Place;
+use crate::{
+    agent::{
+        client,
+        protocol::{Request, Response},
+    },
+    host::{Host, HostError},
+    state::{StateError, socket},
+};
+
+/// How long to wait for an agent that starts, or for another command that is not done yet.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub enum Session {
+    /// The agent's answer.
+    Agent(Response),
+    /// No agent runs: the host, for the verb to work on.
+    Direct(Box<Host>),
+}
+
+/// Asks the agent, or opens the host if there is none. Does not open a host where no mesh is up,
+/// unless `even_if_down`.
+pub async fn open(
+    place: &Place,
+    request: &Request,
+    fd: Option<BorrowedFd<'_>>,
+    even_if_down: bool,
+) -> anyhow::Result<Session> {
+    if !place.run_dir.join("state.json").exists() && !even_if_down {
+        bail!(
+            "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give \
+             the --run-dir of the agent",
+            place.run_dir.display()
+        );
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let locked = match Host::open(place) {
+            Ok(host) => return Ok(Session::Direct(Box::new(host))),
+            Err(HostError::State(e @ StateError::Locked { .. })) => e,
+            Err(e) => return Err(e.into()),
+        };
+        match client::call(&socket(&place.run_dir), request, fd) {
+            Ok(Response::Error(e)) => bail!(e),
+            Ok(response) => return Ok(Session::Agent(response)),
+            // It is about to listen, or about to end.
+            Err(e) if is_absent(&e) && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(e) if is_absent(&e) => return Err(locked.into()),
+            Err(e) => return Err(e).context("the agent does not answer"),
+        }
+    }
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::UnexpectedEof
+    )
+}

@@ -1,0 +1,180 @@
+//! `mesh status`
+
+use std::{fmt::Write, process::ExitCode};
+
+use anyhow::bail;
+use clap::Args;
+use comfy_table::{Table, presets};
+use mesh_common::verdict::DropReason;
+
+use super::{
+    Place, print, print_json,
+    session::{self, Session},
+};
+use crate::{
+    agent::protocol::{Request, Response},
+    host::Status,
+};
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn run(args: StatusArgs, place: &Place) -> anyhow::Result<ExitCode> {
+    let status = match session::open(place, &Request::Status, None, false).await? {
+        Session::Agent(Response::Status(status)) => *status,
+        Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
+        Session::Direct(mut host) => host.status().await?,
+    };
+    if args.json {
+        print_json(&status)?;
+    } else {
+        print(&text(&status))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(s: &Status) -> String {
+    let mut out = head(s);
+    section(&mut out, "NETWORKS", &networks(s));
+    section(&mut out, "PEERS", &peers(s));
+    section(&mut out, "ENDPOINTS", &endpoints(s));
+    section(&mut out, "PROGRAMS", &programs(s));
+    section(&mut out, "PACKETS", &hooks(s));
+    section(&mut out, "DROPS", &drops(s));
+    out
+}
+
+fn head(s: &Status) -> String {
+    let agent = s.agent.map_or_else(
+        || "none runs; the data plane goes on without".to_owned(),
+        |pid| format!("pid {pid}"),
+    );
+    let mut out = format!(
+        "node        {} of {}\nunderlay    {}\noverlay     {}\nencap       {}, attached by {}\n\
+         mtu         {}\ngeneration  {}\nagent       {agent}\n",
+        s.node,
+        s.cluster,
+        s.underlay,
+        join(&s.addresses),
+        s.encap,
+        s.attach_mode,
+        s.mtu,
+        s.generation,
+    );
+    if let Some(error) = &s.config_error {
+        let _ = writeln!(out, "config      NOT APPLIED, the one before is in effect:\n{error}");
+    }
+    out
+}
+
+fn section(out: &mut String, title: &str, table: &Table) {
+    if !table.is_empty() {
+        let _ = write!(out, "\n{title}\n{}\n", table.trim_fmt());
+    }
+}
+
+fn table(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(columns.iter().copied());
+    table
+}
+
+fn networks(s: &Status) -> Table {
+    let mut table = table(&["name", "vni", "mtu", "cidr", "here"]);
+    for n in &s.networks {
+        table.add_row([
+            n.name.clone(),
+            n.vni.to_string(),
+            n.mtu.to_string(),
+            join(&n.cidrs),
+            join(&n.subnets),
+        ]);
+    }
+    table
+}
+
+fn peers(s: &Status) -> Table {
+    let mut table = table(&["name", "underlay", "subnets", "next hop", "sent", "received"]);
+    for p in &s.peers {
+        let next_hop = p.next_hop.as_ref().map_or_else(
+            || "no route".to_owned(),
+            |n| format!("{} {} ({})", n.ifname, n.address, n.state),
+        );
+        let (tx, rx) = (traffic(&p.tx), traffic(&p.rx));
+        table.add_row([p.name.clone(), p.underlay.clone(), join(&p.subnets), next_hop, tx, rx]);
+    }
+    table
+}
+
+fn endpoints(s: &Status) -> Table {
+    let mut table = table(&["name", "network", "address", "interface", "host", "sent", "received"]);
+    for e in &s.endpoints {
+        table.add_row([
+            e.name.clone(),
+            e.network.clone(),
+            join(&e.addresses),
+            e.ifname.clone(),
+            e.host_ifname.clone(),
+            traffic(&e.tx),
+            traffic(&e.rx),
+        ]);
+    }
+    table
+}
+
+fn programs(s: &Status) -> Table {
+    let mut table = table(&["name", "interface", "side"]);
+    for p in &s.programs {
+        table.add_row([&p.name, &p.ifname, &p.side]);
+    }
+    table
+}
+
+fn hooks(s: &Status) -> Table {
+    use mesh_common::verdict::Verdict;
+    let mut columns = vec!["hook", "all"];
+    columns.extend(Verdict::ALL.iter().map(|v| v.label()));
+    let mut table = table(&columns);
+    for h in &s.hooks {
+        let mut row = vec![h.hook.clone(), h.packets.to_string()];
+        let count = |v: &Verdict| h.verdicts.get(v.label()).copied().unwrap_or_default();
+        row.extend(Verdict::ALL.iter().map(|v| count(v).to_string()));
+        table.add_row(row);
+    }
+    table
+}
+
+fn drops(s: &Status) -> Table {
+    let mut table = table(&["hook", "reason", "packets", "meaning"]);
+    for h in &s.hooks {
+        for (label, n) in &h.drops {
+            let meaning =
+                DropReason::ALL.iter().find(|r| r.label() == label).map_or("", |r| r.describe());
+            table.add_row([h.hook.clone(), label.clone(), n.to_string(), meaning.to_owned()]);
+        }
+    }
+    table
+}
+
+fn traffic(c: &crate::host::Count) -> String {
+    format!("{} / {}", c.packets, bytes(c.bytes))
+}
+
+/// With a unit, three digits or so.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

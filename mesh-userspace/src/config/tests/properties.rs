@@ -1,0 +1,223 @@
+//! What holds for every file.
+
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+use super::*;
+use crate::config::{
+    file::{ClusterTable, EncapName, File, NetworkTable, NodeTable, Prefixes},
+    prefixes::{Cover, overlaps, share, share_len},
+};
+
+/// A file and the cluster that it must make. Subnets, if given, are consecutive /24 and /64.
+fn cluster() -> impl Strategy<Value = (File, Cluster)> {
+    let networks = vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4);
+    let mtu = proptest::option::of(1280u16..=65493);
+    (1usize..20, networks, any::<bool>(), mtu).prop_map(|(nodes, networks, is_gretap, mtu)| {
+        let mut file = File::default();
+        let mut cluster = Cluster {
+            name: "some-cluster".into(),
+            encap: if is_gretap { Encap::Gretap } else { Encap::Gre },
+            mtu,
+            networks: Vec::new(),
+            nodes: Vec::new(),
+        };
+        file.cluster = ClusterTable {
+            name: cluster.name.clone(),
+            encap: is_gretap.then_some(EncapName::Gretap),
+            mtu,
+            ..ClusterTable::default()
+        };
+        for i in 0..nodes {
+            let (name, underlay) = (format!("n{i}.example"), Ipv4Addr::new(192, 0, 2, i as u8 + 1));
+            file.node.push(NodeTable {
+                name: name.clone(),
+                underlay: underlay.to_string(),
+                ..NodeTable::default()
+            });
+            cluster.nodes.push(Node { name, underlay, subnets: Vec::new() });
+        }
+        for (k, (is_v4, is_v6, is_given)) in networks.into_iter().enumerate() {
+            add_network(&mut file, &mut cluster, k, is_v4 || !is_v6, is_v6, is_given);
+        }
+        (file, cluster)
+    })
+}
+
+fn add_network(
+    file: &mut File,
+    cluster: &mut Cluster,
+    k: usize,
+    is_v4: bool,
+    is_v6: bool,
+    is_given: bool,
+) {
+    let vni = Vni::new(k as u32).unwrap();
+    let name = if k == 0 { DEFAULT_NETWORK.to_owned() } else { format!("net.{k}") };
+    let cidrs: Vec<IpNet> = [(is_v4, format!("10.{k}.0.0/16")), (is_v6, format!("fd00:{k}::/48"))]
+        .into_iter()
+        .filter(|(is, _)| *is)
+        .map(|(_, cidr)| net(&cidr))
+        .collect();
+    let written = Prefixes::Many(cidrs.iter().map(IpNet::to_string).collect());
+    if k == 0 {
+        file.cluster.cidr = written;
+    } else {
+        file.network.push(NetworkTable { name: name.clone(), vni: vni.get(), cidr: written });
+    }
+    let count = cluster.nodes.len();
+    for (i, node) in cluster.nodes.iter_mut().enumerate() {
+        let given = [(is_v4, format!("10.{k}.{i}.0/24")), (is_v6, format!("fd00:{k}:0:{i}::/64"))];
+        let given: Vec<_> = given.into_iter().filter(|(is, _)| *is).map(|(_, net)| net).collect();
+        if is_given {
+            node.subnets.extend(given.iter().map(|subnet| (vni, net(subnet))));
+            let given = match given.as_slice() {
+                [one] => Prefixes::One(one.clone()),
+                _ => Prefixes::Many(given),
+            };
+            if k == 0 {
+                file.node[i].subnet = Some(given);
+            } else {
+                file.node[i].subnets.insert(name.clone(), given);
+            }
+        } else {
+            node.subnets.extend(cidrs.iter().map(|c| (vni, share(*c, count, i).unwrap())));
+        }
+    }
+    cluster.networks.push(Network { name, vni, cidrs });
+}
+
+fn prefix() -> impl Strategy<Value = IpNet> {
+    (any::<u16>(), 16u8..=30).prop_map(|(bits, len)| {
+        IpNet::new(Ipv4Addr::from_bits(u32::from(bits) << 8 & 0xff_ff00).into(), len)
+            .unwrap()
+            .trunc()
+    })
+}
+
+/// Changes at random places: what stands there is replaced by other text.
+fn mutations() -> impl Strategy<Value = Vec<(Index, usize, String)>> {
+    const PIECES: &[&str] = &[
+        "",
+        "[",
+        "]",
+        "\"",
+        "=",
+        "\n",
+        ".",
+        "{",
+        "'''",
+        "\0",
+        "9",
+        "[[node]]\n",
+        "\u{feff}",
+        "é",
+        "[",
+    ];
+    vec((any::<Index>(), 0usize..20, proptest::sample::select(PIECES)), 1..8)
+        .prop_map(|all| all.into_iter().map(|(at, len, new)| (at, len, new.to_owned())).collect())
+}
+
+fn assert_sound(bytes: &[u8]) {
+    if let Err(faults) = parse(bytes) {
+        let lines = bytes.iter().filter(|b| **b == b'\n').count() + 1;
+        assert!(!faults.0.is_empty());
+        assert!(
+            faults.0.iter().all(|f| (1..=lines).contains(&f.line) && f.column > 0),
+            "{faults:?}"
+        );
+        assert!(faults.0.is_sorted_by_key(|f| (f.line, f.column)), "{faults:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_cluster_or_faults(bytes in vec(any::<u8>(), 0..400)) {
+        assert_sound(&bytes);
+    }
+
+    #[test]
+    fn toml_like_text_is_a_cluster_or_faults(text in "([\\[\\]{}=,.\"'#\n a-c0-9_]|name|node|\\[\\[node\\]\\]\n|subnets){0,60}") {
+        assert_sound(text.as_bytes());
+    }
+
+    #[test]
+    fn mutated_file_is_a_cluster_or_faults(changes in mutations()) {
+        let mut bytes = EXAMPLE.as_bytes().to_vec();
+        for (at, len, new) in changes {
+            let at = at.index(bytes.len() + 1);
+            let end = (at + len).min(bytes.len());
+            bytes.splice(at..end, new.bytes());
+        }
+        assert_sound(&bytes);
+    }
+
+    #[test]
+    fn written_cluster_is_read_back((file, cluster) in cluster()) {
+        let text = toml::to_string(&file).unwrap();
+        prop_assert_eq!(parse(text.as_bytes()), Ok(cluster), "{}", text);
+    }
+
+    #[test]
+    fn shares_are_apart_and_inside(len in 8u8..24, nodes in 1usize..70) {
+        let whole = IpNet::new(Ipv4Addr::new(10, 0, 0, 0).into(), len).unwrap().trunc();
+        match share_len(whole, nodes) {
+            Some(_) => {
+                let shares: Vec<_> = (0..nodes).map(|i| share(whole, nodes, i).unwrap()).collect();
+                prop_assert!(shares.iter().all(|share| whole.contains(share)));
+                prop_assert_eq!(overlaps(&shares), vec![]);
+            }
+            None => prop_assert!(1usize << (30 - len) < nodes),
+        }
+    }
+
+    /// Against the obvious way, which takes the square of the time.
+    #[test]
+    fn overlaps_are_those_of_comparing_all_pairs(nets in vec(prefix(), 0..30)) {
+        let mut expected = Vec::new();
+        for (j, second) in nets.iter().enumerate() {
+            for (i, first) in nets[..j].iter().enumerate() {
+                let is_repeat = |k: usize| nets[..k].contains(&nets[k]);
+                let counts = if first == second { !is_repeat(i) } else { !is_repeat(if first.contains(second) { i } else { j }) };
+                if counts && (first.contains(second) || second.contains(first)) {
+                    expected.push((i, j));
+                }
+            }
+        }
+        let mut found = overlaps(&nets);
+        found.sort_unstable();
+        expected.sort_unstable();
+        prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn cover_holds_what_any_of_its_prefixes_holds(nets in vec(prefix(), 0..20), net in prefix()) {
+        let cover = Cover::new(nets.iter().map(|net| (*net, ())));
+        prop_assert_eq!(cover.holder(net).is_some(), nets.iter().any(|holder| holder.contains(&net)));
+    }
+}
+
+#[test]
+fn hundred_thousand_nodes_are_read() {
+    const NODES: u32 = 100_000;
+    let mut text = cluster_of("['10.0.0.0/8', 'fd42::/32']", "");
+    for i in 0..NODES {
+        let underlay = Ipv4Addr::from_bits((172 << 24) + (i / 250 << 8) + i % 250 + 1);
+        let subnet = Ipv4Addr::from_bits((10 << 24) + (i << 7));
+        text += &format!(
+            "[[node]]\nname = \"n{i}\"\nunderlay = \"{underlay}\"\n\
+             subnet = [\"{subnet}/25\", \"fd42:0:{:x}:{:x}::/64\"]\n",
+            i >> 16,
+            i & 0xffff
+        );
+    }
+    text += "[[network]]\nname = \"blue\"\nvni = 1\ncidr = \"10.0.0.0/8\"\n";
+    let cluster = parse(text.as_bytes()).unwrap();
+    assert_eq!(cluster.nodes.len(), NODES as usize);
+    assert_eq!(cluster.nodes[99_999].subnets.len(), 3);
+
+    // One fault in the last node is found among them, and a broken line does not hide it.
+    let bad = text.replace("\"10.195.79.128/25\"", "\"10.0.0.0/25\"");
+    assert_eq!(places(&bad), ["400003 node[99999].subnet[0]"]);
+    let worse = bad.replacen("[[node]]\n", "[[node]]\nbroken\n", 1);
+    assert_eq!(places(&worse), ["5 node[0]", "400004 node[99999].subnet[0]"]);
+}

@@ -1,0 +1,236 @@
+//! The interfaces that tunnel packets would take.
+
+use std::net::IpAddr;
+
+use mesh_common::wire::gre_overhead;
+
+use super::{
+    AS_ROOT, Finding,
+    Status::{Fail, Info, Ok, Warn},
+    sysctl,
+};
+use crate::net::{self, Address, Link, Net, NetError, Route};
+
+pub(super) async fn findings(net: &Net) -> Vec<Finding> {
+    let all =
+        async { Result::Ok((net.links().await?, net.addresses().await?, net.routes().await?)) };
+    let (links, addresses, routes) = match all.await {
+        Result::Ok(all) => all,
+        Err(e) => return vec![unseen(&e)],
+    };
+    let underlay = candidates(&links, &addresses, &routes);
+    let mut findings: Vec<Finding> = underlay.iter().map(|link| mtu(link)).collect();
+    if underlay.is_empty() {
+        findings.push(no_underlay());
+    }
+    findings.push(rp_filter(&underlay));
+    findings.extend(underlay.iter().map(|link| xdp(link)));
+    findings.push(gre(underlay.first().map_or("any", |link| &link.name)));
+    findings.push(gre_devices(&links));
+    findings
+}
+
+fn no_underlay() -> Finding {
+    let meaning = "No interface is up and has an IPv4 address: tunnel packets have no way out.";
+    Finding::new("underlay", Fail, "none", meaning)
+        .mended_by("ip link set dev IFACE up; ip address add ADDR/LEN dev IFACE")
+}
+
+/// When the kernel does not even say which interfaces there are.
+pub(super) fn unseen(e: &NetError) -> Finding {
+    Finding::new("underlay", Fail, "unseen", format!("The kernel does not list interfaces: {e}."))
+        .mended_by(AS_ROOT)
+}
+
+/// The interfaces of the IPv4 default routes. Without one: all that are up and have an IPv4
+/// address, but for bridges and mesh's own.
+fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) -> Vec<&'a Link> {
+    let up = |link: &&Link| link.up && !link.loopback;
+    let is_default = |r: &&Route| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4();
+    let default: Vec<&Link> = links
+        .iter()
+        .filter(up)
+        .filter(|link| routes.iter().filter(is_default).any(|r| r.ifindex == Some(link.index)))
+        .collect();
+    if !default.is_empty() {
+        return default;
+    }
+    let has_ipv4 = |link: &&Link| {
+        addresses.iter().any(|a| a.ifindex == link.index && matches!(a.ip(), IpAddr::V4(_)))
+    };
+    let other = |link: &&Link| link.name != "mesh0" && link.kind.as_deref() != Some("bridge");
+    links.iter().filter(up).filter(has_ipv4).filter(other).collect()
+}
+
+/// RFC 8200, 5.
+const IPV6_MIN_MTU: u32 = 1280;
+
+fn mtu(link: &Link) -> Finding {
+    let inside = |ethernet| link.mtu.saturating_sub(gre_overhead(0, ethernet) as u32);
+    let (gre, gretap) = (inside(false), inside(true));
+    let value = format!("{} {}, containers {gretap}", link.name, link.mtu);
+    let meaning = format!(
+        "Containers get an MTU of {gretap} if the config file sets none; it may set up to {gre} with \
+         gre, {gretap} with gretap, 4 less in networks with a VNI."
+    );
+    if gretap < IPV6_MIN_MTU {
+        let meaning = format!("{meaning} IPv6 needs {IPV6_MIN_MTU}.");
+        return Finding::new("underlay_mtu", Warn, value, meaning)
+            .mended_by(format!("ip link set dev {} mtu 1500", link.name));
+    }
+    Finding::new("underlay_mtu", Ok, value, meaning)
+}
+
+fn rp_filter(underlay: &[&Link]) -> Finding {
+    let names = ["all", "default"].into_iter().chain(underlay.iter().map(|l| l.name.as_str()));
+    let values: Vec<String> = names
+        .map(|name| {
+            // A dot in a name is part of it, not a separator: this is a path.
+            let value = sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
+            format!("{name} {}", value.as_deref().unwrap_or("unseen"))
+        })
+        .collect();
+    let meaning = "Any setting is right. Tunnel packets are taken before the kernel looks at their \
+                   source, and mesh0 is the way back to all that comes in by it, so that even \
+                   strict (1) holds.";
+    Finding::new("rp_filter", Ok, values.join(", "), meaning)
+}
+
+/// Drivers that run XDP before a packet buffer exists.
+const NATIVE_XDP: [&str; 29] = [
+    "atlantic",
+    "bnxt_en",
+    "dpaa2-eth",
+    "ena",
+    "enetc",
+    "fsl_dpa",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmaceth",
+    "thunder-nicvf",
+    "tun",
+    "ti-cpsw",
+    "veth",
+    "virtio_net",
+    "vmxnet3",
+];
+
+fn xdp(link: &Link) -> Finding {
+    let driver = net::driver(&link.name).or_else(|e| link.kind.clone().ok_or(e));
+    let (mode, driver) = match &driver {
+        Result::Ok(driver) if NATIVE_XDP.contains(&driver.as_str()) => ("native", driver.as_str()),
+        Result::Ok(driver) => ("generic", driver.as_str()),
+        Err(_) => ("unseen", "driver unknown"),
+    };
+    let meaning = match mode {
+        "native" => "The driver could run XDP programs before a packet buffer exists.",
+        "generic" => "Not a driver known to run XDP programs itself.",
+        _ => "The interface does not name its driver.",
+    };
+    let meaning = format!("{meaning} mesh attaches to tc and needs no XDP.");
+    Finding::new("xdp", Info, format!("{} {mode} ({driver})", link.name), meaning)
+}
+
+fn gre(interface: &str) -> Finding {
+    let meaning = "Tunnel packets are IP protocol 47, which has no ports. This host's own firewall \
+                   is not asked, for mesh takes them first; firewalls between the hosts and a \
+                   cloud's security groups must let protocol 47 through.";
+    Finding::new("gre", Info, "IP protocol 47", meaning)
+        .mended_by(format!("tcpdump -ni {interface} ip proto 47  # shows whether they arrive"))
+}
+
+fn gre_devices(links: &[Link]) -> Finding {
+    let tunnel = |link: &&Link| {
+        let kind = link.kind.as_deref().unwrap_or_default();
+        // The module makes the 0 ones in every namespace; as long as they are down they do nothing.
+        let fallback = ["gre0", "gretap0", "erspan0"].contains(&link.name.as_str()) && !link.up;
+        matches!(kind, "gre" | "gretap" | "erspan") && !fallback
+    };
+    let names: Vec<&str> = links.iter().filter(tunnel).map(|l| l.name.as_str()).collect();
+    if names.is_empty() {
+        let meaning = "No other GRE tunnel on this host.";
+        return Finding::new("gre_devices", Ok, "none", meaning);
+    }
+    let meaning = "Other GRE tunnels on this host go on working: what does not come from a node of \
+                   the mesh is left to them. A tunnel to such a node itself gets nothing any more.";
+    Finding::new("gre_devices", Info, names.join(", "), meaning)
+        .mended_by("ip -d link show type gre; ip -d link show type gretap")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            ethernet: true,
+            loopback: name == "lo",
+            alias: None,
+            peer: None,
+            controller: None,
+        }
+    }
+
+    fn names(links: &[&Link]) -> Vec<String> {
+        links.iter().map(|l| l.name.clone()).collect()
+    }
+
+    #[test]
+    fn the_underlay_is_where_the_default_route_goes() {
+        let links = [link(1, "lo", None), link(2, "eth0", None), link(3, "eth1", None)];
+        let address = |ifindex, net: &str| Address { ifindex, net: net.parse().unwrap() };
+        let addresses =
+            [address(1, "127.0.0.1/8"), address(2, "192.0.2.1/24"), address(3, "198.51.100.1/24")];
+        let default = Route {
+            dst: "0.0.0.0/0".parse().unwrap(),
+            ifindex: Some(3),
+            gateway: None,
+            source: None,
+            protocol: 3,
+            metric: 0,
+        };
+        assert_eq!(names(&candidates(&links, &addresses, &[default])), ["eth1"]);
+        assert_eq!(names(&candidates(&links, &addresses, &[])), ["eth0", "eth1"]);
+    }
+
+    #[test]
+    fn an_mtu_too_small_for_ipv6_is_warned_of() {
+        let mut eth0 = link(2, "eth0", None);
+        assert_eq!(mtu(&eth0).status, Ok);
+        assert!(mtu(&eth0).meaning.contains("an MTU of 1462"));
+        eth0.mtu = 1280 + 38;
+        assert_eq!(mtu(&eth0).status, Ok);
+        eth0.mtu -= 1;
+        assert_eq!(mtu(&eth0).status, Warn);
+    }
+
+    #[test]
+    fn fallback_tunnels_that_are_down_do_not_count() {
+        let mut fallback = link(4, "gre0", Some("gre"));
+        assert_eq!(gre_devices(std::slice::from_ref(&fallback)).value, "gre0");
+        fallback.up = false;
+        let ours = link(5, "tun1", Some("gretap"));
+        assert_eq!(gre_devices(&[fallback.clone(), ours]).value, "tun1");
+        assert_eq!(gre_devices(&[fallback]).value, "none");
+    }
+}

@@ -1,0 +1,93 @@
+//! What the doctor finds in namespaces that are made for it. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
+
+use std::{path::Path, process::Command};
+
+use mesh_userspace::doctor::{Finding, Report, Status, examine};
+
+/// Has the doctor look at a new network namespace after the shell commands in `prepare`. `None`
+/// where there can be no namespaces.
+fn examined_after(prepare: &str) -> Option<Report> {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("MESH_TESTS_NO_SKIP").is_none(), "namespaces need root");
+        eprintln!("SKIP: namespaces need root");
+        return None;
+    }
+    let prepare = prepare.to_owned();
+    let inside = move || {
+        // SAFETY: only this thread, which ends here, gets a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        sh(&prepare);
+        let before = state();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let report = runtime.block_on(examine(Path::new("/sys/fs/bpf/mesh")));
+        assert_eq!(state(), before, "the doctor changed something");
+        report
+    };
+    Some(std::thread::spawn(inside).join().unwrap())
+}
+
+/// All that the doctor must leave as it is.
+fn state() -> String {
+    sh(
+        "ip -d addr; ip route show table all; tc qdisc; nft list ruleset; sysctl net.ipv4.ip_forward",
+    )
+}
+
+fn sh(command: &str) -> String {
+    let out = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn find<'a>(report: &'a Report, name: &str) -> &'a Finding {
+    report.findings.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// Without link-local addresses, which would change by themselves.
+const UNDERLAY: &str = "ip link add u0 mtu 9000 type veth peer u1; \
+                        ip link set dev u0 addrgenmode none; ip link set dev u0 up; \
+                        ip link set dev u1 addrgenmode none; ip link set dev u1 up; \
+                        ip addr add 192.0.2.11/24 dev u0";
+
+#[test]
+fn a_host_without_an_underlay_fails() {
+    let Some(report) = examined_after("ip link set dev lo up") else { return };
+    assert!(!report.ok);
+    let underlay = find(&report, "underlay");
+    assert_eq!((underlay.status, underlay.value.as_str()), (Status::Fail, "none"));
+    assert!(find(&report, "rp_filter").value.starts_with("all "));
+}
+
+#[test]
+fn the_underlay_is_described_and_nothing_is_changed() {
+    let Some(report) = examined_after(UNDERLAY) else { return };
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(find(&report, "underlay_mtu").value, "u0 9000, containers 8962");
+    assert_eq!(find(&report, "xdp").value, "u0 native (veth)");
+    assert!(find(&report, "rp_filter").value.contains("u0 "));
+    for name in ["bpf", "redirect_peer", "redirect_neigh", "adjust_room", "capabilities"] {
+        assert_eq!(find(&report, name).status, Status::Ok, "{name}");
+    }
+}
+
+#[test]
+fn a_firewall_that_drops_is_named_and_is_no_fault() {
+    let drop = "nft add table ip fw; \
+                nft 'add chain ip fw FORWARD { type filter hook forward priority 0; policy drop; }'";
+    let Some(report) = examined_after(&format!("{UNDERLAY}; {drop}")) else { return };
+    assert!(report.ok, "{report:#?}");
+    assert_eq!(find(&report, "forward_policy").value, "drop (ip fw FORWARD)");
+}
+
+#[test]
+fn every_finding_says_what_it_means_and_what_is_not_right_how_to_mend_it() {
+    let Some(report) = examined_after(UNDERLAY) else { return };
+    for finding in &report.findings {
+        assert!(!finding.value.is_empty() && finding.meaning.ends_with('.'), "{finding:?}");
+        if matches!(finding.status, Status::Warn | Status::Fail) {
+            assert!(finding.remedy.is_some(), "{finding:?}");
+        }
+    }
+}
