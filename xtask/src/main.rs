@@ -36,12 +36,8 @@ enum Task {
     /// Show the mesh at work: three hosts in namespaces, every pair checked. With `-- ARGS`,
     /// run `mesh ARGS` as root
     Run {
-        /// Print the result as JSON
-        #[arg(long, conflicts_with = "mesh")]
-        json: bool,
-        /// Leave the hosts standing and say how to enter them
-        #[arg(long, conflicts_with = "mesh")]
-        keep: bool,
+        #[command(flatten)]
+        demo: run::RunArgs,
         /// What to give to mesh instead
         #[arg(last = true, value_name = "ARGS")]
         mesh: Vec<OsString>,
@@ -56,7 +52,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Run { mesh, .. } if !mesh.is_empty() => run_mesh(&mesh),
-        Task::Run { json, keep, .. } => run_demo(json, keep),
+        Task::Run { demo, .. } => run_demo(demo),
         Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
         Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
     };
@@ -66,10 +62,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_demo(json: bool, keep: bool) -> Result<ExitCode> {
+fn run_demo(args: run::RunArgs) -> Result<ExitCode> {
     setup::compilers()?;
     setup::packages(setup::DEMO)?;
-    run::run(run::RunArgs { json, keep }).map(|()| ExitCode::SUCCESS)
+    run::run(args)
 }
 
 /// Becomes `mesh ARGS`, so that signals and the exit status are its own.

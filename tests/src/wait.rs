@@ -1,0 +1,46 @@
+//! Waiting on conditions.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Repeats `probe` until it succeeds. The error names `what` was waited for and the last answer.
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Result<T, String>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() >= deadline => {
+                bail!("waited {limit:?} in vain for {what}: {last}")
+            }
+            Err(_) => sleep(INTERVAL),
+        }
+    }
+}
+
+/// [`until`] for a plain condition.
+pub fn until_true(what: &str, limit: Duration, mut probe: impl FnMut() -> bool) -> Result<()> {
+    until(what, limit, || if probe() { Ok(()) } else { Err("not yet".into()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_comes_is_named_with_the_last_answer() {
+        let error =
+            until("spring", Duration::from_millis(20), || Err::<(), _>("snow".into())).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("spring") && text.contains("snow"), "{text}");
+    }
+}

@@ -1,0 +1,128 @@
+//! `mesh attach` and `mesh detach`.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{Host, Options, scenario, scenario::bare};
+
+const ONE: Options =
+    Options { hosts: 1, containers: 3, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+
+/// The command must fail and say something that contains `word`.
+fn expect_refused(host: &Host, args: &[&str], word: &str) -> Result<()> {
+    let output = host.try_mesh(args)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "mesh {} was not refused", args.join(" "));
+    ensure!(said.contains(word), "mesh {} said {said:?}, not {word:?}", args.join(" "));
+    Ok(())
+}
+
+#[test]
+fn attach_gives_what_it_says() {
+    scenario(ONE, |mesh| {
+        for container in mesh.containers() {
+            let (given, netns) = (container.given()?, &container.netns);
+            ensure!(given.ifname == "eth0" && given.network == "default" && given.vni == 0);
+            ensure!(netns.mtu("eth0")? == given.mtu);
+            let mac: Vec<_> = netns.mac("eth0")?.iter().map(|b| format!("{b:02x}")).collect();
+            ensure!(mac.join(":") == given.mac.to_lowercase(), "{mac:?} is not {}", given.mac);
+            let shown = netns.exec("ip -o addr show dev eth0 scope global")?;
+            for address in &given.addresses {
+                ensure!(shown.contains(&format!(" {address} ")), "{address} is not in {shown}");
+            }
+            ensure!(!shown.contains("tentative"), "an address can not be used yet: {shown}");
+            ensure!(!given.gateways.is_empty() && !given.routes.is_empty());
+        }
+        let status = mesh.hosts[0].status()?;
+        ensure!(status["endpoints"].as_array().map(Vec::len) == Some(3), "{status}");
+        Ok(())
+    });
+}
+
+#[test]
+fn namespace_is_found_by_name_by_path_and_by_pid() {
+    bare(ONE, |mesh| {
+        let cluster = mesh.cluster.clone();
+        mesh.hosts[0].up(&cluster)?;
+        let host = &mesh.hosts[0];
+        let netns = |i: usize| host.containers[i].netns.clone();
+        let path = netns(1).path();
+        let mut sleeper = netns(2).command("sleep").arg("60").stdin(Stdio::null()).spawn()?;
+        let pid = sleeper.id().to_string();
+        let attached = [netns(0).name(), path.to_str().context("path")?, &pid]
+            .map(|given| host.run_mesh(&["attach", given]));
+        sleeper.kill()?;
+        sleeper.wait()?;
+        attached.into_iter().collect::<Result<Vec<_>>>()?;
+        (0..3).try_for_each(|i| netns(i).mac("eth0").map(drop))
+    });
+}
+
+#[test]
+fn wanted_address_is_given_and_then_taken() {
+    bare(ONE, |mesh| {
+        let cluster = mesh.cluster.clone();
+        mesh.hosts[0].up(&cluster)?;
+        let given = mesh.hosts[0].attach(0, &["--ip", "10.42.1.77"])?.v4()?;
+        ensure!(given.to_string() == "10.42.1.77", "{given}");
+        let other = mesh.hosts[0].containers[1].netns.name().to_owned();
+        let host = &mut mesh.hosts[0];
+        for (ip, why) in [
+            ("10.42.1.77", "h1c1"),
+            ("10.42.2.77", "10.42.1.0/24"),
+            ("192.0.2.77", "10.42.1.0/24"),
+            ("10.42.1.0", "10.42.1.0"),
+            ("10.42.1.255", "10.42.1.255"),
+        ] {
+            expect_refused(host, &["attach", &other, "--ip", ip], why)?;
+        }
+        host.detach(0)?;
+        host.attach(1, &["--ip", "10.42.1.77"])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_can_not_be_attached_is_refused_with_the_cause() {
+    scenario(ONE, |mesh| {
+        let host = &mesh.hosts[0];
+        let taken = host.containers[0].netns.name();
+        expect_refused(host, &["attach", "no-such-namespace"], "no-such-namespace")?;
+        expect_refused(host, &["attach", taken, "--name", "h1c2"], "h1c2")?;
+        expect_refused(host, &["attach", taken, "--name", "x", "--network", "green"], "green")?;
+        expect_refused(host, &["detach", "nobody"], "nobody")?;
+        ensure!(host.status()?["endpoints"].as_array().map(Vec::len) == Some(3));
+        Ok(())
+    });
+}
+
+#[test]
+fn container_with_an_eth0_of_its_own_keeps_it() {
+    bare(ONE, |mesh| {
+        let cluster = mesh.cluster.clone();
+        mesh.hosts[0].up(&cluster)?;
+        mesh.hosts[0].containers[0].netns.exec("ip link add eth0 type bridge")?;
+        let mac = mesh.hosts[0].containers[0].netns.mac("eth0")?;
+        mesh.hosts[0].attach(0, &[])?;
+        mesh.hosts[0].attach(1, &[])?;
+        let [one, two] = [mesh.party("h1c1")?, mesh.party("h1c2")?];
+        ensure!(mesh.container("h1c1")?.ifname()? != "eth0");
+        ensure!(one.netns.mac("eth0")? == mac);
+        one.expect_reaches(&two)?;
+        two.expect_reaches(&one)
+    });
+}
+
+#[test]
+fn container_that_vanished_can_be_detached() {
+    scenario(ONE, |mesh| {
+        let name = mesh.hosts[0].containers[0].netns.name().to_owned();
+        // Its interface pair goes with it once the last descriptor is closed.
+        let gone = mesh.hosts[0].containers.remove(0);
+        drop(gone);
+        mesh_tests::netns::ip_batch(&format!("netns del {name}\n"))?;
+        mesh.hosts[0].run_mesh(&["detach", "h1c1"])?;
+        let [two, three] = [mesh.party("h1c2")?, mesh.party("h1c3")?];
+        two.expect_reaches(&three)
+    });
+}

@@ -1,0 +1,205 @@
+//! Who must not reach whom, and who must not be believed.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use etherparse::{IpNumber, PacketBuilder, ether_type};
+use mesh_tests::{
+    Encap, Options, Party, Topology, packet::PacketSocket, party::pairs, scenario, scenario::bare,
+    socket::Fragment, traffic::UdpPair,
+};
+
+const SOON: Duration = Duration::from_secs(1);
+const MARK: &[u8] = b"mesh test payload";
+
+/// Two hosts with a container each in the networks red and blue, which have the same addresses.
+fn red_and_blue(body: impl FnOnce(&mut Topology) -> Result<()>) {
+    bare(Options { containers: 2, ipv6: false, ..Options::default() }, |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_network("red", 7, "10.43.0.0/16").with_network(
+            "blue",
+            0xff_ffff,
+            "10.43.0.0/16",
+        );
+        let cluster = mesh.cluster.clone();
+        for (host, ip) in mesh.hosts.iter_mut().zip(["10.43.0.77", "10.43.128.77"]) {
+            host.up(&cluster)?;
+            host.attach(0, &["--network", "red", "--ip", ip])?;
+            host.attach(1, &["--network", "blue", "--ip", ip])?;
+        }
+        body(mesh)
+    });
+}
+
+#[test]
+fn same_address_in_two_networks_is_two_containers() {
+    red_and_blue(|mesh| {
+        let [red1, red2] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let [blue1, blue2] = [mesh.party("h1c2")?, mesh.party("h2c2")?];
+        ensure!(red1.addresses == blue1.addresses && red2.addresses == blue2.addresses);
+        for (from, to, other) in [(&red1, &red2, &blue2), (&blue2, &blue1, &red1)] {
+            from.expect_reaches(to)?;
+            let target = to.address(false)?;
+            let udp = UdpPair::new(&from.netns, &other.netns, target, Fragment::Never)?;
+            ensure!(!udp.carries(100, SOON / 5)?, "{} is in another network", other.name);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn containers_of_different_networks_never_reach_each_other() {
+    bare(Options { containers: 2, ..Options::default() }, |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_network("blue", 7, "10.43.0.0/16");
+        let cluster = mesh.cluster.clone();
+        for host in &mut mesh.hosts {
+            host.up(&cluster)?;
+            host.attach(0, &[])?;
+            host.attach(1, &["--network", "blue"])?;
+        }
+        let blue = |party: &Party| party.name.ends_with("c2");
+        let mut parties = mesh.parties()?;
+        // The hosts are in the cluster's own network.
+        parties.push(mesh.hosts[0].party()?);
+        for (from, to) in pairs(&parties) {
+            if blue(from) == blue(to) {
+                from.expect_reaches(to)?;
+            } else {
+                from.expect_cut_off_from(to)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+fn udp(dst_mac: [u8; 6], src: IpAddr, dst: IpAddr) -> Result<Vec<u8>> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], dst_mac);
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let builder = builder.ipv4(src.octets(), dst.octets(), 9).udp(1000, 2000);
+            builder.write(&mut frame, MARK)?;
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let builder = builder.ipv6(src.octets(), dst.octets(), 9).udp(1000, 2000);
+            builder.write(&mut frame, MARK)?;
+        }
+        _ => anyhow::bail!("{src} and {dst} are of different families"),
+    }
+    Ok(frame)
+}
+
+/// Whether a frame with the mark is seen within `limit`.
+fn arrives(socket: &PacketSocket, limit: Duration) -> Result<bool> {
+    Ok(socket.find(limit, |frame| frame.ends_with(MARK))?.is_some())
+}
+
+#[test]
+fn spoofed_source_is_dropped_and_counted() {
+    scenario(Options { containers: 2, ..Options::default() }, |mesh| {
+        let [from, other, to] = [mesh.party("h1c1")?, mesh.party("h1c2")?, mesh.party("h2c1")?];
+        let sender = PacketSocket::open(&from.netns, "eth0")?;
+        let receiver = PacketSocket::open(&to.netns, "eth0")?;
+        from.expect_reaches(&to)?;
+        let gateway_mac = gateway_mac(&from)?;
+        for ipv6 in [false, true] {
+            let (own, target) = (from.address(ipv6)?, to.address(ipv6)?);
+            sender.send(&udp(gateway_mac, own, target)?)?;
+            ensure!(arrives(&receiver, SOON)?, "an honest packet must arrive");
+
+            let outside = if ipv6 { "2001:db8::1" } else { "198.51.100.1" }.parse()?;
+            let before = mesh.hosts[0].drops("spoofed_source")?;
+            for source in [other.address(ipv6)?, target, outside] {
+                sender.send(&udp(gateway_mac, source, target)?)?;
+            }
+            ensure!(!arrives(&receiver, SOON / 5)?, "a spoofed packet arrived");
+            let after = mesh.hosts[0].drops("spoofed_source")?;
+            ensure!(after == before + 3, "spoofed_source went from {before} to {after}");
+        }
+        Ok(())
+    });
+}
+
+/// What the container has for its gateway, after it has talked to anybody.
+fn gateway_mac(party: &Party) -> Result<[u8; 6]> {
+    let text = party.netns.exec("ip -j neigh show dev eth0")?;
+    let neighbours: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+    let text = neighbours.iter().find_map(|n| n["lladdr"].as_str()).context("no neighbour yet")?;
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
+    bytes.try_into().ok().context("a MAC has 6 bytes")
+}
+
+/// `inner`: an IP packet. `key`: the GRE key.
+fn gre(
+    mesh: &Topology,
+    from: usize,
+    source: [u8; 4],
+    key: Option<u32>,
+    inner: &[u8],
+) -> Result<()> {
+    let dst_mac = mesh.hosts[0].netns.mac("eth0")?;
+    let src_mac = mesh.hosts[from].netns.mac("eth0")?;
+    let flags: u16 = if key.is_some() { 0x2000 } else { 0 };
+    let mut payload = [flags.to_be_bytes(), ether_type::IPV4.0.to_be_bytes()].concat();
+    payload.extend(key.map(u32::to_be_bytes).into_iter().flatten());
+    payload.extend(inner);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(src_mac, dst_mac).ipv4(source, [192, 0, 2, 11], 64).write(
+        &mut frame,
+        IpNumber::GRE,
+        &payload,
+    )?;
+    PacketSocket::open(&mesh.hosts[from].netns, "eth0")?.send(&frame)
+}
+
+#[test]
+fn only_peers_are_believed_and_only_for_their_own_subnets() {
+    bare(Options { hosts: 3, ipv6: false, ..Options::default() }, |mesh| {
+        // h3 is on the underlay, and not in the mesh.
+        mesh.cluster = mesh.cluster.clone().without_node("h3");
+        mesh.up()?;
+        let [to, peer] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let (target, own) = (to.address(false)?, peer.address(false)?);
+        let receiver = PacketSocket::open(&to.netns, "eth0")?;
+        let ip = |source: IpAddr| udp([2; 6], source, target).map(|frame| frame[14..].to_vec());
+        let (peer_ip, stranger_ip) = ([192, 0, 2, 12], [192, 0, 2, 13]);
+
+        gre(mesh, 1, peer_ip, None, &ip(own)?)?;
+        ensure!(arrives(&receiver, SOON)?, "what the peer itself sends must arrive");
+
+        let foreign = "10.42.1.200".parse()?;
+        let outside = "198.51.100.1".parse()?;
+        for (from, source, key, inner, reason) in [
+            (2, stranger_ip, None, own, "unknown_peer"),
+            (2, stranger_ip, None, foreign, "unknown_peer"),
+            (1, peer_ip, Some(99), own, "unknown_vni"),
+            (1, peer_ip, None, foreign, "source_not_peers"),
+            (1, peer_ip, None, outside, "source_not_peers"),
+        ] {
+            let before = mesh.hosts[0].drops(reason)?;
+            gre(mesh, from, source, key, &ip(inner)?)?;
+            ensure!(!arrives(&receiver, SOON / 5)?, "{inner} by {source:?} arrived: {reason}");
+            let after = mesh.hosts[0].drops(reason)?;
+            ensure!(after == before + 1, "{reason} went from {before} to {after}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn malformed_packets_are_dropped_and_the_mesh_goes_on() {
+    scenario(Options { ipv6: false, encap: Encap::Gre, ..Options::default() }, |mesh| {
+        let [to, from] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let whole = udp([2; 6], from.address(false)?, to.address(false)?)?;
+        for cut in 0..whole.len() - 14 - MARK.len() {
+            gre(mesh, 1, [192, 0, 2, 12], None, &whole[14..14 + cut])?;
+        }
+        let container = PacketSocket::open(&from.netns, "eth0")?;
+        for cut in 14..whole.len() {
+            container.send(&whole[..cut])?;
+        }
+        from.expect_reaches(&to)?;
+        ensure!(mesh.hosts[0].drops("truncated")? > 0 && mesh.hosts[1].drops("truncated")? > 0);
+        Ok(())
+    });
+}

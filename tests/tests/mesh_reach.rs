@@ -1,0 +1,130 @@
+//! Everybody reaches everybody.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mesh_tests::{Encap, Options, Topology, party::pairs, ping, scenario, scenario::bare};
+
+fn all_pairs(encap: Encap) {
+    scenario(Options { hosts: 3, containers: 2, encap, ..Options::default() }, |mesh| {
+        let parties = mesh.parties()?;
+        ensure!(parties.len() == 6 && parties.iter().all(|p| p.addresses.len() == 2));
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))?;
+        expect_drops_add_up(mesh)
+    });
+}
+
+/// The sum law, as far as `mesh status` shows it: every dropped packet has a reason.
+fn expect_drops_add_up(mesh: &Topology) -> Result<()> {
+    for host in &mesh.hosts {
+        let status = host.status()?;
+        let sum = |values: &mut dyn Iterator<Item = Option<u64>>| values.flatten().sum::<u64>();
+        let reasons = status["drops"].as_object().into_iter().flatten();
+        let by_reason = sum(&mut reasons.map(|(_, n)| n.as_u64()));
+        let hooks = status["hooks"].as_array().into_iter().flatten();
+        let by_hook = sum(&mut hooks.map(|hook| hook["dropped"].as_u64()));
+        ensure!(by_reason == by_hook, "{}: {by_reason} != {by_hook} in {status}", host.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn containers_over_gre_all_reach_each_other() {
+    all_pairs(Encap::Gre);
+}
+
+#[test]
+fn containers_over_gretap_all_reach_each_other() {
+    all_pairs(Encap::Gretap);
+}
+
+#[test]
+fn hosts_reach_all_containers_and_are_reached() {
+    scenario(Options { hosts: 2, containers: 1, ..Options::default() }, |mesh| {
+        let mut parties = mesh.parties()?;
+        for host in &mesh.hosts {
+            parties.push(host.party()?);
+        }
+        ensure!(parties.iter().all(|p| p.addresses.len() == 2), "{parties:?}");
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))
+    });
+}
+
+#[test]
+fn mesh_without_ipv6_carries_ipv4() {
+    scenario(Options { ipv6: false, ..Options::default() }, |mesh| {
+        let (a, b) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        ensure!(a.addresses.len() == 1);
+        a.expect_reaches(&b)
+    });
+}
+
+#[test]
+fn address_that_nobody_has_is_dropped_and_counted() {
+    scenario(Options { ipv6: false, ..Options::default() }, |mesh| {
+        let from = mesh.party("h1c1")?;
+        for (host, target, reason) in [
+            (1, "10.42.2.200", "no_endpoint"),
+            (0, "10.42.1.200", "no_endpoint"),
+            (0, "10.42.99.1", "no_route"),
+        ] {
+            let before = mesh.hosts[host].drops(reason)?;
+            ping::expect_no_ping(&from.netns, target.parse()?)?;
+            let after = mesh.hosts[host].drops(reason)?;
+            ensure!(after == before + 3, "{target}: {reason} went from {before} to {after}");
+        }
+        expect_drops_add_up(mesh)
+    });
+}
+
+#[test]
+fn traffic_is_counted_at_peers_and_endpoints() {
+    scenario(Options { ipv6: false, ..Options::default() }, |mesh| {
+        let (a, b) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let before = mesh.hosts[0].status()?;
+        let report = ping::ping(&a.netns, b.address(false)?, 10, 56, Duration::from_secs(1))?;
+        ensure!(report.received() == 10);
+        let after = mesh.hosts[0].status()?;
+        for row in ["/peers/0", "/endpoints/0"] {
+            // IPv4 20, ICMP 8, payload 56, as seen inside.
+            for (count, expected) in [("packets", 10), ("bytes", 840)] {
+                for way in ["rx", "tx"] {
+                    let path = format!("{row}/{way}/{count}");
+                    let read = |status: &serde_json::Value| {
+                        status.pointer(&path).and_then(serde_json::Value::as_u64)
+                    };
+                    let (old, new) = (read(&before), read(&after));
+                    ensure!(
+                        old.zip(new).is_some_and(|(old, new)| new - old == expected),
+                        "{path}: {old:?} then {new:?}, not {expected} more"
+                    );
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn container_with_a_dead_agent_everywhere_still_reaches_everybody() {
+    scenario(Options { hosts: 2, containers: 2, ..Options::default() }, |mesh| {
+        let parties = mesh.parties()?;
+        mesh.hosts.iter_mut().for_each(mesh_tests::Host::kill9);
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))
+    });
+}
+
+#[test]
+fn agents_with_mount_namespaces_of_their_own_carry_traffic() {
+    bare(Options::default(), |mesh| {
+        for host in &mut mesh.hosts {
+            host.private_mounts = true;
+            // Each `ip netns exec` mounts a /sys of its own, and mesh a bpf file system in it.
+            host.pin_dir = "/sys/fs/bpf/mesh".into();
+        }
+        mesh.up()?;
+        let parties = mesh.parties()?;
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))?;
+        mesh.hosts.iter_mut().try_for_each(mesh_tests::Host::down)
+    });
+}

@@ -1,0 +1,122 @@
+//! The agent ends, is killed, and comes back.
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{
+    Flow, Host, Options, Topology, flow, party::pairs, ping, scenario, scenario::bare,
+};
+
+const TWO: Options =
+    Options { hosts: 2, containers: 2, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+
+/// Between hosts, both ways and families, and between the containers of one host.
+fn flows(mesh: &Topology) -> Result<Vec<Flow>> {
+    let mut paths = Vec::new();
+    for (from, to) in [("h1c1", "h2c1"), ("h2c1", "h1c1"), ("h1c1", "h1c2")] {
+        let (from, to) = (mesh.party(from)?, mesh.party(to)?);
+        let one = |target: &_| (from.netns.clone(), to.netns.clone(), *target);
+        paths.extend(to.addresses.iter().map(one));
+    }
+    flow::start_all(&paths)
+}
+
+fn wait_for(flows: &[Flow], count: u64) -> Result<()> {
+    flows.iter().try_for_each(|flow| flow.wait_for(count))
+}
+
+fn expect_no_loss(flows: Vec<Flow>) -> Result<()> {
+    flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
+}
+
+#[test]
+fn agents_killed_and_restarted_under_traffic_lose_nothing() {
+    scenario(TWO, |mesh| {
+        let (flows, cluster) = (flows(mesh)?, mesh.cluster.clone());
+        for _ in 0..3 {
+            mesh.hosts.iter_mut().for_each(Host::kill9);
+            wait_for(&flows, 50)?;
+            mesh.hosts.iter_mut().try_for_each(|host| host.up(&cluster))?;
+            wait_for(&flows, 50)?;
+        }
+        expect_no_loss(flows)
+    });
+}
+
+#[test]
+fn agent_asked_to_end_exits_with_success_and_traffic_flows_on() {
+    scenario(TWO, |mesh| {
+        let flows = flows(mesh)?;
+        mesh.hosts.iter_mut().try_for_each(Host::stop)?;
+        wait_for(&flows, 50)?;
+        expect_no_loss(flows)
+    });
+}
+
+#[test]
+fn attached_container_survives_an_agent_restart() {
+    scenario(Options { containers: 3, ..TWO }, |mesh| {
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[0];
+        host.detach(2)?;
+        host.kill9();
+        host.up(&cluster)?;
+        let names = |host: &Host| -> Result<Vec<String>> {
+            let status = host.status()?;
+            let endpoints = status["endpoints"].as_array().context("endpoints")?.iter();
+            let mut names: Vec<_> =
+                endpoints.map(|e| e["name"].as_str().unwrap_or_default().to_owned()).collect();
+            names.sort();
+            Ok(names)
+        };
+        ensure!(names(host)? == ["h1c1", "h1c2"], "{:?}", names(host)?);
+        // The new agent knows which addresses are taken.
+        host.attach(2, &[])?;
+        ensure!(names(host)? == ["h1c1", "h1c2", "h1c3"], "{:?}", names(host)?);
+        host.detach(0)?;
+        ensure!(names(host)? == ["h1c2", "h1c3"], "{:?}", names(host)?);
+        let parties = mesh.parties()?;
+        ensure!(parties.len() == 5);
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))
+    });
+}
+
+#[test]
+fn config_changed_while_the_agent_was_dead_is_applied_by_the_next() {
+    bare(Options { hosts: 3, containers: 1, ..TWO }, |mesh| {
+        mesh.up()?;
+        let [one, two, three] = [mesh.party("h1c1")?, mesh.party("h2c1")?, mesh.party("h3c1")?];
+        mesh.hosts[0].kill9();
+        let smaller = mesh.cluster.clone().without_node("h3");
+        mesh.hosts[0].up(&smaller)?;
+        one.expect_cut_off_from(&three)?;
+        one.expect_reaches(&two)
+    });
+}
+
+#[test]
+fn once_applies_and_exits_and_the_data_plane_works() {
+    bare(TWO, |mesh| {
+        let cluster = mesh.cluster.clone();
+        mesh.hosts.iter_mut().try_for_each(|host| host.up_once(&cluster))?;
+        let [one, two] = [mesh.hosts[0].party()?, mesh.hosts[1].party()?];
+        one.expect_reaches(&two)?;
+        // Twice changes nothing.
+        mesh.hosts.iter_mut().try_for_each(|host| host.up_once(&cluster))?;
+        two.expect_reaches(&one)?;
+        // And an agent takes over what it left.
+        mesh.up()?;
+        let parties = mesh.parties()?;
+        pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))
+    });
+}
+
+#[test]
+fn second_agent_with_the_same_run_folder_is_refused() {
+    scenario(TWO, |mesh| {
+        let host = &mesh.hosts[0];
+        let config = host.config.to_str().context("path")?;
+        let second = host.try_mesh(&["up", "--config", config, "--node", "h1"])?;
+        ensure!(!second.status.success() && !second.stderr.is_empty(), "{second:?}");
+        let [one, two] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        ping::expect_ping(&one.netns, two.address(false)?)
+    });
+}
