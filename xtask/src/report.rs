@@ -1,6 +1,9 @@
 //! Steps that are run one after the other, and the table of what became of them.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{IsTerminal as _, stderr},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets::NOTHING};
@@ -21,7 +24,8 @@ pub struct Report {
 impl Report {
     /// Runs a step under a heading. Its failure is noted, and does not stop those that follow.
     pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Outcome>) {
-        eprintln!("\n\x1b[1m== {name}\x1b[0m");
+        let (bold, plain) = if stderr().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+        eprintln!("\n{bold}== {name} =={plain}");
         let start = Instant::now();
         let outcome = step().unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         match &outcome {
