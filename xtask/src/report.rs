@@ -69,3 +69,33 @@ impl Report {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(outcome: Result<Outcome>, no_skip: bool) -> Result<()> {
+        let mut report = Report::default();
+        report.step("first", || Ok(Outcome::Passed(String::new())));
+        report.step("second", || outcome);
+        report.finish(no_skip)
+    }
+
+    #[test]
+    fn only_failures_fail_unless_skipping_is_forbidden() {
+        let skipped = || Ok(Outcome::Skipped("no root".into()));
+        assert!(after(Ok(Outcome::Passed(String::new())), true).is_ok());
+        assert!(after(skipped(), false).is_ok());
+        assert!(after(skipped(), true).is_err());
+        assert!(after(Ok(Outcome::Failed("1 of 2".into())), false).is_err());
+        assert!(after(Err(anyhow::anyhow!("no compiler")), false).is_err());
+    }
+
+    #[test]
+    fn what_a_part_of_a_step_skipped_counts() {
+        let mut report = Report::default();
+        report.step("all", || Ok(Outcome::Passed(String::new())));
+        report.skip("all", "one needs docker".into());
+        assert!(report.finish(true).is_err());
+    }
+}
