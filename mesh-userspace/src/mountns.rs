@@ -1,58 +1,94 @@
 //! `ip netns exec` gives each command a mount namespace of its own with a fresh /sys. A bpf file
 //! system mounted in there would vanish with the command, and with it every pin: the data plane
-//! would end with the agent. So the pins go where they last: into the mount namespace of whoever
-//! ran the command.
+//! would end with the agent. So the pins go where they last, into the mount namespace outside.
 
 use std::{
     fs::{self, File},
+    os::fd::AsFd,
     path::Path,
 };
+
+use rustix::thread::LinkNameSpaceType;
 
 use crate::bpf::pins::is_bpffs;
 
 /// Ancestors to look at.
 const GENERATIONS: usize = 16;
 
-/// Moves this process, which must still have only one thread, to the mount namespace of its nearest
-/// ancestor that has another one, if there is no bpf file system for `pin_dir` here.
+/// Moves this process, which must still have only one thread, out of the mount namespace that
+/// `ip netns exec` made for it, if there is no bpf file system for `pin_dir` in it.
 pub fn enter_lasting(pin_dir: &Path) {
     let existing = pin_dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    if is_bpffs(existing) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if is_bpffs(existing) || !is_made_by_ip_netns(&mounts) {
         return;
     }
-    let Some(namespace) = ancestors_namespace() else { return };
     let cwd = std::env::current_dir();
-    let moved = rustix::thread::move_into_link_name_space(
-        std::os::fd::AsFd::as_fd(&namespace),
-        Some(rustix::thread::LinkNameSpaceType::Mount),
-    );
-    match (moved, cwd) {
-        // The move went to the root folder.
-        (Ok(()), Ok(cwd)) => drop(std::env::set_current_dir(cwd)),
-        (Ok(()), Err(_)) => {}
-        (Err(e), _) => tracing::warn!(
-            "the pins below {} will not outlive this mount namespace, and entering the parent's \
-             failed: {e}; use `nsenter --net` in place of `ip netns exec`",
+    let moved = outside().is_some_and(|namespace| {
+        let kind = Some(LinkNameSpaceType::Mount);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).is_ok()
+    });
+    if !moved {
+        tracing::warn!(
+            "`ip netns exec` runs this in a mount namespace that ends with it, and the pins below \
+             {} with that; use `nsenter --net=/run/netns/NAME` instead",
             pin_dir.display()
-        ),
+        );
+    } else if let Ok(cwd) = cwd {
+        // The move went to the root folder.
+        let _ = std::env::set_current_dir(cwd);
     }
 }
 
-fn ancestors_namespace() -> Option<File> {
+/// It mounts a sysfs whose source is the name of the network namespace.
+fn is_made_by_ip_netns(mounts: &str) -> bool {
+    let source = mounts.lines().rev().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let at = mount.split(' ').nth(4)?;
+        let mut file_system = file_system.split(' ');
+        (at == "/sys" && file_system.next() == Some("sysfs")).then(|| file_system.next())?
+    });
+    source.is_some_and(|name| Path::new("/run/netns").join(name).exists())
+}
+
+/// The mount namespace of the nearest ancestor that has another one; else that of init, or of the
+/// kernel's own threads, which is the machine's first.
+fn outside() -> Option<File> {
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
-    let mut pid = parent_of("self")?;
-    for _ in 0..GENERATIONS {
-        let path = format!("/proc/{pid}/ns/mnt");
-        if fs::read_link(&path).ok()? != own {
-            return File::open(path).ok();
-        }
-        pid = parent_of(&pid)?;
+    let mut pids = Vec::new();
+    let mut pid = parent_of("self");
+    while let Some(p) = pid
+        && pids.len() < GENERATIONS
+    {
+        pid = parent_of(&p);
+        pids.push(p);
     }
-    None
+    pids.push("1".into());
+    if fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim() == "kthreadd") {
+        pids.push("2".into());
+    }
+    pids.iter().map(|pid| format!("/proc/{pid}/ns/mnt")).find_map(|path| {
+        let other = fs::read_link(&path).is_ok_and(|namespace| namespace != own);
+        if other { File::open(path).ok() } else { None }
+    })
 }
 
 fn parent_of(pid: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let parent = status.lines().find_map(|l| l.strip_prefix("PPid:"))?.trim();
     (parent != "0").then(|| parent.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ordinary_sys_is_no_ip_netns() {
+        let mounts = "23 27 0:22 / /sys rw,relatime - sysfs sysfs rw\n\
+                      31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n";
+        assert!(!is_made_by_ip_netns(mounts));
+        assert!(!is_made_by_ip_netns(""));
+        assert!(!is_made_by_ip_netns("nonsense - \n / - sysfs"));
+    }
 }

@@ -62,6 +62,14 @@ pub fn can_be_root() -> bool {
     is_root() || succeeds(Command::new("sudo").args(["-n", "true"]))
 }
 
+/// Why [`can_be_root`] is false, and what to do about it.
+pub fn how_to_be_root() -> &'static str {
+    match toolchain::on_path("sudo") {
+        Some(_) => "needs root, and sudo asks for a password: run `sudo -v` first",
+        None => "needs root, and there is no sudo: run it as root",
+    }
+}
+
 /// A command that runs as root, by sudo if need be. sudo drops the environment, so what the
 /// program needs of it is handed over by name.
 pub fn as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(

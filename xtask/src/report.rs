@@ -1,6 +1,9 @@
 //! Steps that are run one after the other, and the table of what became of them.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{IsTerminal as _, stderr},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets::NOTHING};
@@ -21,7 +24,8 @@ pub struct Report {
 impl Report {
     /// Runs a step under a heading. Its failure is noted, and does not stop those that follow.
     pub fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Outcome>) {
-        eprintln!("\n\x1b[1m== {name}\x1b[0m");
+        let (bold, plain) = if stderr().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+        eprintln!("\n{bold}== {name} =={plain}");
         let start = Instant::now();
         let outcome = step().unwrap_or_else(|e| Outcome::Failed(format!("{e:#}")));
         match &outcome {
@@ -63,5 +67,35 @@ impl Report {
             (0, _) => Ok(()),
             (n, _) => bail!("failed: {n}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(outcome: Result<Outcome>, no_skip: bool) -> Result<()> {
+        let mut report = Report::default();
+        report.step("first", || Ok(Outcome::Passed(String::new())));
+        report.step("second", || outcome);
+        report.finish(no_skip)
+    }
+
+    #[test]
+    fn only_failures_fail_unless_skipping_is_forbidden() {
+        let skipped = || Ok(Outcome::Skipped("no root".into()));
+        assert!(after(Ok(Outcome::Passed(String::new())), true).is_ok());
+        assert!(after(skipped(), false).is_ok());
+        assert!(after(skipped(), true).is_err());
+        assert!(after(Ok(Outcome::Failed("1 of 2".into())), false).is_err());
+        assert!(after(Err(anyhow::anyhow!("no compiler")), false).is_err());
+    }
+
+    #[test]
+    fn what_a_part_of_a_step_skipped_counts() {
+        let mut report = Report::default();
+        report.step("all", || Ok(Outcome::Passed(String::new())));
+        report.skip("all", "one needs docker".into());
+        assert!(report.finish(true).is_err());
     }
 }

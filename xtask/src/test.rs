@@ -24,7 +24,7 @@ pub struct TestArgs {
     /// Fail if anything is skipped
     #[arg(long, env = "CI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub no_skip: bool,
-    /// Run only tests whose name contains this
+    /// Run only tests with this in their own name or in that of their file
     pub filter: Option<String>,
 }
 
@@ -87,7 +87,7 @@ pub fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
 /// Whether the upper tiers can run: root that may make namespaces, and the commands tests call.
 fn privilege() -> Result<()> {
     if !exec::can_be_root() {
-        bail!("needs root, and sudo asks for a password. Run: sudo -v && cargo xtask test");
+        bail!(exec::how_to_be_root());
     }
     let no_vars: [(&str, &str); 0] = [];
     if !succeeds(as_root("unshare", no_vars).args(["--net", "--mount", "true"])) {
@@ -140,7 +140,7 @@ impl Tiers {
     fn run(&self, test: &Built, skips: &mut Vec<String>) -> Result<ExitStatus> {
         let mut command = self.command(test);
         // What passing tests print is shown as well: tables of measurements, and what they skip.
-        command.arg("--show-output").args(&self.filter);
+        command.arg("--show-output").args(self.filter(test));
         command.current_dir(&test.package).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| exec::line(&command))?;
         let stdout = child.stdout.take().context("a child without stdout")?;
@@ -169,9 +169,14 @@ impl Tiers {
         command
     }
 
+    /// What is left to choose within a test binary.
+    fn filter(&self, test: &Built) -> Option<&String> {
+        self.filter.as_ref().filter(|filter| !test.name.contains(filter.as_str()))
+    }
+
     fn count(&self, test: &Built) -> Result<usize> {
         let mut list = Command::new(&test.path);
-        list.args(["--list", "--format=terse"]).args(&self.filter).current_dir(&test.package);
+        list.args(["--list", "--format=terse"]).args(self.filter(test)).current_dir(&test.package);
         Ok(output(&mut list)?.lines().filter(|line| line.ends_with(": test")).count())
     }
 }

@@ -185,3 +185,18 @@ fn number(version: &str) -> (u32, u32) {
     let mut parts = version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        for new in ["1.95.0", "1.100.0", "1.97.0-nightly", "1.96.0+dfsg1-1~deb12u2", "2.0.0"] {
+            assert!(is_recent(new), "{new}");
+        }
+        for old in ["1.85.0+dfsg3-1~deb12u3", "1.9.0", "1.94.1", ""] {
+            assert!(!is_recent(old), "{old}");
+        }
+    }
+}

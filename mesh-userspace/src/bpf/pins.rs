@@ -96,18 +96,24 @@ impl Pins {
         Ok(Some(at.to_owned()))
     }
 
-    /// Removes every pin, and with the links the attachments. Errors are collected, not fatal.
+    /// Removes every pin, and with the links the attachments, also those of other versions. Errors
+    /// are collected, not fatal.
     pub fn remove(&self) -> Vec<BpfError> {
         let mut errors = Vec::new();
-        if is_bpffs(&self.dir) {
-            remove_tree(&self.dir, &mut errors);
+        if !is_bpffs(&self.dir) {
+            return errors;
         }
+        for path in entries(&self.dir).into_iter().filter(|p| is_version(p)) {
+            remove_tree(&path, &mut errors);
+        }
+        // Not ours alone if something else is in it; a mount point stays until it is unmounted.
+        let _ = fs::remove_dir(&self.dir);
         errors
     }
 
     /// Unmounts what [`Pins::prepare`] mounted, if nobody else has put anything there since.
     pub fn unmount(&self, at: &Path) -> io::Result<()> {
-        if !is_bpffs(at) || fs::read_dir(at)?.next().is_some() {
+        if !is_bpffs(at) || entries(at).iter().any(|p| !is_preloaded(p)) {
             return Ok(());
         }
         rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())?;
@@ -119,34 +125,37 @@ impl Pins {
 }
 
 fn remove_tree(dir: &Path, errors: &mut Vec<BpfError>) {
-    let mut fail = |what, path: &Path, source| {
-        errors.push(BpfError::Pin { what, path: path.to_owned(), source });
-    };
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) => return fail("reading", dir, e),
-    };
     let mut below = Vec::new();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+    for path in entries(dir) {
+        if path.is_dir() {
             below.push(path);
-        } else if let Err(e) = fs::remove_file(&path) {
-            fail("removing the pin", &path, e);
+        } else if let Err(source) = fs::remove_file(&path) {
+            errors.push(BpfError::Pin { what: "removing the pin", path, source });
         }
     }
     below.iter().for_each(|path| remove_tree(path, errors));
-    if let Err(source) = fs::remove_dir(dir)
-        && source.kind() != io::ErrorKind::NotFound
-        // A mount point stays until it is unmounted.
-        && source.raw_os_error() != Some(libc::EBUSY)
-    {
+    if let Err(source) = fs::remove_dir(dir) {
         errors.push(BpfError::Pin { what: "removing", path: dir.to_owned(), source });
     }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).map(|e| e.flatten().map(|e| e.path()).collect()).unwrap_or_default()
+}
+
+/// `v1` and the like: a folder of ours.
+fn is_version(path: &Path) -> bool {
+    let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix('v'));
+    number.is_some_and(|n| n.parse::<u32>().is_ok())
+}
+
+/// The kernel puts `maps.debug` and `progs.debug` into every bpf file system (CONFIG_BPF_PRELOAD).
+fn is_preloaded(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "debug")
 }
 
 /// Is `path` on a bpf file system?
 pub fn is_bpffs(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_encoded_bytes()) else { return false };
-    rustix::fs::statfs(path.as_c_str()).is_ok_and(|s| s.f_type as i64 == BPF_FS_MAGIC)
+    rustix::fs::statfs(path.as_c_str()).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
 }

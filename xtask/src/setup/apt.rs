@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::{
-    exec::{as_root, can_be_root, output, run, say},
+    exec::{as_root, can_be_root, how_to_be_root, output, run, say},
     toolchain::{self, on_path},
 };
 
@@ -85,11 +85,7 @@ fn require_root(packages: &[&str]) -> Result<()> {
     if can_be_root() {
         return Ok(());
     }
-    bail!(
-        "only root can install packages, and sudo asks for a password. Run: sudo apt-get install \
-         --no-install-recommends {}",
-        packages.join(" "),
-    )
+    bail!("apt-get install --no-install-recommends {} {}", packages.join(" "), how_to_be_root(),)
 }
 
 fn update() -> Result<()> {

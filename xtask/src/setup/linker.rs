@@ -102,3 +102,16 @@ fn major(library: &Path) -> Option<u32> {
     let name = library.file_name()?.to_str()?;
     name.strip_prefix("libLLVM.so.")?.split(['.', '-']).next()?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llvm_is_known_by_the_name_of_its_library() {
+        for name in ["libLLVM.so.22.1", "libLLVM.so.22.1-rust-1.95.0-stable"] {
+            assert_eq!(major(&Path::new("/lib").join(name)), Some(22), "{name}");
+        }
+        assert_eq!(major(Path::new("/lib/libLLVM-14.so.1")), None);
+    }
+}

@@ -125,7 +125,7 @@ fn file_is_read_from_its_path() {
     let (from_folder, from_nothing) = (read(&folder), read(&folder.join("none")));
     std::fs::remove_dir_all(&folder).unwrap();
 
-    assert_eq!(from_good.unwrap(), parse(EXAMPLE.as_bytes()).unwrap());
+    assert_eq!(from_good.unwrap().0, parse(EXAMPLE.as_bytes()).unwrap());
     let message = from_bad.unwrap_err().to_string();
     assert!(
         message.starts_with(&format!("{}:19:8: network[0].vni: -1", bad.display())),
