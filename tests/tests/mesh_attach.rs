@@ -68,7 +68,7 @@ fn wanted_address_is_given_and_then_taken() {
         let other = mesh.hosts[0].containers[1].netns.name().to_owned();
         let host = &mut mesh.hosts[0];
         for (ip, why) in [
-            ("10.42.1.77", "h1c1"),
+            ("10.42.1.77", "10.42.1.77"),
             ("10.42.2.77", "10.42.1.0/24"),
             ("192.0.2.77", "10.42.1.0/24"),
             ("10.42.1.0", "10.42.1.0"),
@@ -88,7 +88,8 @@ fn what_can_not_be_attached_is_refused_with_the_cause() {
         let host = &mesh.hosts[0];
         let taken = host.containers[0].netns.name();
         expect_refused(host, &["attach", "no-such-namespace"], "no-such-namespace")?;
-        expect_refused(host, &["attach", taken, "--name", "h1c2"], "h1c2")?;
+        expect_refused(host, &["attach", taken, "--name", "other"], "h1c1")?;
+        expect_refused(host, &["attach", mesh.switch.name(), "--name", "h1c2"], "h1c2")?;
         expect_refused(host, &["attach", taken, "--name", "x", "--network", "green"], "green")?;
         expect_refused(host, &["detach", "nobody"], "nobody")?;
         ensure!(host.status()?["endpoints"].as_array().map(Vec::len) == Some(3));

@@ -88,9 +88,12 @@ fn udp(dst_mac: [u8; 6], src: IpAddr, dst: IpAddr) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Whether a frame with the mark is seen within `limit`.
+/// Whether a UDP packet with the mark is seen within `limit`. An ICMP error that quotes it does not
+/// count.
 fn arrives(socket: &PacketSocket, limit: Duration) -> Result<bool> {
-    Ok(socket.find(limit, |frame| frame.ends_with(MARK))?.is_some())
+    let protocol = |frame: &[u8]| frame.get(if frame[12] == 0x08 { 23 } else { 20 }).copied();
+    let ours = |frame: &[u8]| frame.ends_with(MARK) && protocol(frame) == Some(IpNumber::UDP.0);
+    Ok(socket.find(limit, ours)?.is_some())
 }
 
 #[test]

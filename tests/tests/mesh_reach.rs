@@ -119,8 +119,6 @@ fn agents_with_mount_namespaces_of_their_own_carry_traffic() {
     bare(Options::default(), |mesh| {
         for host in &mut mesh.hosts {
             host.private_mounts = true;
-            // Each `ip netns exec` mounts a /sys of its own, and mesh a bpf file system in it.
-            host.pin_dir = "/sys/fs/bpf/mesh".into();
         }
         mesh.up()?;
         let parties = mesh.parties()?;

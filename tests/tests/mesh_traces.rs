@@ -110,8 +110,9 @@ fn foreign_things_survive_up_and_down() {
 fn add_foreign_things(netns: &Netns) -> Result<OwnedFd> {
     for command in [
         "ip link add docker0 type bridge",
+        "ip link set docker0 addrgenmode none",
         "ip addr add 172.17.0.1/16 dev docker0",
-        "ip link set docker0 addrgenmode none up",
+        "ip link set docker0 up",
         "ip route add 10.77.0.0/16 via 192.0.2.12",
         "ip rule add pref 900 from 10.77.0.0/16 lookup 900",
         "tc qdisc add dev eth0 clsact",

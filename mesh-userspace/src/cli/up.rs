@@ -1,6 +1,10 @@
 //! `mesh up`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
@@ -8,9 +12,12 @@ use super::Place;
 use crate::{
     agent::{self, Settings},
     bpf::{attach::Mode, probe::KernelFeatures},
-    host::Host,
-    state,
+    host::{Host, HostError},
+    state::{self, StateError},
 };
+
+/// Commands hold the lock for a moment, an agent for its life.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -41,11 +48,24 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
     if settings.mode == Mode::Tcx && !has_tcx {
         anyhow::bail!("this kernel has no tcx (since Linux 6.6): leave --attach-mode out");
     }
-    let mut host = Host::open(place)?;
+    let mut host = open_when_free(place).await?;
     let config_error = agent::start(&mut host, &settings).await?;
     if args.once {
         return Ok(if config_error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     agent::run(host, settings, config_error).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the lock, though a command such as `mesh status` may have it just now.
+async fn open_when_free(place: &Place) -> Result<Host, HostError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Host::open(place) {
+            Err(HostError::State(StateError::Locked { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            done => return done,
+        }
+    }
 }
