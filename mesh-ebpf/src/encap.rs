@@ -26,8 +26,7 @@ const GRE_PROTO: usize = 18;
 /// `BPF_F_ADJ_ROOM_*`: what the kernel is to make of the new bytes, for segmentation and offloads.
 const ENCAP_IP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE) as u64;
 /// With an inner Ethernet header, whose length is in the top byte (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
-const ENCAP_ETHERNET: u64 =
-    ENCAP_IP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | (ETH_LEN as u64) << 56;
+const ENCAP_ETHERNET: u64 = ENCAP_IP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | (ETH_LEN as u64) << 56;
 
 /// The way to a peer within one network.
 pub struct Route<'a> {
