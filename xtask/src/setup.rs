@@ -18,6 +18,7 @@ mod apt;
 mod linker;
 
 pub use apt::{Need, packages};
+
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[
     Need { command: "ip", package: "iproute2", why: "joins and shows network namespaces" },
