@@ -197,5 +197,5 @@ pub fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
     let code = unsafe {
         bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
     };
-    if code < 0 { TC_ACT_SHOT as i32 } else { code as i32 }
+    if code < 0 { TC_ACT_SHOT } else { code as i32 }
 }
