@@ -55,7 +55,7 @@ fn ebpf_lints() -> Result<Outcome> {
     passed(run(&mut clippy))
 }
 
-/// cargo-deny: see `deny.toml`. Advisories change without us and need a database from the net.
+/// cargo-deny: see `.deny.toml`. Advisories change without us and need a database from the net.
 fn dependencies() -> Result<Outcome> {
     let deny = setup::cargo_deny()?;
     let check = |what: &[&str]| {
