@@ -12,7 +12,12 @@ use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::config::{self, Document, Fault, Faults, Network, Node, Vni};
+use super::print;
+use crate::{
+    compile,
+    config::{self, Document, Fault, Faults, Network, Node, Vni},
+    net::{Address, Net},
+};
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -27,12 +32,12 @@ pub struct CheckArgs {
     pub schema: bool,
 }
 
-pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let Some(path) = args.config.filter(|_| !args.schema) else {
         print(&json(&config::file::schema())?)?;
         return Ok(ExitCode::SUCCESS);
     };
-    match check(&path) {
+    match check(&path).await {
         Ok(document) => {
             let report = if args.json { json(&Report::new(&document))? } else { table(&document) };
             print(&report)?;
@@ -55,21 +60,38 @@ struct Failure {
     text: String,
 }
 
-fn check(path: &Path) -> Result<Document, Failure> {
+async fn check(path: &Path) -> Result<Document, Failure> {
     let bytes = config::read_bytes(path).map_err(|e| {
         let fault = Fault { line: 0, column: 0, key: String::new(), message: e.to_string() };
         Failure { faults: Faults(vec![fault]), text: String::new() }
     })?;
-    config::parse_document(&bytes)
-        .map_err(|faults| Failure { faults, text: String::from_utf8_lossy(&bytes).into_owned() })
+    let text = || String::from_utf8_lossy(&bytes).into_owned();
+    let document =
+        config::parse_document(&bytes).map_err(|faults| Failure { faults, text: text() })?;
+    match mtu_fault(&document).await {
+        Some(fault) => Err(Failure { faults: Faults(vec![fault]), text: text() }),
+        None => Ok(document),
+    }
 }
 
-/// `| head` is no error.
-fn print(text: &str) -> io::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
-    }
+/// If this machine is a node of the cluster: does the file's MTU fit its underlay?
+async fn mtu_fault(document: &Document) -> Option<Fault> {
+    let (line, column) = document.mtu_at?;
+    let cluster = &document.cluster;
+    let net = Net::here().ok()?;
+    let addresses = net.addresses().await.ok()?;
+    let is_underlay = |a: &&Address| cluster.nodes.iter().any(|n| a.ip() == n.underlay);
+    let link = net.link(addresses.iter().find(is_underlay)?.ifindex).await.ok()??;
+    let largest = cluster
+        .networks
+        .iter()
+        .filter_map(|n| compile::container_mtu(cluster, n.vni, link.mtu).err())
+        .min()?;
+    let message = format!(
+        "{} does not fit this host: its underlay {} has an MTU of {}, which leaves {largest}",
+        cluster.mtu?, link.name, link.mtu
+    );
+    Some(Fault { line, column, key: "cluster.mtu".into(), message })
 }
 
 fn json(value: &impl Serialize) -> serde_json::Result<String> {

@@ -14,16 +14,12 @@ use crate::agent::protocol::Request;
 pub struct DownArgs {}
 
 pub async fn run(_: DownArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    let existed = place.run_dir.exists();
     match session::open(place, &Request::Down, None, true).await? {
         Session::Agent(_) => Ok(ExitCode::SUCCESS),
         Session::Direct(host) => {
             let errors = host.down().await;
             for e in &errors {
                 eprintln!("mesh: {e}");
-            }
-            if !existed {
-                tracing::debug!("nothing was up");
             }
             Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

@@ -94,7 +94,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Attach(args) => attach::run(args, &place).await,
         Verb::Detach(args) => detach::run(args, &place).await,
         Verb::Status(args) => status::run(args, &place).await,
-        Verb::Check(args) => check::run(args),
+        Verb::Check(args) => check::run(args).await,
         Verb::Doctor(args) => doctor::run(args, &place).await,
         Verb::Completions(args) => generate::completions(args, Cli::command()),
         Verb::Man(args) => generate::man(args, Cli::command()),

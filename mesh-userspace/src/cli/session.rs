@@ -21,6 +21,10 @@ use crate::{
 /// How long to wait for an agent that starts, or for another command that is not done yet.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long `mesh up &` may take to be noticed.
+const STARTING: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(20);
+
 pub enum Session {
     /// The agent's answer.
     Agent(Response),
@@ -36,7 +40,7 @@ pub async fn open(
     fd: Option<BorrowedFd<'_>>,
     even_if_down: bool,
 ) -> anyhow::Result<Session> {
-    if !place.run_dir.join("state.json").exists() && !even_if_down {
+    if !even_if_down && !comes_up(place).await {
         bail!(
             "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give \
              the --run-dir of the agent",
@@ -55,12 +59,24 @@ pub async fn open(
             Ok(response) => return Ok(Session::Agent(response)),
             // It is about to listen, or about to end.
             Err(e) if is_absent(&e) && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(POLL).await;
             }
             Err(e) if is_absent(&e) => return Err(locked.into()),
             Err(e) => return Err(e).context("the agent does not answer"),
         }
     }
+}
+
+/// Is there a mesh? One that is just being brought up gets a moment.
+async fn comes_up(place: &Place) -> bool {
+    let deadline = Instant::now() + STARTING;
+    while !place.run_dir.join("state.json").exists() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    true
 }
 
 fn is_absent(e: &io::Error) -> bool {

@@ -164,6 +164,9 @@ pub struct Document {
     pub cluster: Cluster,
     /// Networks that are divided evenly: a node more may change each node's part.
     pub divided: HashSet<Vni>,
+    /// Line and column of `cluster.mtu`, from 1, if the file has it: whether it fits is known only
+    /// where the underlay is.
+    pub mtu_at: Option<(usize, usize)>,
 }
 
 /// Reads the cluster from a config file's bytes, or all the faults that are in it.
@@ -195,7 +198,9 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
             // What the parser saw may not show in any one section.
             syntax::report(&errors, &decoded.text, 0, "", &mut findings);
         }
-        if let Some(document) = validate::validate(&spec, &mut findings) {
+        if let Some(mut document) = validate::validate(&spec, &mut findings) {
+            let mtu = spec.cluster.as_ref().and_then(|c| c.mtu.as_ref());
+            document.mtu_at = mtu.map(|mtu| findings.position(mtu.place.offset));
             return Ok(document);
         }
     }

@@ -71,6 +71,13 @@ impl<'a> Findings<'a> {
         self.found.is_empty()
     }
 
+    /// Line and column of an offset, from 1.
+    pub fn position(&self, offset: usize) -> (usize, usize) {
+        let line = self.line(offset);
+        let before = self.text.get(self.starts[line - 1]..offset).unwrap_or_default();
+        (line, before.chars().count() + 1)
+    }
+
     /// All of them in the order of their places.
     pub fn finish(mut self) -> Faults {
         self.found.sort_by_key(|(place, _)| place.offset);

@@ -286,6 +286,7 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
             nodes: nodes.collect::<Option<_>>()?,
         },
         divided,
+        mtu_at: None,
     })
 }
 
