@@ -23,8 +23,10 @@ const SUM: usize = 12;
 const GRE_FLAGS: usize = 17;
 const GRE_PROTO: usize = 18;
 
-/// `BPF_F_ADJ_ROOM_ENCAP_L2(14)`: bytes of the inner Ethernet header, for the kernel's offsets.
-const ENCAP_L2_14: u32 = (ETH_LEN as u32) << 24;
+/// `BPF_F_ADJ_ROOM_*`: what the kernel is to make of the new bytes, for segmentation and offloads.
+const ENCAP_IP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE) as u64;
+/// With an inner Ethernet header, whose length is in the top byte (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
+const ENCAP_ETHERNET: u64 = ENCAP_IP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | (ETH_LEN as u64) << 56;
 
 /// The way to a peer within one network.
 pub struct Route<'a> {
@@ -61,8 +63,7 @@ pub fn send(
     bytes: u32,
 ) -> Result<Done, DropReason> {
     let peer = route.peer;
-    let l2 = if route.ethernet { ENCAP_L2_14 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH } else { 0 };
-    packet.grow(route.overhead, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE | l2)?;
+    packet.grow(route.overhead, if route.ethernet { ENCAP_ETHERNET } else { ENCAP_IP })?;
 
     let outer: *mut [u16; OUTER_WORDS] = packet.at(0).ok_or(DropReason::NoRoom)?;
     // A super-packet may be longer than the field: each segment gets its own length later.

@@ -47,11 +47,7 @@ pub fn fits<F: Family>(
     if segment != 0 && segment + headers_len::<F>(packet, header) <= mtu {
         return Ok(());
     }
-    let code =
-        match if F::IS_V4 { v4(packet, hook, port, mtu) } else { v6(packet, hook, port, mtu) } {
-            Ok(code) => code,
-            Err(reason) => return Err(reason.into()),
-        };
+    let code = if F::IS_V4 { v4(packet, hook, port, mtu)? } else { v6(packet, hook, port, mtu)? };
     Err(Refusal { reason: DropReason::TooBig, code })
 }
 

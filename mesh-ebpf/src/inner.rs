@@ -101,7 +101,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn fib_key(vni: u32, len: u8, dst: &Addr) -> FibKey {
-        let mask = (u32::MAX << (128 - u32::from(len) & 31)).to_be();
+        let mask = (u32::MAX << ((128 - u32::from(len)) & 31)).to_be();
         FibKey { len_vni: u32::from(len) << 24 | vni, addr: Addr::from_v4(dst.0[3] & mask) }
     }
 }

@@ -39,7 +39,7 @@ struct Refusal {
 impl From<DropReason> for Refusal {
     #[inline(always)]
     fn from(reason: DropReason) -> Self {
-        Self { reason, code: TC_ACT_SHOT as i32 }
+        Self { reason, code: TC_ACT_SHOT }
     }
 }
 

@@ -51,13 +51,13 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
         return Ok(slot);
     }
     // SAFETY: values are only replaced whole, by user space.
-    unsafe { PORTS.get(&ifindex) }.ok_or(DropReason::UnknownPort)
+    unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
 }
 
 #[inline(always)]
 pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReason> {
     // SAFETY: values are only replaced whole, by user space.
-    unsafe { ENDPOINTS.get(&EndpointKey { vni, addr }) }.ok_or(DropReason::NoEndpoint)
+    unsafe { ENDPOINTS.get(EndpointKey { vni, addr }) }.ok_or(DropReason::NoEndpoint)
 }
 
 #[inline(always)]
@@ -83,13 +83,13 @@ pub fn peer(index: u32) -> Result<&'static PeerInfo, DropReason> {
 #[inline(always)]
 pub fn peer_source(outer_source: Addr, vni: u32) -> Option<&'static PeerSource> {
     // SAFETY: values are only replaced whole, by user space.
-    unsafe { PEER_BY_ADDR.get(&PeerKey { outer_source, vni }) }
+    unsafe { PEER_BY_ADDR.get(PeerKey { outer_source, vni }) }
 }
 
 #[inline(always)]
 pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
     // SAFETY: values are only replaced whole, by user space.
-    unsafe { NETWORKS.get(&vni) }
+    unsafe { NETWORKS.get(vni) }
 }
 
 #[inline(always)]

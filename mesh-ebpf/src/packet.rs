@@ -128,23 +128,24 @@ impl Packet {
     /// Makes room for `bytes` behind the Ethernet header. `flags`: BPF_F_ADJ_ROOM_*, besides that
     /// segments keep their size (the container's MTU already leaves the room).
     #[inline(always)]
-    pub fn grow(&self, bytes: u32, flags: u32) -> Result<(), DropReason> {
+    pub fn grow(&self, bytes: u32, flags: u64) -> Result<(), DropReason> {
         self.adjust(bytes as i32, flags)
     }
 
     /// Takes out `bytes` behind the Ethernet header.
     #[inline(always)]
-    pub fn shrink(&self, bytes: u32, flags: u32) -> Result<(), DropReason> {
+    pub fn shrink(&self, bytes: u32, flags: u64) -> Result<(), DropReason> {
         self.adjust(-(bytes as i32), flags)
     }
 
     #[inline(always)]
-    fn adjust(&self, diff: i32, flags: u32) -> Result<(), DropReason> {
+    fn adjust(&self, diff: i32, flags: u64) -> Result<(), DropReason> {
         // NO_CSUM_RESET: the outer header has no checksum over the inner packet, so what the card
         // said of that still holds.
-        let flags = flags | BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+        let flags =
+            flags | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | u64::from(BPF_F_ADJ_ROOM_NO_CSUM_RESET);
         // SAFETY: a helper call with a valid context.
-        let r = unsafe { bpf_skb_adjust_room(self.skb, diff, BPF_ADJ_ROOM_MAC, flags.into()) };
+        let r = unsafe { bpf_skb_adjust_room(self.skb, diff, BPF_ADJ_ROOM_MAC, flags) };
         if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
     }
 
@@ -196,5 +197,5 @@ pub fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
     let code = unsafe {
         bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0)
     };
-    if code < 0 { TC_ACT_SHOT as i32 } else { code as i32 }
+    if code < 0 { TC_ACT_SHOT } else { code as i32 }
 }

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::thread::LinkNameSpaceType;
@@ -16,13 +16,16 @@ use crate::bpf::pins::is_bpffs;
 const GENERATIONS: usize = 16;
 
 /// Moves this process, which must still have only one thread, out of the mount namespace that
-/// `ip netns exec` made for it, if there is no bpf file system for `pin_dir` in it.
-pub fn enter_lasting(pin_dir: &Path) {
+/// `ip netns exec` made for it, if there is no bpf file system for `pin_dir` in it. Returns the
+/// folder for the pins: in there each network namespace has a /sys of its own, and so each has a
+/// folder of its own below `pin_dir` out here.
+pub fn enter_lasting(pin_dir: PathBuf) -> PathBuf {
     let existing = pin_dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    if is_bpffs(existing) || !is_made_by_ip_netns(&mounts) {
-        return;
+    if is_bpffs(existing) {
+        return pin_dir;
     }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let Some(netns) = name_in_ip_netns(&mounts) else { return pin_dir };
     let cwd = std::env::current_dir();
     let moved = outside().is_some_and(|namespace| {
         let kind = Some(LinkNameSpaceType::Mount);
@@ -31,24 +34,31 @@ pub fn enter_lasting(pin_dir: &Path) {
     if !moved {
         tracing::warn!(
             "`ip netns exec` runs this in a mount namespace that ends with it, and the pins below \
-             {} with that; use `nsenter --net=/run/netns/NAME` instead",
+             {} with that; use `nsenter --net=/run/netns/{netns}` instead",
             pin_dir.display()
         );
-    } else if let Ok(cwd) = cwd {
+        return pin_dir;
+    }
+    if let Ok(cwd) = cwd {
         // The move went to the root folder.
         let _ = std::env::set_current_dir(cwd);
     }
+    if !pin_dir.starts_with("/sys") {
+        return pin_dir;
+    }
+    // A bpf file system takes no dots in names.
+    pin_dir.join(format!("netns-{}", netns.replace('.', "_")))
 }
 
-/// It mounts a sysfs whose source is the name of the network namespace.
-fn is_made_by_ip_netns(mounts: &str) -> bool {
+/// The network namespace's name: it is the source of the sysfs that `ip netns exec` mounts.
+fn name_in_ip_netns(mounts: &str) -> Option<String> {
     let source = mounts.lines().rev().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
         let at = mount.split(' ').nth(4)?;
         let mut file_system = file_system.split(' ');
         (at == "/sys" && file_system.next() == Some("sysfs")).then(|| file_system.next())?
-    });
-    source.is_some_and(|name| Path::new("/run/netns").join(name).exists())
+    })?;
+    Path::new("/run/netns").join(source).exists().then(|| source.to_owned())
 }
 
 /// The mount namespace of the nearest ancestor that has another one; else that of init, or of the
@@ -87,8 +97,8 @@ mod tests {
     fn an_ordinary_sys_is_no_ip_netns() {
         let mounts = "23 27 0:22 / /sys rw,relatime - sysfs sysfs rw\n\
                       31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n";
-        assert!(!is_made_by_ip_netns(mounts));
-        assert!(!is_made_by_ip_netns(""));
-        assert!(!is_made_by_ip_netns("nonsense - \n / - sysfs"));
+        assert_eq!(name_in_ip_netns(mounts), None);
+        assert_eq!(name_in_ip_netns(""), None);
+        assert_eq!(name_in_ip_netns("nonsense - \n / - sysfs"), None);
     }
 }

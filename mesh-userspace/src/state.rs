@@ -45,8 +45,8 @@ pub struct State {
     /// Counts the config files that were applied and differed from the one before.
     pub generation: u64,
     pub mode: Option<Mode>,
-    /// Where we mounted a bpf file system.
-    pub mounted: Option<PathBuf>,
+    /// Where the pins are.
+    pub pin_dir: Option<PathBuf>,
     /// Interfaces that `from_underlay` is on.
     pub underlay: Vec<Interface>,
     /// Of these, the ones that got their clsact qdisc from us.

@@ -18,6 +18,7 @@ mod apt;
 mod linker;
 
 pub use apt::{Need, packages};
+
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[
     Need { command: "ip", package: "iproute2", why: "joins and shows network namespaces" },
@@ -110,7 +111,7 @@ fn install_compiler() -> Result<Toolchain> {
         Err(refused) => refused,
     };
     if env::var_os(toolchain::OVERRIDE).is_some() {
-        return Err(refused.context(format!("{} leaves no other choice", toolchain::OVERRIDE)));
+        return Err(refused.context(format!("{} names the only choice", toolchain::OVERRIDE)));
     }
     say(format!("{refused:#}; trying Debian's compiler instead"));
     apt::compiler().context(
@@ -128,7 +129,7 @@ fn add_rust_src() -> Result<()> {
     let mut own = candidates.iter().filter(|name| !name.starts_with('/'));
     let Some(toolchain) = own.find_map(|name| Toolchain::probe(name).filter(Toolchain::is_recent))
     else {
-        bail!("rustup has no toolchain that is new enough (rustup update stable)");
+        bail!("rustup has none that is new enough; try: rustup update stable");
     };
     say(format!("installing rust-src for {toolchain} (3 MB, rustup): `core` is built for BPF"));
     let mut rustup = Command::new("rustup");

@@ -14,7 +14,7 @@ use clap::{ArgAction, Args, builder::FalseyValueParser};
 
 use crate::{
     artifacts::{self, Built},
-    exec::{self, as_root, cargo, output, succeeds},
+    exec::{self, as_root, cargo, succeeds},
     report::{Outcome, Report},
     setup, toolchain,
 };
@@ -177,7 +177,12 @@ impl Tiers {
     fn count(&self, test: &Built) -> Result<usize> {
         let mut list = Command::new(&test.path);
         list.args(["--list", "--format=terse"]).args(self.filter(test)).current_dir(&test.package);
-        Ok(output(&mut list)?.lines().filter(|line| line.ends_with(": test")).count())
+        let out = list.output().with_context(|| exec::line(&list))?;
+        if !out.status.success() {
+            bail!("{} failed ({})", exec::line(&list), out.status);
+        }
+        let names = String::from_utf8_lossy(&out.stdout);
+        Ok(names.lines().filter(|line| line.ends_with(": test")).count())
     }
 }
 

@@ -19,6 +19,9 @@ use super::BpfError;
 /// From linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
+/// The source by which a bpf file system that mesh mounted is known, to whichever agent ends last.
+const OURS: &str = "mesh";
+
 /// The pin folder of one agent.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -30,6 +33,11 @@ impl Pins {
     /// `dir`: the agent's `--pin-dir`. Nothing is made yet.
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), root: dir.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// As it was given.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
@@ -61,10 +69,9 @@ impl Pins {
         self.maps().exists()
     }
 
-    /// Makes the folders, on a bpf file system that is mounted if there is none. Returns where it
-    /// was mounted, for [`Pins::unmount`].
-    pub fn prepare(&self) -> Result<Option<PathBuf>, BpfError> {
-        let mounted = self.mount()?;
+    /// Makes the folders, on a bpf file system that is mounted if there is none.
+    pub fn prepare(&self) -> Result<(), BpfError> {
+        self.mount()?;
         for dir in [self.maps(), self.root.join("programs"), self.links()] {
             fs::create_dir_all(&dir).map_err(|source| BpfError::Pin {
                 what: "making the folder",
@@ -72,28 +79,21 @@ impl Pins {
                 source,
             })?;
         }
-        Ok(mounted)
+        Ok(())
     }
 
-    fn mount(&self) -> Result<Option<PathBuf>, BpfError> {
+    fn mount(&self) -> Result<(), BpfError> {
         let existing = self.dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
         if is_bpffs(existing) {
-            return Ok(None);
+            return Ok(());
         }
         // The kernel's usual place if the folder is below it, else the folder itself.
         let usual = Path::new("/sys/fs/bpf");
         let at = if self.dir.starts_with(usual) { usual } else { &self.dir };
         let fail = |source| BpfError::Mount { path: at.to_owned(), source };
         fs::create_dir_all(at).map_err(fail)?;
-        rustix::mount::mount(
-            "bpf",
-            at,
-            "bpf",
-            rustix::mount::MountFlags::empty(),
-            Some(c"mode=0700"),
-        )
-        .map_err(|e| fail(e.into()))?;
-        Ok(Some(at.to_owned()))
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(OURS, at, "bpf", flags, Some(c"mode=0700")).map_err(|e| fail(e.into()))
     }
 
     /// Removes every pin, and with the links the attachments, also those of other versions. Errors
@@ -107,21 +107,33 @@ impl Pins {
             remove_tree(&path, &mut errors);
         }
         // Not ours alone if something else is in it; a mount point stays until it is unmounted.
-        let _ = fs::remove_dir(&self.dir);
+        // With several agents the folder above may have become empty too.
+        for dir in self.dir.ancestors().take(2).filter(|dir| is_bpffs(dir)) {
+            let _ = fs::remove_dir(dir);
+        }
         errors
     }
 
-    /// Unmounts what [`Pins::prepare`] mounted, if nobody else has put anything there since.
-    pub fn unmount(&self, at: &Path) -> io::Result<()> {
-        if !is_bpffs(at) || entries(at).iter().any(|p| !is_preloaded(p)) {
+    /// Unmounts the bpf file system, if mesh mounted it and nobody has anything in it.
+    pub fn unmount(&self) -> io::Result<()> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let Some(at) = mounted_by_us(&mounts, &self.dir) else { return Ok(()) };
+        if entries(&at).iter().any(|p| !is_preloaded(p)) {
             return Ok(());
         }
-        rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty())?;
-        if at == self.dir {
-            fs::remove_dir(at)?;
-        }
-        Ok(())
+        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty())?;
+        if at == self.dir { fs::remove_dir(at) } else { Ok(()) }
     }
+}
+
+/// Where the bpf file system of `dir` is mounted, if it was mesh that did it.
+fn mounted_by_us(mounts: &str, dir: &Path) -> Option<PathBuf> {
+    mounts.lines().rev().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let at = Path::new(mount.split(' ').nth(4)?);
+        let is_ours = file_system.starts_with(&format!("bpf {OURS} "));
+        (is_ours && dir.starts_with(at)).then(|| at.to_owned())
+    })
 }
 
 fn remove_tree(dir: &Path, errors: &mut Vec<BpfError>) {
@@ -158,4 +170,25 @@ fn is_preloaded(path: &Path) -> bool {
 pub fn is_bpffs(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_encoded_bytes()) else { return false };
     rustix::fs::statfs(path.as_c_str()).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_mount_of_ours_is_ours() {
+        let mounts = "40 23 0:50 / /sys/fs/bpf rw,nosuid - bpf mesh rw,mode=700\n\
+                      41 23 0:51 / /run/other rw - bpf bpf rw\n";
+        let at = |dir: &str| mounted_by_us(mounts, Path::new(dir));
+        assert_eq!(at("/sys/fs/bpf/mesh"), Some("/sys/fs/bpf".into()));
+        assert_eq!(at("/run/other"), None);
+        assert_eq!(at("/elsewhere"), None);
+    }
+
+    #[test]
+    fn folders_of_versions_are_told_from_others() {
+        assert!(is_version(Path::new("/x/v1")) && is_version(Path::new("/x/v12")));
+        assert!(!is_version(Path::new("/x/vault")) && !is_version(Path::new("/x/1")));
+    }
 }

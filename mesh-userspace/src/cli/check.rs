@@ -279,3 +279,64 @@ fn excerpt(line: &str, fault: &Fault) -> String {
     let indent = " ".repeat(fault.column - 1 - skipped);
     format!("  {number} | {}\n  {gutter} | {indent}^\n", shown.trim_end())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "[cluster]\nname = 'c'\ncidr = ['10.42.0.0/16', 'fd42::/48']\n\
+        [[node]]\nname = 'h1'\nunderlay = '192.0.2.1'\nsubnet = '10.42.1.0/24'\n\
+        [[network]]\nname = 'blue'\nvni = 7\ncidr = '10.43.0.0/16'\n";
+
+    fn document() -> Document {
+        config::parse_document(FILE.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn mesh_is_printed_as_tables_with_notes() {
+        let text = table(&document());
+        let words: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        for line in [
+            "cluster c, encap gre, mtu chosen by each node",
+            "blue 7 10.43.0.0/16 28 bytes divided evenly",
+            "h1 192.0.2.1 10.42.1.1 default 10.42.1.0/24",
+            "blue 10.43.0.0/16",
+            "No node has a part of fd42::/48 in network default.",
+        ] {
+            assert!(words.contains(&line.split(' ').collect()), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn mesh_as_json_has_networks_and_nodes() {
+        let json = serde_json::to_value(Report::new(&document())).unwrap();
+        assert_eq!(json["ok"], true);
+        assert_eq!(json["cluster"]["mtu"], serde_json::Value::Null);
+        assert_eq!(json["networks"][1]["overhead_bytes"], 28);
+        assert_eq!(json["networks"][1]["divided_evenly"], true);
+        assert_eq!(json["nodes"][0]["addresses"], serde_json::json!(["10.42.1.1"]));
+        assert_eq!(json["nodes"][0]["subnets"][1]["subnet"], "10.43.0.0/16");
+    }
+
+    #[test]
+    fn fault_is_quoted_with_a_mark_below() {
+        let text = FILE.replace("10.42.1.0", "10.42.1.9");
+        let faults = config::parse_document(text.as_bytes()).unwrap_err();
+        let quoted = quote(Path::new("m.toml"), &Failure { faults, text });
+        let lines: Vec<_> = quoted.lines().collect();
+        assert!(lines[0].starts_with("m.toml:7:10: node[0].subnet: 10.42.1.9/24"), "{quoted}");
+        assert_eq!(lines[1], "  7 | subnet = '10.42.1.9/24'");
+        assert_eq!(lines[2], "    |          ^");
+        assert_eq!(lines[3], "mesh: 1 fault in m.toml");
+    }
+
+    #[test]
+    fn file_that_can_not_be_read_is_a_fault_without_a_line() {
+        let failure = check(Path::new("/nowhere/mesh.toml")).err().unwrap();
+        let json = serde_json::to_value(FaultReport { ok: false, faults: &failure.faults.0 });
+        let fault = &json.unwrap()["faults"][0];
+        assert_eq!((fault["line"].is_null(), fault["column"].is_null()), (true, true));
+        assert!(fault["message"].as_str().unwrap().contains("/nowhere/mesh.toml"), "{fault}");
+    }
+}

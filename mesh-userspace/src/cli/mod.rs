@@ -63,11 +63,11 @@ pub enum Verb {
 
 /// Parses the arguments, runs the verb, prints what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
     log();
     // Before there is a second thread: only then may a process change its mount namespace.
     if cli.verb.touches_pins() {
-        crate::mountns::enter_lasting(&cli.place.pin_dir);
+        cli.place.pin_dir = crate::mountns::enter_lasting(cli.place.pin_dir);
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

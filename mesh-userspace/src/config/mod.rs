@@ -20,6 +20,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use toml::de::DeTable;
 
 mod fault;
 mod fields;
@@ -177,13 +178,21 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
     for (offset, message) in decoded.faults {
         findings.add_syntax(text::Place::new(offset, ""), message);
     }
-    let (sections, errors) = syntax::sections(&decoded.text, &mut findings);
+    let (document, errors) = DeTable::parse_recoverable(&decoded.text);
+    let mended;
+    let sections = if errors.is_empty() {
+        vec![syntax::whole(document.into_inner())]
+    } else {
+        mended = syntax::mend(&decoded.text, &mut findings);
+        syntax::sections(&mended, &mut findings)
+    };
     if findings.is_empty() && sections.iter().all(|section| section.body.is_empty()) {
         let message = "the file is empty: write a [cluster] and a [[node]] for each host";
         findings.add(&text::Place::new(0, ""), message);
     } else {
         let spec = spec::Spec::read(&sections, &mut findings);
         if findings.is_empty() {
+            // What the parser saw may not show in any one section.
             syntax::report(&errors, &decoded.text, 0, "", &mut findings);
         }
         if let Some(document) = validate::validate(&spec, &mut findings) {

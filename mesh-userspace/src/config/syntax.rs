@@ -3,6 +3,8 @@
 //! The parser goes on after a fault, but one missing bracket may swallow all that follows. So a
 //! file with faults is cut at its `[headers]`, and each section is parsed by itself.
 
+use std::ops::Range;
+
 use toml::de::{DeTable, Error};
 
 use super::{
@@ -43,104 +45,114 @@ pub(super) struct Section<'t> {
     pub is_whole: bool,
 }
 
-/// The file's tables: one section with everything if the file is sound. Otherwise the errors that
-/// the parser found in the whole are returned too, for what does not show in any one section.
-pub(super) fn sections<'t>(
-    text: &'t str,
-    findings: &mut Findings<'_>,
-) -> (Vec<Section<'t>>, Vec<Error>) {
-    let (document, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
-        let whole = Section {
-            kind: Kind::Root,
-            place: Place::new(0, ""),
-            is_list: false,
-            body: document.into_inner(),
-            base: 0,
-            is_whole: true,
-        };
-        return (vec![whole], errors);
-    }
-    (cut(text, findings), errors)
-}
-
-fn cut<'t>(text: &'t str, findings: &mut Findings<'_>) -> Vec<Section<'t>> {
-    let mut sections = Vec::new();
-    let mut counts = (0, 0);
-    let mut header = (0, 0);
-    let mut offset = 0;
-    for line in text.split_inclusive('\n') {
-        if is_header(line) {
-            sections.push(section(text, header, offset, &mut counts, findings));
-            header = (offset, offset + line.len());
+/// The parser gives up at a line like `mtu 1400`. Reports such lines, and returns the text with
+/// blanks in their place.
+pub(super) fn mend(text: &str, findings: &mut Findings<'_>) -> String {
+    let mut mended = text.to_owned();
+    for piece in cut(text) {
+        let body = &text[piece.body()];
+        let (_, mut errors) = DeTable::parse_recoverable(body);
+        errors.retain(|e| e.message().starts_with("key with no value"));
+        report(&errors, body, piece.header.end, &piece.key, findings);
+        for at in errors.iter().map(|e| piece.header.end + offset(e, body)) {
+            let start = text[..at].rfind('\n').map_or(0, |i| i + 1);
+            let end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+            mended.replace_range(start..end, &" ".repeat(end - start));
         }
-        offset += line.len();
     }
-    sections.push(section(text, header, offset, &mut counts, findings));
-    sections
+    mended
 }
 
-fn is_header(line: &str) -> bool {
-    let line = line.trim_start();
-    line.starts_with('[')
-        && line.trim_start_matches(['[', ' ', '\t']).starts_with(|c: char| c.is_ascii_alphabetic())
-}
-
-/// `header`: where its line begins and ends. `counts`: of nodes and networks so far.
-fn section<'t>(
-    text: &'t str,
-    header: (usize, usize),
-    end: usize,
-    counts: &mut (usize, usize),
-    findings: &mut Findings<'_>,
-) -> Section<'t> {
-    let (line, body) = (&text[header.0..header.1], &text[header.1..end]);
-    let trimmed = line.trim_start();
-    let offset = header.1 - trimmed.len();
-    let name = trimmed.trim_start_matches('[').split([']', '#', '\n', '\r']).next();
-    let (kind, key) = kind(name.unwrap_or_default().trim(), offset, counts, findings);
-    let (_, header_errors) = DeTable::parse_recoverable(line);
-    report(&header_errors, line, header.0, &key, findings);
-    let (table, body_errors) = DeTable::parse_recoverable(body);
-    report(&body_errors, body, header.1, &key, findings);
+/// The whole of a sound file.
+pub(super) fn whole(body: DeTable<'_>) -> Section<'_> {
     Section {
-        kind,
-        place: Place::new(offset, key),
-        is_list: trimmed.starts_with("[["),
-        body: table.into_inner(),
-        base: header.1,
-        is_whole: header_errors.is_empty() && body_errors.is_empty(),
+        kind: Kind::Root,
+        place: Place::new(0, ""),
+        is_list: false,
+        body,
+        base: 0,
+        is_whole: true,
     }
 }
 
-/// What a header's name means, and the key of its table.
-fn kind(
-    name: &str,
-    offset: usize,
-    counts: &mut (usize, usize),
-    findings: &mut Findings<'_>,
-) -> (Kind, String) {
-    if name.is_empty() {
-        return (Kind::Root, String::new());
+/// The tables of a file that is not sound, each parsed by itself.
+pub(super) fn sections<'t>(text: &'t str, findings: &mut Findings<'_>) -> Vec<Section<'t>> {
+    cut(text).into_iter().map(|piece| section(text, piece, findings)).collect()
+}
+
+/// A header, the lines below it, and what they are.
+struct Piece {
+    kind: Kind,
+    key: String,
+    header: Range<usize>,
+    end: usize,
+}
+
+impl Piece {
+    fn body(&self) -> Range<usize> {
+        self.header.end..self.end
     }
-    let (nodes, networks) = (counts.0, counts.1);
-    if name == "node.subnets" {
-        return (Kind::Subnets, format!("node[{}].subnets", nodes.saturating_sub(1)));
+}
+
+fn cut(text: &str) -> Vec<Piece> {
+    let root = Piece { kind: Kind::Root, key: String::new(), header: 0..0, end: text.len() };
+    let mut pieces = vec![root];
+    let (mut nodes, mut networks) = (0, 0);
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let header = start..start + line.len();
+        start = header.end;
+        let Some(name) = header_name(line) else { continue };
+        let (kind, key) = match nearest(name, TABLES) {
+            _ if name == "node.subnets" => {
+                (Kind::Subnets, format!("node[{}].subnets", nodes.max(1) - 1))
+            }
+            Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
+            Some("node") => {
+                nodes += 1;
+                (Kind::Node, format!("node[{}]", nodes - 1))
+            }
+            Some("network") => {
+                networks += 1;
+                (Kind::Network, format!("network[{}]", networks - 1))
+            }
+            _ => (Kind::Unknown, join("", name)),
+        };
+        if let Some(last) = pieces.last_mut() {
+            last.end = header.start;
+        }
+        pieces.push(Piece { kind, key, header, end: text.len() });
     }
-    if !TABLES.contains(&name) {
+    pieces
+}
+
+/// What a line like `[name]` names, however many brackets there are.
+fn header_name(line: &str) -> Option<&str> {
+    let name = line.trim_start().strip_prefix('[')?.trim_start_matches(['[', ' ', '\t']);
+    let name = name.split([']', '#', '\n', '\r']).next()?.trim();
+    name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
+}
+
+fn section<'t>(text: &'t str, piece: Piece, findings: &mut Findings<'_>) -> Section<'t> {
+    let (line, body) = (&text[piece.header.clone()], &text[piece.body()]);
+    let offset = piece.header.end - line.trim_start().len();
+    if let Some(name) = header_name(line)
+        && piece.kind != Kind::Subnets
+        && !TABLES.contains(&name)
+    {
         findings.add(&Place::new(offset, join("", name)), unknown(name, TABLES));
     }
-    match nearest(name, TABLES) {
-        Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
-        Some("node") => {
-            counts.0 += 1;
-            (Kind::Node, format!("node[{nodes}]"))
-        }
-        Some("network") => {
-            counts.1 += 1;
-            (Kind::Network, format!("network[{networks}]"))
-        }
-        _ => (Kind::Unknown, join("", name)),
+    let (_, errors) = DeTable::parse_recoverable(line);
+    report(&errors, line, piece.header.start, &piece.key, findings);
+    let (table, errors) = DeTable::parse_recoverable(body);
+    report(&errors, body, piece.header.end, &piece.key, findings);
+    Section {
+        kind: piece.kind,
+        is_list: line.trim_start().starts_with("[["),
+        body: table.into_inner(),
+        base: piece.header.end,
+        is_whole: !findings.has_broken(piece.header.start..piece.end),
+        place: Place::new(offset, piece.key),
     }
 }
 
@@ -172,8 +184,7 @@ pub(super) fn report(
     findings: &mut Findings<'_>,
 ) {
     for error in errors.iter().take(MAX_FAULTS) {
-        // An error without a place is about the depth of nesting.
-        let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+        let offset = offset(error, text);
         let key = match (path, key_before(text, offset)) {
             ("", key) => key.to_owned(),
             (path, "") => path.to_owned(),
@@ -192,13 +203,18 @@ pub(super) fn report(
         findings.add_syntax(Place::new(base + offset, key), message);
     }
     if let Some(error) = errors.get(MAX_FAULTS) {
-        let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+        let offset = offset(error, text);
         let message = format!(
             "{} more places are not TOML: is this the right file?",
             errors.len() - MAX_FAULTS
         );
         findings.add_syntax(Place::new(base + offset, path), message);
     }
+}
+
+/// An error without a place is about the depth of nesting.
+fn offset(error: &Error, text: &str) -> usize {
+    error.span().map_or(0, |span| span.start.min(text.len()))
 }
 
 /// The key that the place at `offset` probably belongs to: that of its line, or of a line before

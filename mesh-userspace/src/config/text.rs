@@ -1,6 +1,6 @@
 //! The file as text: its encoding, its lines, and the faults found in it so far.
 
-use std::collections::HashSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use super::fault::{Fault, Faults};
 
@@ -33,14 +33,14 @@ pub(super) struct Findings<'a> {
     starts: Vec<usize>,
     found: Vec<(Place, String)>,
     /// Lines that are no TOML: what was made of the rest of such a line is a guess.
-    broken: HashSet<usize>,
+    broken: BTreeSet<usize>,
 }
 
 impl<'a> Findings<'a> {
     pub fn new(text: &'a str) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let starts = std::iter::once(0).chain(ends.map(|(i, _)| i + 1)).collect();
-        Self { text, starts, found: Vec::new(), broken: HashSet::new() }
+        Self { text, starts, found: Vec::new(), broken: BTreeSet::new() }
     }
 
     /// Line of a byte, from 1.
@@ -59,6 +59,12 @@ impl<'a> Findings<'a> {
     pub fn add_syntax(&mut self, place: Place, message: impl Into<String>) {
         self.broken.insert(self.line(place.offset));
         self.found.push((place, message.into()));
+    }
+
+    /// A fault of the syntax is in these bytes.
+    pub fn has_broken(&self, bytes: Range<usize>) -> bool {
+        let last = self.line(bytes.end.saturating_sub(1).max(bytes.start));
+        self.broken.range(self.line(bytes.start)..=last).next().is_some()
     }
 
     pub fn is_empty(&self) -> bool {

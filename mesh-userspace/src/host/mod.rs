@@ -68,14 +68,9 @@ impl Host {
     pub fn open(place: &Place) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
         let state = run.load()?;
-        Ok(Self {
-            run,
-            state,
-            net: Net::here()?,
-            pins: Pins::new(&place.pin_dir),
-            cluster: None,
-            tables: None,
-        })
+        // Where it is, whatever folder is named now.
+        let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
+        Ok(Self { run, state, net: Net::here()?, pins, cluster: None, tables: None })
     }
 
     pub fn net(&self) -> &Net {
@@ -115,9 +110,8 @@ impl Host {
         self.check_routes(&cluster, &me).await?;
         self.change_mode(mode)?;
 
-        if let Some(at) = self.pins.prepare()? {
-            self.state.mounted = Some(at);
-        }
+        self.pins.prepare()?;
+        self.state.pin_dir = Some(self.pins.dir().to_owned());
         self.state.node = node.to_owned();
         self.state.mode = Some(mode);
         self.save()?;

@@ -35,10 +35,9 @@ impl Host {
             Err(e) => errors.push(e.into()),
         }
         errors.extend(self.pins.remove().into_iter().map(HostError::from));
-        if let Some(at) = &state.mounted
-            && let Err(e) = self.pins.unmount(at)
-        {
-            errors.push(HostError::User(format!("unmounting {}: {e}", at.display())));
+        if let Err(e) = self.pins.unmount() {
+            let dir = self.pins.dir().display();
+            errors.push(HostError::User(format!("unmounting the bpf file system of {dir}: {e}")));
         }
         if errors.is_empty() {
             if let Err(e) = self.run.remove() {

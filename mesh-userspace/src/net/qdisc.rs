@@ -14,7 +14,7 @@ impl Net {
         let dev = self.label(ifindex).await;
         for side in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
             let mut filters = TcMessage::with_index(ifindex as i32);
-            filters.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor: side }.into();
+            filters.header.parent = TcHandle { major: TcHandle::CLSACT.major, minor: side };
             match self.dump(RouteNetlinkMessage::GetTrafficFilter(filters)).await {
                 Ok(filters) if filters.is_empty() => {}
                 Ok(_) => return Ok(()),

@@ -112,9 +112,29 @@ fn candidate(package: &str) -> Option<String> {
 /// `, 146 MB to download`, as far as apt can tell.
 fn size(packages: &[&str]) -> String {
     let mut ask = Command::new("apt-get");
-    ask.args(["install", "--assume-no", "--no-install-recommends", "-o", "Debug::NoLocking=true"]);
-    let answer = output(ask.args(packages).env("LC_ALL", "C")).unwrap_or_default();
-    let need = answer.lines().find_map(|line| line.strip_prefix("Need to get "));
-    let bytes = need.and_then(|line| line.split(" of archives").next());
-    bytes.map(|bytes| format!(", {bytes} to download")).unwrap_or_default()
+    // Prints what it would fetch, as `'URI' FILE BYTES HASH`, and does nothing. (--assume-no
+    // would: a package that needs no other is installed without a question to say no to.)
+    ask.args(["install", "-qq", "--print-uris", "--no-install-recommends"]).args(packages);
+    let bytes: u64 = output(&mut ask).unwrap_or_default().lines().filter_map(bytes).sum();
+    if bytes == 0 {
+        String::new()
+    } else {
+        format!(", {} MB to download", bytes.div_ceil(1_000_000))
+    }
+}
+
+fn bytes(line: &str) -> Option<u64> {
+    line.split_whitespace().nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_download_is_read() {
+        let line = "'http://deb.debian.org/x_1.0_amd64.deb' x_1.0_amd64.deb 3787216 SHA256:ab";
+        assert_eq!(bytes(line), Some(3_787_216));
+        assert_eq!(bytes("E: Unable to locate package x"), None);
+    }
 }

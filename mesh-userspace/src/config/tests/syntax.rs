@@ -47,8 +47,8 @@ subnet = ["10.42.0.0/18",
 [[node]]
 name = "h2
 underlay = 5
-subnet = "10.42.0.0/19"
 mtu 7
+subnet = "10.42.0.0/19"
 [[network]]
 name = "blue"
 name = "red"
@@ -67,8 +67,8 @@ cidr = "10.0.0.0/8"
             "8 node[0].subnet",
             "10 node[1].name",
             "11 node[1].underlay",
-            "12 node[1].subnet",
-            "13 node[1].mtu",
+            "12 node[1].mtu",
+            "13 node[1].subnet",
             "16 network[0].name",
             "17 network[0].vni",
         ]
