@@ -31,7 +31,11 @@ impl Report {
     }
 }
 
+/// After so many in a row without an answer there is nobody.
+const GIVE_UP: usize = 3;
+
 /// Sends `count` echo requests one after the other, each waiting at most `limit` for its answer.
+/// Fewer if nobody answers.
 /// `payload`: bytes after the ICMP header.
 pub fn ping(
     from: &Netns,
@@ -43,14 +47,20 @@ pub fn ping(
     static NEXT_ID: AtomicU16 = AtomicU16::new(1);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let socket = open(from, target)?;
-    let mut report = Report::default();
+    let (mut report, mut silent) = (Report::default(), 0);
     for seq in 0..count {
+        if silent == GIVE_UP {
+            break;
+        }
         let request = echo(target, id, seq as u16, payload);
         let start = Instant::now();
         report.sent += 1;
         // A lost route or neighbour is a lost packet here, not an error of the measurement.
         if socket.send(&request).is_ok() && answered(&socket, target, &request, start + limit)? {
             report.rtts.push(start.elapsed());
+            silent = 0;
+        } else {
+            silent += 1;
         }
     }
     report.rtts.sort_unstable();

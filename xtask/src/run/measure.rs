@@ -41,7 +41,7 @@ pub struct Pair {
     pub pings_sent: usize,
     pub pings_answered: usize,
     pub rtt_us: Option<Percentiles>,
-    /// Sent over TCP and found the same at the other end, compared by hash.
+    /// Sent over TCP and found the same at the other end, compared by hash; 0 if anything failed.
     pub tcp_verified_bytes: usize,
     /// Largest UDP packet sent, with IP header; exactly the MTU.
     pub udp_packet_bytes: u32,
@@ -101,7 +101,9 @@ fn one_pair(from: &Party, to: &Party) -> Result<Pair> {
     if pings.received() < pings.sent {
         faults.push(format!("{} of {} pings answered", pings.received(), pings.sent));
     }
-    for target in &to.addresses {
+    // Where not even a ping is answered, the rest would only be waited for.
+    let reached = pings.received() > 0;
+    for target in to.addresses.iter().filter(|_| reached) {
         let fault = |e: anyhow::Error| format!("{e:#}");
         let tcp = traffic::tcp_transfer(&from.netns, &to.netns, *target, TRANSFER);
         faults.extend(tcp.err().map(fault));
@@ -111,7 +113,8 @@ fn one_pair(from: &Party, to: &Party) -> Result<Pair> {
             faults.extend(ping::expect_ping(&from.netns, *target).err().map(fault));
         }
     }
-    let throughput = traffic::tcp_throughput(&from.netns, &to.netns, target, BULK);
+    let throughput =
+        reached.then(|| traffic::tcp_throughput(&from.netns, &to.netns, target, BULK).ok());
     let host = |party: &Party| party.name.split('c').next().unwrap_or_default().to_owned();
     Ok(Pair {
         from: from.name.clone(),
@@ -121,9 +124,9 @@ fn one_pair(from: &Party, to: &Party) -> Result<Pair> {
         pings_sent: pings.sent,
         pings_answered: pings.received(),
         rtt_us: percentiles(&pings),
-        tcp_verified_bytes: TRANSFER,
+        tcp_verified_bytes: if faults.is_empty() { TRANSFER } else { 0 },
         udp_packet_bytes: mtu,
-        throughput_bits_per_second: throughput.ok(),
+        throughput_bits_per_second: throughput.flatten(),
         faults,
     })
 }
