@@ -1,6 +1,6 @@
 //! From what the maps contain and what they shall contain, to the changes. Pure.
 //!
-//! The order of the changes is such that a packet in between meets either the old way or the new
+//! The [`ORDER`] of the changes is such that a packet in between meets either the old way or the new
 //! one: what others refer to is written first and removed last.
 
 use std::{collections::HashMap, hash::Hash};
@@ -42,6 +42,34 @@ impl<K, V> Changes<K, V> {
         self.set.len() + self.remove.len()
     }
 }
+
+/// A map of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Map {
+    Node,
+    Peers,
+    Fib,
+    FibLpm,
+    Networks,
+    PeerByAddr,
+    Endpoints,
+    Ports,
+    PortSlots,
+}
+
+/// The order in which entries are set, all of them before any is removed: what others refer to
+/// comes first. Entries are removed in the reverse order.
+pub const ORDER: [Map; 9] = [
+    Map::Node,
+    Map::Peers,
+    Map::Fib,
+    Map::FibLpm,
+    Map::Networks,
+    Map::PeerByAddr,
+    Map::Endpoints,
+    Map::Ports,
+    Map::PortSlots,
+];
 
 /// Changes to all maps.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,4 +135,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

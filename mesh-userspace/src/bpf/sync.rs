@@ -6,7 +6,7 @@ use bytemuck::{NoUninit, Zeroable, bytes_of};
 use mesh_common::names;
 
 use super::{BpfError, raw::Table, tables::Tables};
-use crate::plan::{Changes, Observed, Plan};
+use crate::plan::{Changes, Map, ORDER, Observed, Plan};
 
 /// Everything the maps contain.
 pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
@@ -23,31 +23,41 @@ pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
     })
 }
 
-/// Carries out all changes: what is referred to is set first, and removed last.
+/// Carries out all changes in the plan's order.
 pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
-    set(&tables.node, names::NODE, &plan.node)?;
-    set(&tables.peers, names::PEERS, &plan.peers)?;
-    set(&tables.fib, names::FIB, &plan.fib)?;
-    set(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm)?;
-    set(&tables.networks, names::NETWORKS, &plan.networks)?;
-    set(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)?;
-    set(&tables.endpoints, names::ENDPOINTS, &plan.endpoints)?;
-    set(&tables.ports, names::PORTS, &plan.ports)?;
-    set(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots)?;
-
-    empty(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots)?;
-    remove(&tables.ports, names::PORTS, &plan.ports)?;
-    remove(&tables.endpoints, names::ENDPOINTS, &plan.endpoints)?;
-    remove(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)?;
-    remove(&tables.networks, names::NETWORKS, &plan.networks)?;
-    remove(&tables.fib, names::FIB, &plan.fib)?;
-    remove(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm)?;
-    empty(&tables.peers, names::PEERS, &plan.peers)?;
+    for map in ORDER {
+        match map {
+            Map::Node => set(&tables.node, names::NODE, &plan.node),
+            Map::Peers => set(&tables.peers, names::PEERS, &plan.peers),
+            Map::Fib => set(&tables.fib, names::FIB, &plan.fib),
+            Map::FibLpm => set(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm),
+            Map::Networks => set(&tables.networks, names::NETWORKS, &plan.networks),
+            Map::PeerByAddr => set(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr),
+            Map::Endpoints => set(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
+            Map::Ports => set(&tables.ports, names::PORTS, &plan.ports),
+            Map::PortSlots => set(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),
+        }?;
+    }
+    for map in ORDER.into_iter().rev() {
+        match map {
+            Map::Node => empty(&tables.node, names::NODE, &plan.node),
+            Map::Peers => empty(&tables.peers, names::PEERS, &plan.peers),
+            Map::Fib => remove(&tables.fib, names::FIB, &plan.fib),
+            Map::FibLpm => remove(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm),
+            Map::Networks => remove(&tables.networks, names::NETWORKS, &plan.networks),
+            Map::PeerByAddr => {
+                remove(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)
+            }
+            Map::Endpoints => remove(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
+            Map::Ports => remove(&tables.ports, names::PORTS, &plan.ports),
+            Map::PortSlots => empty(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),
+        }?;
+    }
     // The next node to get the number starts to count at zero.
     for index in &plan.peers.remove {
         tables.peer_stats.clear(*index).map_err(|e| failed(names::PEER_STATS, e))?;
     }
-    empty(&tables.node, names::NODE, &plan.node)
+    Ok(())
 }
 
 fn failed(map: &'static str, source: std::io::Error) -> BpfError {
