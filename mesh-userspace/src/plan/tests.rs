@@ -90,7 +90,9 @@ struct Pair {
     here: Option<(u32, IpAddr)>,
     /// The underlay addresses of the other node that had it before, and of the one that has it after.
     holders: [Option<IpAddr>; 2],
-    /// The way there exists in both.
+    /// There is a way to whoever has it, before and after.
+    is_reachable: bool,
+    /// And it is the same one.
     is_untouched: bool,
 }
 
@@ -115,6 +117,7 @@ fn pairs(old: &Layout, new: &Layout) -> Vec<Pair> {
                 ip,
                 here: endpoint(old).filter(|e| endpoint(new) == Some(*e)),
                 holders,
+                is_reachable: routed(old) && routed(new),
                 is_untouched: same && routed(old) && routed(new),
             });
         }
@@ -150,6 +153,9 @@ fn assert_sent_right(maps: &Observed, pair: &Pair, step: usize) {
     let fate = model::send(maps, ifindex, own, ip);
     if let Fate::Encapsulated(to) = fate {
         assert!(pair.holders.contains(&Some(to)), "step {step}: {vni}/{ip} was sent to {to}");
+    }
+    if pair.is_reachable {
+        assert!(matches!(fate, Fate::Encapsulated(_)), "step {step}: {vni}/{ip}: {fate:?}");
     }
     if pair.is_untouched {
         let expected = pair.holders[0].map(Fate::Encapsulated);

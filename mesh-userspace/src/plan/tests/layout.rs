@@ -20,6 +20,9 @@ pub const NODES: usize = 6;
 /// The networks that there may be.
 pub const VNIS: [u32; 3] = [0, 7, 0xff_ffff];
 
+/// The interface of this node's endpoint in each; two of them share a slot.
+pub const IFINDICES: [u32; 3] = [5, 6, 5 + mesh_common::maps::PORT_SLOTS];
+
 /// A block's owner, and the length of the owner's prefix beyond the block's.
 pub type Block = Option<(usize, u8)>;
 
@@ -193,8 +196,7 @@ impl Layout {
             };
             Attachment {
                 vni: Vni::new(vni).unwrap(),
-                // Of the three two share a slot.
-                ifindex: [5, 6, 5 + mesh_common::maps::PORT_SLOTS][n],
+                ifindex: IFINDICES[n],
                 id: n as u32,
                 addresses: [own(0), own(1)].into_iter().flatten().collect(),
                 mac: [2, 0, 0, 0, 0, n as u8],
