@@ -112,9 +112,10 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
     };
     desired.node.insert(0, node);
+    let lens = prefix_lens(cluster);
     for network in &cluster.networks {
         let info = NetworkInfo {
-            lens: prefix_lens(cluster, network.vni),
+            lens: lens.get(&network.vni).copied().unwrap_or_default(),
             mtu: container_mtu(cluster, network.vni, facts.underlay_mtu).unwrap_or_else(|m| m),
             flags: 0,
         };
@@ -172,25 +173,32 @@ fn long_len(net: &IpNet) -> u8 {
     net.prefix_len() + if net.addr().is_ipv4() { 96 } else { 0 }
 }
 
-/// The lengths in use in a network, the commonest first; or the mark for more than fit.
-fn prefix_lens(cluster: &Cluster, vni: Vni) -> PrefixLens {
-    let mut counts = [BTreeMap::<u8, usize>::new(), BTreeMap::new()];
-    let subnets = cluster.nodes.iter().flat_map(|n| &n.subnets).filter(|(v, _)| *v == vni);
-    for (_, net) in subnets {
-        *counts[usize::from(net.addr().is_ipv6())].entry(long_len(net)).or_default() += 1;
+/// The lengths in use in each network.
+fn prefix_lens(cluster: &Cluster) -> HashMap<Vni, PrefixLens> {
+    // How often each length occurs, IPv4 and IPv6.
+    let mut counts = HashMap::<Vni, [BTreeMap<u8, usize>; 2]>::new();
+    for (vni, net) in cluster.nodes.iter().flat_map(|n| &n.subnets) {
+        let family = usize::from(net.addr().is_ipv6());
+        *counts.entry(*vni).or_default()[family].entry(long_len(net)).or_default() += 1;
     }
-    let [v4, v6] = counts.map(|counts| {
-        let mut lens: Vec<(u8, usize)> = counts.into_iter().collect();
-        lens.sort_by_key(|(len, n)| (std::cmp::Reverse(*n), *len));
-        let mut list = [0; 4];
-        if lens.len() > list.len() {
-            list[0] = PrefixLens::LPM;
-        } else {
-            list.iter_mut().zip(lens).for_each(|(slot, (len, _))| *slot = len);
-        }
-        list
-    });
-    PrefixLens { v4, v6 }
+    let lens = |counts: [_; 2]| {
+        let [v4, v6] = counts.map(commonest_first);
+        PrefixLens { v4, v6 }
+    };
+    counts.into_iter().map(|(vni, counts)| (vni, lens(counts))).collect()
+}
+
+/// The commonest length first; or the mark for more than fit.
+fn commonest_first(counts: BTreeMap<u8, usize>) -> [u8; 4] {
+    let mut lens: Vec<(u8, usize)> = counts.into_iter().collect();
+    lens.sort_by_key(|(len, n)| (std::cmp::Reverse(*n), *len));
+    let mut list = [0; 4];
+    if lens.len() > list.len() {
+        list[0] = PrefixLens::LPM;
+    } else {
+        list.iter_mut().zip(lens).for_each(|(slot, (len, _))| *slot = len);
+    }
+    list
 }
 
 impl Desired {
@@ -215,19 +223,17 @@ impl Desired {
         let path = facts.paths.get(&peer.underlay);
         self.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
         let to_peer = FibInfo { kind: FibInfo::PEER, peer: index, ..FibInfo::default() };
-        // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
-        let mut vnis = vec![Vni::DEFAULT];
-        for (vni, net) in &peer.subnets {
-            self.add_prefix(*vni, net, to_peer);
-            if vnis.last() != Some(vni) {
-                vnis.push(*vni);
-            }
-        }
         let local = Addr::from(IpAddr::V4(me.underlay));
-        for vni in vnis {
-            let key =
-                PeerKey { outer_source: Addr::from(IpAddr::V4(peer.underlay)), vni: vni.get() };
-            self.peer_by_addr.insert(key, peer_source(index, local, peer, vni));
+        let outer_source = Addr::from(IpAddr::V4(peer.underlay));
+        // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
+        let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
+        self.peer_by_addr.insert(key, peer_source(index, local, &[]));
+        // A node's subnets are in the order of the networks.
+        for subnets in peer.subnets.chunk_by(|a, b| a.0 == b.0) {
+            let vni = subnets[0].0;
+            subnets.iter().for_each(|(_, net)| self.add_prefix(vni, net, to_peer));
+            let key = PeerKey { outer_source, vni: vni.get() };
+            self.peer_by_addr.insert(key, peer_source(index, local, subnets));
         }
     }
 
@@ -302,14 +308,11 @@ fn peer_info(encap: Encap, local: Ipv4Addr, remote: Ipv4Addr, path: Option<&Path
     }
 }
 
-/// What `peer` may send in network `vni`: its first subnet of each family goes into the entry.
-fn peer_source(index: u32, local: Addr, peer: &Node, vni: Vni) -> PeerSource {
-    let subnets = |v4: bool| {
-        peer.subnets
-            .iter()
-            .filter(move |(v, net)| *v == vni && net.addr().is_ipv4() == v4)
-            .map(|(_, net)| net)
-    };
+/// What a peer may send in a network where it has these subnets: the first of each family goes into
+/// the entry.
+fn peer_source(index: u32, local: Addr, subnets: &[(Vni, IpNet)]) -> PeerSource {
+    let subnets =
+        |v4: bool| subnets.iter().map(|(_, net)| net).filter(move |n| n.addr().is_ipv4() == v4);
     let more = subnets(true).count() > 1 || subnets(false).count() > 1;
     let mask = |len: u8| [0, 1, 2, 3].map(|word| mask_word(len, word));
     // A mask of 0 with a net that is not: matches nothing.
