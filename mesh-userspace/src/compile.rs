@@ -96,11 +96,15 @@ pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u
     }
 }
 
+/// The first bytes of the MACs of all interfaces that mesh makes on a host.
+pub const MAC_PREFIX: [u8; 2] = [0x02, 0x6d];
+
 /// The MAC that all gateways of this node have. Locally administered; the underlay address makes
 /// it the node's own.
 pub fn node_mac(underlay: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = underlay.octets();
-    [0x02, 0x6d, a, b, c, d]
+    let [p, q] = MAC_PREFIX;
+    [p, q, a, b, c, d]
 }
 
 /// Compiles everything. `me`: this node, one of `cluster.nodes`.

@@ -38,6 +38,10 @@ impl Host {
         let mtu = compile::container_mtu(cluster, Vni::DEFAULT, underlay_mtu).unwrap_or_else(|m| m);
         let mac = compile::node_mac(me.underlay);
         let link = match self.net.link_by_name(NAME).await? {
+            Some(link) if is_unfinished(&link) => {
+                self.net.delete_link(link.index).await?;
+                self.make_mesh0(mac, mtu).await?
+            }
             Some(link) if is_ours(&link) => link,
             Some(_) => {
                 return Err(HostError::User(format!(
@@ -53,8 +57,12 @@ impl Host {
         if link.mtu != mtu {
             self.net.set_mtu(link.index, mtu).await?;
         }
-        self.state.host = Some(Interface { name: NAME.into(), index: link.index });
-        self.save()?;
+        let host = Some(Interface { name: NAME.into(), index: link.index });
+        if self.state.host != host {
+            self.state.host = host;
+            self.save()?;
+        }
+        self.ensure_up(&link).await?;
         self.ensure_addresses(link.index, me).await
     }
 
@@ -71,12 +79,22 @@ impl Host {
         };
         let pair = self.net.add_veth(&veth).await?;
         self.net.set_alias(pair.peer_ifindex, &format!("{ALIAS}end")).await?;
-        // Nobody is to be asked for a MAC: the program knows them all.
-        self.net.set_no_arp(pair.ifindex).await?;
-        self.net.set_up(pair.peer_ifindex).await?;
-        self.net.set_up(pair.ifindex).await?;
         let made = self.net.link(pair.ifindex).await?;
         made.ok_or_else(|| HostError::User(format!("somebody removed {NAME} just now")))
+    }
+
+    /// Both ends up, also where whoever made them did not come this far.
+    async fn ensure_up(&self, link: &Link) -> Result<(), HostError> {
+        if !link.up {
+            // Nobody is to be asked for a MAC: the program knows them all.
+            self.net.set_no_arp(link.index).await?;
+            self.net.set_up(link.index).await?;
+        }
+        let Some(end) = link.peer else { return Ok(()) };
+        if self.net.link(end).await?.is_some_and(|end| !end.up) {
+            self.net.set_up(end).await?;
+        }
+        Ok(())
     }
 
     async fn ensure_addresses(&self, ifindex: u32, me: &Node) -> Result<(), HostError> {
@@ -183,7 +201,19 @@ impl Host {
 }
 
 pub(super) fn is_ours(link: &Link) -> bool {
-    link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS))
+    match &link.alias {
+        Some(alias) => alias.starts_with(ALIAS),
+        None => is_unfinished(link),
+    }
+}
+
+/// The kernel takes an alias only of an interface that exists: one that we were making when we were
+/// killed has none yet, but its name and its MAC from the start.
+fn is_unfinished(link: &Link) -> bool {
+    link.alias.is_none()
+        && link.kind.as_deref() == Some("veth")
+        && link.name.starts_with("mesh")
+        && link.mac.is_some_and(|mac| mac.starts_with(&compile::MAC_PREFIX))
 }
 
 /// The prefix length of a single address.
