@@ -202,7 +202,10 @@ impl Agent {
 
     async fn refresh(&mut self, host: &mut Host) {
         self.due = None;
-        if let Err(e) = host.refresh().await {
+        let Err(e) = host.refresh().await else { return };
+        tracing::debug!("{e}");
+        // Perhaps somebody removed the pins: everything anew, which says why if it can not be.
+        if let Err(e) = host.restore().await {
             tracing::warn!("{e}; trying again in {} s", RETRY.as_secs());
             self.due_in(RETRY);
         }

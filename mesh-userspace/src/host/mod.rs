@@ -103,6 +103,21 @@ impl Host {
         node: &str,
         mode: Mode,
     ) -> Result<(), HostError> {
+        let done = self.apply_all(cluster, bytes, node, mode).await;
+        if done.is_err() {
+            // They may be of maps that never came into use.
+            self.tables = None;
+        }
+        done
+    }
+
+    async fn apply_all(
+        &mut self,
+        cluster: Cluster,
+        bytes: &[u8],
+        node: &str,
+        mode: Mode,
+    ) -> Result<(), HostError> {
         let me = find(&cluster, node)?;
         // Everything that can be wrong is looked at before anything is changed.
         let underlay = self.underlay(&me).await?;
@@ -112,7 +127,6 @@ impl Host {
 
         self.pins.prepare()?;
         self.state.pin_dir = Some(self.pins.dir().to_owned());
-        self.state.node = node.to_owned();
         self.state.mode = Some(mode);
         self.save()?;
 
@@ -134,18 +148,38 @@ impl Host {
             self.state.generation += 1;
         }
         self.cluster = Some(cluster);
+        // Only now: until here the last good file, which may name this node otherwise, is in effect.
+        self.state.node = node.to_owned();
         self.save()
     }
 
-    /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched.
+    /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched,
+    /// what somebody took away comes back.
     pub async fn refresh(&mut self) -> Result<(), HostError> {
         let cluster = self.adopt()?;
-        let me = find(&cluster, &self.state.node)?;
-        let before = self.state.clone();
-        self.forget_gone().await?;
-        self.fill(&cluster, &me).await?;
-        self.attach_all(&me).await?;
+        let done = self.refresh_all(&cluster).await;
         self.cluster = Some(cluster);
+        done
+    }
+
+    /// Brings the host to what the last good file says, from whatever is left of it.
+    pub async fn restore(&mut self) -> Result<(), HostError> {
+        let (Some(cluster), Some(bytes)) = (self.last_cluster(), self.last_config()) else {
+            return Err(HostError::User("the last config file that was good is gone".into()));
+        };
+        let node = self.state.node.clone();
+        self.apply(cluster, &bytes, &node, self.mode()).await
+    }
+
+    async fn refresh_all(&mut self, cluster: &Cluster) -> Result<(), HostError> {
+        let me = find(cluster, &self.state.node)?;
+        let before = self.state.clone();
+        let mtu = self.underlay(&me).await?.mtu;
+        self.forget_gone().await?;
+        self.ensure_mesh0(cluster, &me, mtu).await?;
+        self.fill(cluster, &me).await?;
+        self.attach_all(&me).await?;
+        self.ensure_host_routes(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }
 
@@ -212,10 +246,10 @@ impl Host {
                 self.state.clsact.push(interface.clone());
             }
         }
-        let gone: Vec<Interface> =
-            self.state.underlay.iter().filter(|i| !wanted.contains(i)).cloned().collect();
-        for interface in gone {
-            attach::detach(&self.pins, mode, names::FROM_UNDERLAY, &interface)?;
+        // By number: an interface with another name is still the same one.
+        let is_wanted = |i: &Interface| wanted.iter().any(|w| w.index == i.index);
+        for interface in self.state.underlay.iter().filter(|i| !is_wanted(i)) {
+            attach::detach(&self.pins, mode, names::FROM_UNDERLAY, interface)?;
         }
         self.state.underlay = wanted;
         if let Some(host) = &self.state.host {
