@@ -88,6 +88,8 @@ impl Host {
         let ifname = free_ifname(&inside).await?;
         let mac = container_mac(network.vni, &addresses);
         let host_ifname = host_ifname(&name);
+        let id = self.free_id()?;
+        self.clear_away(&host_ifname).await?;
         let pair = self
             .net
             .add_veth(&Veth {
@@ -103,7 +105,7 @@ impl Host {
             .await?;
         let endpoint = Endpoint {
             vni: network.vni.get(),
-            id: self.free_id()?,
+            id,
             host: Interface { name: host_ifname, index: pair.ifindex },
             ifname,
             ifindex: pair.peer_ifindex,
@@ -184,9 +186,22 @@ impl Host {
         name: &str,
     ) -> Result<(), HostError> {
         let Some(endpoint) = self.state.endpoints.remove(name) else { return Ok(()) };
-        self.fill(cluster, me).await?;
+        // It goes whatever else is wrong; what is left of it in the maps, the next refresh removes.
+        let filled = self.fill(cluster, me).await;
         self.drop_interface(&endpoint).await?;
-        self.save()
+        self.save()?;
+        filled
+    }
+
+    /// Removes what is left of an attachment that was interrupted before it was noted.
+    async fn clear_away(&self, host_ifname: &str) -> Result<(), HostError> {
+        let is_known = self.state.endpoints.values().any(|e| e.host.name == host_ifname);
+        match self.net.link_by_name(host_ifname).await? {
+            Some(link) if !is_known && super::mesh0::is_ours(&link) => {
+                Ok(self.net.delete_link(link.index).await?)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn drop_interface(&self, endpoint: &Endpoint) -> Result<(), HostError> {
