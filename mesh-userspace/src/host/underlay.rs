@@ -113,8 +113,12 @@ impl Host {
         };
         let neighbour = neighbours.get(&(hop.ifindex, IpAddr::V4(next_hop)));
         // What is not known is asked for, what may be old is confirmed: the answer is an event.
-        if neighbour.is_none_or(|n| !n.usable || n.stale) {
-            self.net.resolve_neighbour(hop.ifindex, IpAddr::V4(next_hop)).await?;
+        // Who does not answer is not asked again and again: the first packet to it asks.
+        if neighbour.is_none_or(|n| n.stale)
+            && let Err(e) = self.net.resolve_neighbour(hop.ifindex, IpAddr::V4(next_hop)).await
+        {
+            // A full neighbour table, say: no reason to give up on all the others.
+            tracing::debug!("{e}");
         }
         Ok(Some(Path {
             ifindex: hop.ifindex,
