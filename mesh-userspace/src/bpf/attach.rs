@@ -1,6 +1,10 @@
 //! Programs on interfaces: tcx links, pinned, where the kernel has them (6.6); clsact filters below.
 
-use std::{fs, io, str::FromStr};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
@@ -99,8 +103,8 @@ fn attach_tcx(pins: &Pins, program: &'static str, interface: &Interface) -> Resu
 }
 
 /// Is the pin a link on the interface that has this number now?
-pub fn is_live(pin: &std::path::Path, ifindex: u32) -> bool {
-    raw::open_pin(pin).and_then(|fd| raw::link_info(&fd)).is_ok_and(|i| i.ifindex == ifindex)
+pub fn is_live(pin: &Path, ifindex: u32) -> bool {
+    interface_of(pin) == Some(ifindex)
 }
 
 fn attach_clsact(
@@ -176,6 +180,7 @@ pub fn replace(
         match program.attach_to_link(link) {
             // Dropping our end of it does not detach: it is pinned.
             Ok(id) => drop(program.take_link(id).map_err(|e| failed(e.into()))?),
+            Err(e) if interface_of(&pin).is_some() => return Err(failed(e.into())),
             // The interface is gone; the next look at the links removes the pin.
             Err(e) => tracing::debug!("{}: {e}", pin.display()),
         }
@@ -183,9 +188,24 @@ pub fn replace(
     Ok(())
 }
 
-fn links_of(pins: &Pins, name: &str) -> Vec<std::path::PathBuf> {
+/// Do all pinned links of `name` run the program with this id? Those of interfaces that are gone
+/// run nothing.
+pub fn all_run(pins: &Pins, name: &str, id: u32) -> bool {
+    let link = |pin: &PathBuf| raw::open_pin(pin).and_then(|fd| raw::link_info(&fd));
+    links_of(pins, name)
+        .iter()
+        .all(|pin| link(pin).is_ok_and(|link| link.ifindex == 0 || link.prog_id == id))
+}
+
+/// The interface that a pinned link is on, if it is still there.
+fn interface_of(pin: &Path) -> Option<u32> {
+    let link = raw::open_pin(pin).and_then(|fd| raw::link_info(&fd)).ok()?;
+    (link.ifindex != 0).then_some(link.ifindex)
+}
+
+fn links_of(pins: &Pins, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(pins.links()) else { return Vec::new() };
-    let is_ours = |p: &std::path::PathBuf| {
+    let is_ours = |p: &PathBuf| {
         p.file_name()
             .and_then(|f| f.to_str())
             .and_then(|f| f.strip_prefix(name))

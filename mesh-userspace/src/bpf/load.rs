@@ -1,6 +1,10 @@
 //! Loads the programs over the pinned maps, and replaces both without a gap.
 
-use std::{collections::HashMap, fs, io, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -27,6 +31,16 @@ pub struct Room {
 }
 
 impl Room {
+    /// Room for both at once.
+    pub fn beside(&self, other: &Self) -> Self {
+        Self {
+            peers: self.peers.saturating_add(other.peers),
+            prefixes: self.prefixes.saturating_add(other.prefixes),
+            peer_networks: self.peer_networks.saturating_add(other.peer_networks),
+            networks: self.networks.saturating_add(other.networks),
+        }
+    }
+
     /// Entries of each map that grows with the cluster.
     fn entries(&self) -> [(&'static str, u32); 6] {
         [
@@ -72,7 +86,7 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     let mut loader = EbpfLoader::new();
     for (name, needed) in room.entries() {
         // The least sizes are those in the object.
-        let entries = needed.saturating_mul(2).next_power_of_two();
+        let entries = needed.saturating_mul(2).checked_next_power_of_two().unwrap_or(needed);
         loader.map_max_entries(name, entries.max(least(name)));
     }
     for name in names::ALL_MAPS {
@@ -93,7 +107,7 @@ pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
     for name in PROGRAMS {
         let program = classifier(&mut staged.object, name)?;
         let pin = pins.program(name);
-        if staged.maps == Loaded::Kept && same_program(program, &pin) {
+        if staged.maps == Loaded::Kept && is_in_place(pins, name, program) {
             continue;
         }
         attach::replace(pins, name, program)?;
@@ -126,11 +140,24 @@ fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClass
         .map_err(|e: aya::programs::ProgramError| BpfError::Load(e.into()))
 }
 
-/// The same instructions, by the kernel's own digest of them.
-fn same_program(program: &SchedClassifier, pin: &Path) -> bool {
-    let new = program.info().map(|i| i.tag());
-    let old = ProgramInfo::from_pin(pin).map(|i| i.tag());
-    matches!((new, old), (Ok(new), Ok(old)) if new == old)
+/// Is the pinned program the same, by the kernel's own digest of the instructions, with the pinned
+/// maps, and on all links? A commit that was interrupted leaves some of each.
+fn is_in_place(pins: &Pins, name: &str, program: &SchedClassifier) -> bool {
+    let (Ok(new), Ok(old)) = (program.info(), ProgramInfo::from_pin(pins.program(name))) else {
+        return false;
+    };
+    let maps: HashSet<u32> = names::ALL_MAPS
+        .iter()
+        .filter_map(|name| raw::open_pin(&pins.map(name)).and_then(|fd| raw::map_info(&fd)).ok())
+        .map(|info| info.id)
+        .collect();
+    let pinned_maps = |program: &ProgramInfo| -> HashSet<u32> {
+        let all = program.map_ids().ok().flatten().unwrap_or_default();
+        all.into_iter().filter(|id| maps.contains(id)).collect()
+    };
+    new.tag() == old.tag()
+        && pinned_maps(&new) == pinned_maps(&old)
+        && attach::all_run(pins, name, old.id())
 }
 
 /// Do the pinned maps have the right sizes, and room enough?

@@ -96,6 +96,14 @@ impl Pins {
         rustix::mount::mount(OURS, at, "bpf", flags, Some(c"mode=0700")).map_err(|e| fail(e.into()))
     }
 
+    /// Removes the pins of other versions, whose maps nobody fills any more.
+    pub fn remove_other_versions(&self) -> Vec<BpfError> {
+        let mut errors = Vec::new();
+        let others = entries(&self.dir).into_iter().filter(|p| is_version(p) && *p != self.root);
+        others.for_each(|path| remove_tree(&path, &mut errors));
+        errors
+    }
+
     /// Removes every pin, and with the links the attachments, also those of other versions. Errors
     /// are collected, not fatal.
     pub fn remove(&self) -> Vec<BpfError> {

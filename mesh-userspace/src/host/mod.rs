@@ -6,7 +6,7 @@ use crate::{
     bpf::{
         BpfError, Pins,
         attach::{self, Interface, Mode},
-        load::{self, Loaded},
+        load::{self, Loaded, Room},
         sync,
         tables::Tables,
     },
@@ -130,7 +130,8 @@ impl Host {
         self.state.mode = Some(mode);
         self.save()?;
 
-        let staged = load::stage(&self.pins, &compile::room(&cluster))?;
+        let room = compile::room(&cluster).beside(&self.held());
+        let staged = load::stage(&self.pins, &room)?;
         let maps = match staged.maps {
             Loaded::Kept => self.pins.maps(),
             Loaded::Fresh => self.pins.next_maps(),
@@ -142,6 +143,10 @@ impl Host {
         self.attach_all(&me).await?;
         self.ensure_host_routes(&cluster, &me).await?;
         self.follow_mtu(&cluster, underlay.mtu).await;
+        // Ours are attached behind them, and take over as they go.
+        for e in self.pins.remove_other_versions() {
+            tracing::warn!("{e}");
+        }
 
         if self.run.cluster().as_deref() != Some(bytes) {
             self.run.save_cluster(bytes)?;
@@ -194,6 +199,21 @@ impl Host {
             self.tables = Some(Tables::open(&self.pins.maps())?);
         }
         Ok(cluster)
+    }
+
+    /// The room that is taken already: what is new is set before what is old is removed.
+    fn held(&self) -> Room {
+        let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let observed = Tables::open(&self.pins.maps()).and_then(|t| sync::observe(&t));
+        observed.map_or_else(
+            |_| Room::default(),
+            |o| Room {
+                peers: len(o.peers.len()),
+                prefixes: len(o.fib.len().max(o.fib_lpm.len())),
+                peer_networks: len(o.peer_by_addr.len()),
+                networks: len(o.networks.len()),
+            },
+        )
     }
 
     fn tables(&self) -> Result<&Tables, HostError> {
