@@ -24,8 +24,8 @@ use crate::bpf::attach::{Interface, Mode};
 pub enum StateError {
     #[error("{what} {}: {source}{}", path.display(), hint(source))]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{}: {source}; `mesh down` removes it", path.display())]
-    Parse { path: PathBuf, source: serde_json::Error },
+    #[error("{} can not be read: {cause}; `mesh down` removes it", path.display())]
+    Parse { path: PathBuf, cause: serde_json::Error },
     #[error("process {pid} holds {}: another agent, or a command that is not done yet", path.display())]
     Locked { path: PathBuf, pid: String },
 }
@@ -133,7 +133,7 @@ impl RunDir {
         let path = self.dir.join("state.json");
         match fs::read(&path) {
             Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| StateError::Parse { path, source })
+                serde_json::from_slice(&bytes).map_err(|cause| StateError::Parse { path, cause })
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(State::default()),
             Err(source) => Err(StateError::Io { what: "reading", path, source }),
@@ -142,7 +142,7 @@ impl RunDir {
 
     pub fn save(&self, state: &State) -> Result<(), StateError> {
         let bytes = serde_json::to_vec_pretty(state)
-            .map_err(|source| StateError::Parse { path: self.dir.join("state.json"), source })?;
+            .map_err(|cause| StateError::Parse { path: self.dir.join("state.json"), cause })?;
         self.replace("state.json", &bytes)
     }
 

@@ -49,7 +49,8 @@ pub async fn open(
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let locked = match Host::open(place) {
+        let host = if even_if_down { Host::open_to_remove(place) } else { Host::open(place) };
+        let locked = match host {
             Ok(host) => return Ok(Session::Direct(Box::new(host))),
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
             Err(e) => return Err(e.into()),

@@ -66,8 +66,27 @@ pub struct Host {
 impl Host {
     /// Takes the lock and reads what was made here before. Changes nothing.
     pub fn open(place: &Place) -> Result<Self, HostError> {
+        Self::open_with(place, RunDir::load)
+    }
+
+    /// As [`Host::open`], to take everything away: a state that makes no sense counts as lost, and
+    /// what is ours is known by its mark.
+    pub fn open_to_remove(place: &Place) -> Result<Self, HostError> {
+        Self::open_with(place, |run| match run.load() {
+            Err(e @ StateError::Parse { .. }) => {
+                tracing::warn!("{e}");
+                Ok(State::default())
+            }
+            other => other,
+        })
+    }
+
+    fn open_with(
+        place: &Place,
+        load: impl FnOnce(&RunDir) -> Result<State, StateError>,
+    ) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
-        let state = run.load()?;
+        let state = load(&run)?;
         // Where it is, whatever folder is named now.
         let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
         Ok(Self { run, state, net: Net::here()?, pins, cluster: None, tables: None })
