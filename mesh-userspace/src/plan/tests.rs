@@ -90,7 +90,7 @@ struct Pair {
     here: Option<(u32, IpAddr)>,
     /// The underlay addresses of the other node that had it before, and of the one that has it after.
     holders: [Option<IpAddr>; 2],
-    /// There is a way to whoever has it, before and after.
+    /// There is a way to whoever had it, before and after, and to whoever has it after.
     is_reachable: bool,
     /// And it is the same one.
     is_untouched: bool,
@@ -117,7 +117,9 @@ fn pairs(old: &Layout, new: &Layout) -> Vec<Pair> {
                 ip,
                 here: endpoint(old).filter(|e| endpoint(new) == Some(*e)),
                 holders,
-                is_reachable: routed(old) && routed(new),
+                is_reachable: routed(old)
+                    && routed(new)
+                    && owner(old).is_some_and(|n| !new.unreachable.contains(&old.underlays[n])),
                 is_untouched: same && routed(old) && routed(new),
             });
         }
