@@ -353,9 +353,9 @@ mod tests {
         assert_eq!(lines[3], "mesh: 1 fault in m.toml");
     }
 
-    #[test]
-    fn file_that_can_not_be_read_is_a_fault_without_a_line() {
-        let failure = check(Path::new("/nowhere/mesh.toml")).err().unwrap();
+    #[tokio::test]
+    async fn file_that_can_not_be_read_is_a_fault_without_a_line() {
+        let failure = check(Path::new("/nowhere/mesh.toml")).await.err().unwrap();
         let json = serde_json::to_value(FaultReport { ok: false, faults: &failure.faults.0 });
         let fault = &json.unwrap()["faults"][0];
         assert_eq!((fault["line"].is_null(), fault["column"].is_null()), (true, true));
