@@ -3,7 +3,7 @@
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// Each with its reason.
-const KEPT: [Capability; 5] = [
+const KEPT: [Capability; 6] = [
     // Links, routes, neighbours, attaching programs.
     Capability::CAP_NET_ADMIN,
     // Maps, programs, pins.
@@ -12,6 +12,9 @@ const KEPT: [Capability; 5] = [
     Capability::CAP_PERFMON,
     // Entering the namespaces of containers; unmounting our bpf file system.
     Capability::CAP_SYS_ADMIN,
+    // Finding the namespace of a container again by its pid, when the MTU changes: a process may
+    // not look at one that has powers it gave up itself.
+    Capability::CAP_SYS_PTRACE,
     // Reading the config file, whoever owns it.
     Capability::CAP_DAC_READ_SEARCH,
 ];
