@@ -12,7 +12,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -28,6 +28,8 @@ pub enum StateError {
     Parse { path: PathBuf, cause: serde_json::Error },
     #[error("process {pid} holds {}: another agent, or a command that is not done yet", path.display())]
     Locked { path: PathBuf, pid: String },
+    #[error("{} was removed, and with it the right to change things: start this agent again", path.display())]
+    Gone { path: PathBuf },
 }
 
 fn hint(e: &io::Error) -> &'static str {
@@ -80,7 +82,7 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub struct RunDir {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// The agent's socket in a run folder.
@@ -121,7 +123,19 @@ impl RunDir {
         lock.set_len(0)
             .and_then(|()| lock.write_all(pid.as_bytes()))
             .map_err(fail("writing", &path))?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), lock })
+    }
+
+    /// Fails if the lock's file is not the one that we hold: the next one to come would not notice
+    /// us, nor we them.
+    pub fn check(&self) -> Result<(), StateError> {
+        let path = self.dir.join("lock");
+        let id = |m: io::Result<fs::Metadata>| m.map(|m| (m.dev(), m.ino())).ok();
+        let ours = id(self.lock.metadata());
+        if ours.is_some() && ours == id(fs::metadata(&path)) {
+            return Ok(());
+        }
+        Err(StateError::Gone { path })
     }
 
     pub fn dir(&self) -> &Path {
@@ -207,6 +221,19 @@ mod tests {
         drop(first);
         RunDir::lock(&dir).unwrap().remove().unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_lock_whose_file_is_gone_is_none() {
+        let dir = std::env::temp_dir().join(format!("mesh-gone-{}", std::process::id()));
+        let first = RunDir::lock(&dir).unwrap();
+        first.check().unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(matches!(first.check(), Err(StateError::Gone { .. })));
+        let second = RunDir::lock(&dir).unwrap();
+        second.check().unwrap();
+        assert!(matches!(first.check(), Err(StateError::Gone { .. })));
+        second.remove().unwrap();
     }
 
     #[test]

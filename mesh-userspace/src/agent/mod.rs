@@ -95,6 +95,7 @@ pub async fn run(
 
     let mut agent = Agent { config_error, due: None };
     loop {
+        host.check()?;
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {

@@ -92,6 +92,11 @@ impl Host {
         Ok(Self { run, state, net: Net::here()?, pins, cluster: None, tables: None })
     }
 
+    /// Fails if somebody removed the run folder, and another may be in charge by now.
+    pub fn check(&self) -> Result<(), HostError> {
+        Ok(self.run.check()?)
+    }
+
     pub fn net(&self) -> &Net {
         &self.net
     }
@@ -137,6 +142,7 @@ impl Host {
         node: &str,
         mode: Mode,
     ) -> Result<(), HostError> {
+        self.check()?;
         let me = find(&cluster, node)?;
         // Everything that can be wrong is looked at before anything is changed.
         let underlay = self.underlay(&me).await?;
