@@ -69,6 +69,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, port.vni);
     icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
+    let done = encap::send(packet, &route, F::PROTO, F::tos(header), bytes)?;
     count::peer_tx(to.peer, bytes);
-    Ok(encap::send(packet, &route, F::PROTO, F::tos(header), bytes)?)
+    Ok(done)
 }

@@ -1,0 +1,15 @@
+//! Single packets through the real programs: loaded, their maps filled the way the agent does it,
+//! and run by BPF_PROG_TEST_RUN. Needs root.
+//!
+//! After every packet the sum law is asserted: one verdict more at the hook, a reason more for a
+//! drop, and nothing else. What the kernel does not show here is which interface a redirect names.
+
+#![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
+
+mod counters;
+mod decap;
+mod deliver;
+mod encap;
+mod outer;
+mod packet;
+mod world;
