@@ -2,19 +2,23 @@
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{ALIAS, Host, HostError, mesh0::full_len};
+use super::{
+    ALIAS, Host, HostError,
+    choice::{container_mac, find_network, host_ifname, link_local},
+    mesh0::full_len,
+};
 use crate::{
     bpf::attach::{self, Interface},
     compile,
     config::{Cluster, Network, Node, Vni, gateway},
-    net::{Net, RouteSpec, Veth, VethPair, open_netns, own_netns, same_netns},
+    net::{Net, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
 use mesh_common::names;
@@ -22,9 +26,6 @@ use mesh_common::names;
 /// The host's end takes any size, so that what is too big for the mesh reaches the program, which
 /// answers, and is not dropped by the veth, which does not.
 const HOST_SIDE_MTU: u32 = 65_535;
-
-/// Endpoints on one host; `ENDPOINT_STATS` has a row for each, and one for the host.
-const MAX_ENDPOINTS: usize = 4095;
 
 /// What `mesh attach` asks for. The namespace itself comes as a descriptor.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -254,161 +255,6 @@ impl Host {
             }
         }
     }
-
-    /// The name: as given, else the namespace's own, with the network's if that is taken.
-    fn name_for(
-        &self,
-        request: &AttachRequest,
-        network: &Network,
-        netns: BorrowedFd<'_>,
-    ) -> Result<String, HostError> {
-        if same_netns(netns, own_netns()?.as_fd()) {
-            return Err(HostError::User(
-                "that is the namespace of this host, which has mesh0; give a container's".into(),
-            ));
-        }
-        let id = id_of(netns);
-        let vni = network.vni.get();
-        let mut endpoints = self.state.endpoints.iter();
-        if let Some((name, _)) = endpoints.find(|(_, e)| e.netns_id == id && e.vni == vni) {
-            return Err(HostError::User(format!(
-                "that namespace is attached to network {} already, as {name:?}; \
-                 `mesh detach {name}` takes it off",
-                network.name
-            )));
-        }
-        if let Some(name) = &request.name {
-            check_name(name)?;
-            return match self.state.endpoints.get(name) {
-                Some(e) => Err(HostError::User(format!(
-                    "there is an endpoint {name:?} already, for {}; give another --name",
-                    e.netns
-                ))),
-                None => Ok(name.clone()),
-            };
-        }
-        let base = default_name(&request.netns);
-        let candidates = [base.clone(), format!("{base}-{}", network.name)];
-        let free = candidates.into_iter().find(|n| !self.state.endpoints.contains_key(n));
-        let name = free.ok_or_else(|| {
-            HostError::User(format!("there is an endpoint {base:?} already; give a --name"))
-        })?;
-        check_name(&name)?;
-        Ok(name)
-    }
-
-    /// The addresses asked for, checked, and for each other family of the network the first free.
-    fn addresses_for(
-        &self,
-        me: &Node,
-        network: &Network,
-        asked: &[IpAddr],
-    ) -> Result<Vec<IpAddr>, HostError> {
-        let subnets: Vec<&IpNet> =
-            me.subnets.iter().filter(|(vni, _)| *vni == network.vni).map(|(_, n)| n).collect();
-        let taken: HashSet<IpAddr> = self
-            .state
-            .endpoints
-            .values()
-            .filter(|e| e.vni == network.vni.get())
-            .flat_map(|e| e.addresses.iter().copied())
-            .chain(subnets.iter().map(|net| gateway(**net)))
-            .collect();
-        let mut chosen = Vec::new();
-        for v4 in [true, false] {
-            let of_family = |ip: &&IpAddr| ip.is_ipv4() == v4;
-            let subnets = || subnets.iter().copied().filter(|net| net.addr().is_ipv4() == v4);
-            match asked.iter().filter(of_family).collect::<Vec<_>>().as_slice() {
-                [] if subnets().next().is_none() => {}
-                [] => match subnets().find_map(|net| first_free(net, &taken)) {
-                    Some(ip) => chosen.push(ip),
-                    None => {
-                        let full: Vec<_> = subnets().map(IpNet::to_string).collect();
-                        return Err(HostError::User(format!(
-                            "no address is free in {}: detach an endpoint or give the node a \
-                             larger subnet",
-                            full.join(", ")
-                        )));
-                    }
-                },
-                [ip] => chosen.push(check_asked(**ip, subnets(), &taken, me, network)?),
-                _ => {
-                    return Err(HostError::User(
-                        "at most one address of each family can be asked for".into(),
-                    ));
-                }
-            }
-        }
-        if chosen.is_empty() {
-            return Err(HostError::User(format!(
-                "node {} has no subnet in network {}: add one to the config file",
-                me.name, network.name
-            )));
-        }
-        Ok(chosen)
-    }
-
-    fn free_id(&self) -> Result<u32, HostError> {
-        let used: HashSet<u32> = self.state.endpoints.values().map(|e| e.id).collect();
-        (1..=MAX_ENDPOINTS as u32).find(|id| !used.contains(id)).ok_or_else(|| {
-            HostError::User(format!("{MAX_ENDPOINTS} endpoints on one host is all there can be"))
-        })
-    }
-}
-
-fn find_network<'a>(cluster: &'a Cluster, name: Option<&str>) -> Result<&'a Network, HostError> {
-    let Some(name) = name else {
-        return cluster.networks.first().ok_or_else(|| HostError::User("no network".into()));
-    };
-    cluster.networks.iter().find(|n| n.name == name).ok_or_else(|| {
-        let known: Vec<_> = cluster.networks.iter().map(|n| n.name.as_str()).collect();
-        HostError::User(format!("there is no network {name:?}; there are {}", known.join(", ")))
-    })
-}
-
-fn check_asked<'a>(
-    ip: IpAddr,
-    mut subnets: impl Iterator<Item = &'a IpNet>,
-    taken: &HashSet<IpAddr>,
-    me: &Node,
-    network: &Network,
-) -> Result<IpAddr, HostError> {
-    let Some(net) = subnets.find(|net| net.contains(&ip)) else {
-        return Err(HostError::User(format!(
-            "{ip} is not in a subnet that node {} has in network {}; leave --ip out to have one \
-             chosen",
-            me.name, network.name
-        )));
-    };
-    let is_edge = ip == net.network() || net.addr().is_ipv4() && ip == net.broadcast();
-    if is_edge || ip == gateway(*net) {
-        return Err(HostError::User(format!(
-            "{ip} is not for a container: the first address of {net} is the host's own, and the \
-             network and broadcast addresses are nobody's"
-        )));
-    }
-    if taken.contains(&ip) {
-        return Err(HostError::User(format!("{ip} is taken by another endpoint of this host")));
-    }
-    Ok(ip)
-}
-
-/// The lowest free address, neither the network's, the gateway's nor the broadcast address.
-fn first_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
-    // One more candidate than are taken is enough.
-    let candidates = taken.len() as u128 + 1;
-    match net {
-        IpNet::V4(net) => {
-            let (first, last) = (u32::from(net.network()) + 2, u32::from(net.broadcast()));
-            let end = last.min(first.saturating_add(u32::try_from(candidates).ok()?));
-            (first..end).map(|a| Ipv4Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
-        IpNet::V6(net) => {
-            let (first, last) = (u128::from(net.network()) + 2, u128::from(net.broadcast()));
-            let end = last.min(first.saturating_add(candidates));
-            (first..=end).map(|a| Ipv6Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
-    }
 }
 
 /// Routes in the container: the gateways on the link, the rest of the network through them.
@@ -465,57 +311,6 @@ pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-fn check_name(name: &str) -> Result<(), HostError> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.len() > 128 || !name.chars().all(fine) {
-        return Err(HostError::User(format!(
-            "an endpoint cannot be named {name:?}: give a --name of letters, digits, '-', '_' and \
-             '.', at most 128"
-        )));
-    }
-    Ok(())
-}
-
-/// The last part of the path, or of a pid "pid-1234".
-fn default_name(netns: &str) -> String {
-    if netns.bytes().all(|b| b.is_ascii_digit()) {
-        return format!("pid-{netns}");
-    }
-    let mut parts = netns.rsplit('/').filter(|p| !p.is_empty());
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some("net"), Some("ns"), Some(pid)) => format!("pid-{pid}"),
-        (Some(last), ..) => last.to_owned(),
-        (None, ..) => "endpoint".to_owned(),
-    }
-}
-
-/// A name for the host's end that the same endpoint always has: FNV-1a of its name.
-fn host_ifname(name: &str) -> String {
-    format!("mesh{:08x}", fnv(name.as_bytes()))
-}
-
-fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
-}
-
-/// A MAC that follows from network and address: the same container, the same MAC.
-fn container_mac(vni: Vni, addresses: &[IpAddr]) -> [u8; 6] {
-    let mut bytes = vni.get().to_be_bytes().to_vec();
-    match addresses.first() {
-        Some(IpAddr::V4(ip)) => bytes.extend(ip.octets()),
-        Some(IpAddr::V6(ip)) => bytes.extend(ip.octets()),
-        None => {}
-    }
-    let [a, b, c, d] = fnv(&bytes).to_be_bytes();
-    [0x02, 0x6e, a, b, c, d]
-}
-
-/// RFC 4291, appendix A.
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
-    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f))
-}
-
 /// `eth0`, or the first `ethN` that is free.
 async fn free_ifname(inside: &Net) -> Result<String, HostError> {
     let taken: HashSet<String> = inside.links().await?.into_iter().map(|l| l.name).collect();
@@ -523,7 +318,7 @@ async fn free_ifname(inside: &Net) -> Result<String, HostError> {
     Ok(free.unwrap_or_else(|| "eth0".into()))
 }
 
-fn id_of(netns: BorrowedFd<'_>) -> (u64, u64) {
+pub(super) fn id_of(netns: BorrowedFd<'_>) -> (u64, u64) {
     rustix::fs::fstat(netns).map(|s| (s.st_dev, s.st_ino)).unwrap_or_default()
 }
 
@@ -533,48 +328,4 @@ async fn set_inner_mtu(endpoint: &Endpoint, mtu: u32) -> Result<(), HostError> {
         return Err(HostError::User(format!("{} is another namespace by now", endpoint.netns)));
     }
     Ok(Net::in_netns(netns.as_fd())?.set_mtu(endpoint.ifindex, mtu).await?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn taken(ips: &[&str]) -> HashSet<IpAddr> {
-        ips.iter().map(|s| s.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn the_first_free_address_skips_gateway_and_taken() {
-        let net = "10.42.0.0/24".parse().unwrap();
-        let got = first_free(&net, &taken(&["10.42.0.1", "10.42.0.2", "10.42.0.4"]));
-        assert_eq!(got, Some("10.42.0.3".parse().unwrap()));
-        let net = "fd00::/64".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["fd00::1"])), Some("fd00::2".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_full_subnet_has_no_free_address() {
-        let net = "10.42.0.0/30".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["10.42.0.1", "10.42.0.2"])), None);
-    }
-
-    #[test]
-    fn a_large_subnet_is_not_walked() {
-        let net = "fd00::/8".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&[])), Some("fd00::2".parse().unwrap()));
-    }
-
-    #[test]
-    fn names_come_from_what_the_user_typed() {
-        assert_eq!(default_name("c1"), "c1");
-        assert_eq!(default_name("/run/netns/c1"), "c1");
-        assert_eq!(default_name("4711"), "pid-4711");
-        assert_eq!(default_name("/proc/4711/ns/net"), "pid-4711");
-    }
-
-    #[test]
-    fn link_local_address_follows_from_the_mac() {
-        let mac = [0x02, 0x6e, 0x12, 0x34, 0x56, 0x78];
-        assert_eq!(link_local(mac), "fe80::6e:12ff:fe34:5678".parse::<Ipv6Addr>().unwrap());
-    }
 }

@@ -18,6 +18,7 @@ use crate::{
     state::{RunDir, State, StateError},
 };
 
+mod choice;
 mod endpoint;
 mod identity;
 mod mesh0;
