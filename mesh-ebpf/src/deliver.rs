@@ -6,7 +6,8 @@ use mesh_common::{
 };
 
 use crate::{
-    Done, count,
+    count,
+    end::Done,
     packet::{self, Packet},
 };
 

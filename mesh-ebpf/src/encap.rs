@@ -11,7 +11,8 @@ use mesh_common::{
 };
 
 use crate::{
-    Done,
+    TELL_INNER,
+    end::Done,
     packet::{self, Packet},
 };
 
@@ -63,7 +64,8 @@ pub fn send(
     bytes: u32,
 ) -> Result<Done, DropReason> {
     let peer = route.peer;
-    packet.grow(route.overhead, if route.ethernet { ENCAP_ETHERNET } else { ENCAP_IP })?;
+    let inner = if route.ethernet { ENCAP_ETHERNET } else { ENCAP_IP };
+    packet.grow(route.overhead, if TELL_INNER { inner } else { 0 })?;
 
     let outer: *mut [u16; OUTER_WORDS] = packet.at(0).ok_or(DropReason::NoRoom)?;
     // A super-packet may be longer than the field: each segment gets its own length later.

@@ -11,7 +11,7 @@ use mesh_common::{
 };
 
 use crate::{
-    Refusal,
+    end::Refusal,
     inner::{Family, is_tcp},
     neighbour::back,
     packet::Packet,

@@ -5,18 +5,18 @@
 //! from_host       tcx egress,  mesh0                            /             -> deliver.rs
 //! from_underlay   tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
 //! ```
-//!
-//! This page is where every packet ends: one verdict, one count, one return code.
 #![no_std]
 #![no_main]
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, macros::classifier, programs::TcContext};
-use mesh_common::verdict::{DropReason, Hook, Verdict};
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use end::end;
+use mesh_common::verdict::Hook;
 use packet::Packet;
 
 mod count;
 mod deliver;
 mod encap;
+mod end;
 mod fib;
 mod icmp;
 mod inner;
@@ -26,25 +26,8 @@ mod overlay;
 mod packet;
 mod underlay;
 
-/// How a packet ends well: the verdict, and the kernel's return code for it.
-type Done = (Verdict, i32);
-
-/// How it ends otherwise. `code` is a redirect where the packet was turned into an ICMP error for
-/// its sender.
-struct Refusal {
-    reason: DropReason,
-    code: i32,
-}
-
-impl From<DropReason> for Refusal {
-    #[inline(always)]
-    fn from(reason: DropReason) -> Self {
-        Self { reason, code: TC_ACT_SHOT }
-    }
-}
-
-/// To the next program of this hook, or to the stack. TCX_NEXT and TC_ACT_UNSPEC are both -1.
-const NEXT: i32 = -1;
+/// The kernel is told where the inner headers are, for the card that cuts a super-packet.
+const TELL_INNER: bool = true;
 
 #[classifier]
 pub fn from_container(ctx: TcContext) -> i32 {
@@ -60,29 +43,3 @@ pub fn from_host(ctx: TcContext) -> i32 {
 pub fn from_underlay(ctx: TcContext) -> i32 {
     end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
 }
-
-#[inline(always)]
-fn end(hook: Hook, outcome: Result<Done, Refusal>) -> i32 {
-    match outcome {
-        Ok((verdict, code)) => {
-            count::verdict(hook, verdict);
-            code
-        }
-        Err(Refusal { reason, code }) => {
-            count::verdict(hook, Verdict::Drop);
-            count::drop(hook, reason);
-            code
-        }
-    }
-}
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-/// GPL-compatible for the helpers that ask for it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

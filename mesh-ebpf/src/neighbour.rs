@@ -12,7 +12,8 @@ use mesh_common::{
 };
 
 use crate::{
-    Done, fib,
+    end::Done,
+    fib,
     icmp::pseudo_sum,
     inner::{Family, V4, V6},
     maps,

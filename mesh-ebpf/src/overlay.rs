@@ -7,7 +7,9 @@ use mesh_common::{
 };
 
 use crate::{
-    Done, Refusal, count, deliver, encap, fib, icmp,
+    count, deliver, encap,
+    end::{Done, Refusal},
+    fib, icmp,
     inner::{Family, V4, V6},
     maps, neighbour,
     packet::Packet,

@@ -15,7 +15,9 @@ use mesh_common::{
 };
 
 use crate::{
-    Done, NEXT, Refusal, count, deliver, fib,
+    count, deliver,
+    end::{Done, NEXT, Refusal},
+    fib,
     inner::{Family, V4, V6, ecn},
     maps,
     packet::Packet,

@@ -12,4 +12,5 @@ mod deliver;
 mod encap;
 mod outer;
 mod packet;
+mod perf;
 mod world;

@@ -260,6 +260,11 @@ impl World {
         Self { spec, desired, pins, tables, programs: HashMap::from(programs) }
     }
 
+    /// One of the programs, by its name in the object.
+    pub fn program(&self, name: &str) -> &SchedClassifier {
+        self.programs.iter().find(|(hook, _)| hook.label() == name).unwrap().1
+    }
+
     /// What a container, or the host itself, sends.
     #[track_caller]
     pub fn sends(&self, port: Port, frame: &[u8]) -> Ran {

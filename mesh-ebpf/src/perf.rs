@@ -1,0 +1,128 @@
+//! Programs for the tests' table of ns per packet, in an object of their own.
+//!
+//! BPF_PROG_TEST_RUN repeats a program on one packet and never restores it, so each of these puts
+//! back what it did; the others measure what that costs.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    macros::classifier,
+    programs::TcContext,
+};
+use end::end;
+use mesh_common::{
+    verdict::{DropReason, Hook},
+    wire::ETH_LEN,
+};
+use packet::Packet;
+
+mod count;
+mod deliver;
+mod encap;
+mod end;
+mod fib;
+mod icmp;
+mod inner;
+mod maps;
+mod neighbour;
+mod overlay;
+mod packet;
+mod underlay;
+
+/// A packet stays marked as encapsulated when the outer header is off again, and is then not
+/// encapsulated a second time. So here the kernel is not told.
+const TELL_INNER: bool = false;
+
+/// What encapsulation overwrites.
+type Ethernet = [u16; ETH_LEN / 2];
+/// What decapsulation takes out, at most: Ethernet, IPv4, GRE with key, Ethernet.
+type Outer = [u64; 7];
+
+/// A run of no program at all.
+#[classifier]
+pub fn perf_empty(_: TcContext) -> i32 {
+    TC_ACT_OK
+}
+
+/// `from_container` to a peer, and back.
+#[classifier]
+pub fn perf_encap(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    code(restored::<Ethernet>(&packet, || {
+        let before = packet.len();
+        let code = end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer));
+        packet.shrink(packet.len() - before, 0)?;
+        Ok(code)
+    }))
+}
+
+/// The way back of [`perf_encap`] alone. Its packet gets shorter with each run.
+#[classifier]
+pub fn perf_encap_undo(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    code(restored::<Ethernet>(&packet, || {
+        packet.shrink(outer_len(&ctx), 0)?;
+        Ok(TC_ACT_OK)
+    }))
+}
+
+/// `from_underlay` to an endpoint, and back.
+#[classifier]
+pub fn perf_decap(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    code(restored::<Outer>(&packet, || {
+        let before = packet.len();
+        let code = end(Hook::FromUnderlay, underlay::receive(&packet));
+        packet.grow(before - packet.len(), 0)?;
+        Ok(code)
+    }))
+}
+
+/// The way back of [`perf_decap`], and the [`perf_shrink`] without which there is nothing to grow.
+#[classifier]
+pub fn perf_decap_undo(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    code(restored::<Outer>(&packet, || {
+        packet.shrink(outer_len(&ctx), 0)?;
+        packet.grow(outer_len(&ctx), 0)?;
+        Ok(TC_ACT_OK)
+    }))
+}
+
+/// Making room for the outer header and taking it out again, without a header.
+#[classifier]
+pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
+    let (packet, bytes) = (Packet::new(&ctx), outer_len(&ctx));
+    code(packet.grow(bytes, 0).and_then(|()| packet.shrink(bytes, 0)).map(|()| TC_ACT_OK))
+}
+
+/// Taking out the outer header alone. Its packet gets shorter with each run.
+#[classifier]
+pub fn perf_shrink(ctx: TcContext) -> i32 {
+    code(Packet::new(&ctx).shrink(outer_len(&ctx), 0).map(|()| TC_ACT_OK))
+}
+
+/// Saves the front of the packet, runs `f`, and writes the front back.
+#[inline(always)]
+fn restored<T: Default>(
+    packet: &Packet,
+    f: impl FnOnce() -> Result<i32, DropReason>,
+) -> Result<i32, DropReason> {
+    let front: T = packet.load(0)?;
+    let code = f()?;
+    packet.store(0, &front)?;
+    Ok(code)
+}
+
+#[inline(always)]
+fn code(outcome: Result<i32, DropReason>) -> i32 {
+    outcome.unwrap_or(TC_ACT_SHOT)
+}
+
+/// Bytes of the outer header, which the test says in the packet's mark.
+#[inline(always)]
+fn outer_len(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the program's run.
+    unsafe { (*ctx.skb.skb).mark }
+}

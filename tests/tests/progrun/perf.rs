@@ -1,0 +1,232 @@
+//! The table of ns per packet. Printed, never asserted: `cargo test --test progrun -- perf
+//! --nocapture`.
+//!
+//! What a program does is undone before it is repeated; a row's net cost is without that, and
+//! without the cost of a run of nothing. The few stores by which the kernel keeps note of the inner
+//! headers are not in it (see mesh-ebpf/src/perf.rs), and neither is what a redirect sets in motion.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::{Add, Sub},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use mesh_common::names;
+use mesh_userspace::bpf::load;
+
+use super::{
+    decap::{Form, from_peer},
+    packet::{IPV4, eth, ethertype, ip, udp, udp_of},
+    world::{
+        A, B, BLUE, GRE, GRETAP, H3, ME, NEXT, NEXT_HOP_MAC, Port, REDIRECT, UNDERLAY,
+        UNDERLAY_MAC, World, context, gateway_mac, world,
+    },
+};
+
+/// In the subnets whose prefix lengths are the commonest, as in a cluster of equal subnets: one
+/// lookup finds them.
+const H3_V4: Ipv4Addr = Ipv4Addr::new(10, 42, 128, 9);
+const H3_V6: Ipv6Addr = Ipv6Addr::new(0xfd42, 0, 0, 2, 0, 0, 0, 9);
+
+/// What a program returns that only measures.
+const DONE: i32 = 0;
+
+/// Runs of each program in a row, and how often that is done, one program after the other so that
+/// what slows the machine down slows down all of them.
+const REPEAT: u32 = 20_000;
+const ROUNDS: usize = 31;
+/// Runs of a program that takes something off its packet, which can give only so much.
+const SHORT_REPEAT: u32 = 60;
+
+/// A program on a packet, again and again.
+struct Bench {
+    program: &'static str,
+    /// What it returns.
+    code: i32,
+    ifindex: u32,
+    frame: Vec<u8>,
+    /// Bytes of the outer header, for the programs that only undo.
+    outer_len: u32,
+    repeat: u32,
+}
+
+/// Median and least of all rounds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ns {
+    median: f64,
+    min: f64,
+}
+
+#[test]
+fn perf() {
+    println!("{:34} {:>15} {:>15}   ns per packet, median (least)", "", "gross", "net");
+    for (title, spec, from, form, v6) in [
+        ("gre", GRE, A, Form::Gre, false),
+        ("gre, IPv6 inside", GRE, A, Form::Gre, true),
+        ("gre with key", GRE, BLUE, Form::Gre, false),
+        ("gretap", GRETAP, A, Form::Gretap, false),
+        ("gretap with key", GRETAP, BLUE, Form::Gretap, false),
+    ] {
+        world(spec, |w| tunnel(w, title, from, form, v6));
+    }
+    world(GRE, others);
+}
+
+/// Encapsulation and decapsulation in one form.
+fn tunnel(w: &World, title: &str, port: Port, form: Form, v6: bool) {
+    let (here, there): (IpAddr, IpAddr) = match v6 {
+        false => (port.v4.unwrap().into(), H3_V4.into()),
+        true => (port.v6.unwrap().into(), H3_V6.into()),
+    };
+    let sent = udp(ip(here, there, 0), &[7; 64]);
+    let sent = eth(gateway_mac(), port.mac, ethertype(&sent), &sent);
+    let inner = udp(ip(there, here, 0), &[7; 64]);
+    let received = from_peer(H3, form, port.vni, 0, &inner);
+    let outer_len = (received.len() - inner.len()) as u32;
+    let received = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &received);
+    let long = eth(gateway_mac(), port.mac, IPV4, &udp_of(ip(H3_V4, H3_V4, 0), 3300));
+
+    let bench = |program, code, frame: &Vec<u8>, ifindex| Bench {
+        program,
+        code,
+        ifindex,
+        frame: frame.clone(),
+        outer_len,
+        repeat: REPEAT,
+    };
+    let short =
+        |program| Bench { repeat: SHORT_REPEAT, ..bench(program, DONE, &long, port.ifindex) };
+    let [empty, encap, decap, decap_undo, adjust, short_empty, encap_undo, shrink] = measure(
+        w,
+        [
+            bench("perf_empty", DONE, &sent, port.ifindex),
+            bench("perf_encap", REDIRECT, &sent, port.ifindex),
+            bench("perf_decap", REDIRECT, &received, UNDERLAY),
+            bench("perf_decap_undo", DONE, &received, UNDERLAY),
+            bench("perf_grow_shrink", DONE, &sent, port.ifindex),
+            short("perf_empty"),
+            short("perf_encap_undo"),
+            short("perf_shrink"),
+        ],
+    );
+    let shrink = shrink - short_empty;
+    row(&format!("encap {title}"), encap, encap - empty - (encap_undo - short_empty));
+    // The way back takes nothing out, but can not be measured without.
+    row(&format!("decap {title}"), decap, decap - decap_undo + shrink);
+    row("  of it the kernel's: room made", adjust, adjust - empty - shrink);
+    row("  of it the kernel's: room taken", shrink + short_empty, shrink);
+}
+
+/// What leaves the packet as it is.
+fn others(w: &World) {
+    let local = udp(ip(A.v4.unwrap(), B.v4.unwrap(), 0), &[7; 64]);
+    let foreign = udp(ip(H3.underlay, ME, 0), &[7; 64]);
+    let bench = |program, code, ifindex, ip: &[u8]| {
+        let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, ip);
+        Bench { program, code, ifindex, frame, outer_len: 0, repeat: REPEAT }
+    };
+    let [empty, deliver, pass] = measure(
+        w,
+        [
+            bench("perf_empty", DONE, UNDERLAY, &foreign),
+            bench(names::FROM_CONTAINER, REDIRECT, A.ifindex, &local),
+            bench(names::FROM_UNDERLAY, NEXT, UNDERLAY, &foreign),
+        ],
+    );
+    row("local delivery", deliver, deliver - empty);
+    row("foreign packet on the underlay", pass, pass - empty);
+    row("nothing", empty, Ns::default());
+}
+
+fn row(title: &str, gross: Ns, net: Ns) {
+    let cell = |ns: Ns| format!("{:.1} ({:.1})", ns.median, ns.min);
+    println!("{title:34} {:>15} {:>15}", cell(gross), cell(net));
+}
+
+fn measure<const N: usize>(w: &World, benches: [Bench; N]) -> [Ns; N] {
+    let object = load_over(w);
+    let programs = benches.each_ref().map(|b| program(w, &object, b.program));
+    let mut all = [const { Vec::new() }; N];
+    for _ in 0..ROUNDS {
+        for ((bench, program), ns) in benches.iter().zip(&programs).zip(&mut all) {
+            ns.push(bench.run(program));
+        }
+    }
+    all.map(|mut ns: Vec<f64>| {
+        ns.sort_by(f64::total_cmp);
+        Ns { median: ns[ns.len() / 2], min: ns[0] }
+    })
+}
+
+impl Bench {
+    /// ns of one run, in the middle of many.
+    fn run(&self, program: &SchedClassifier) -> f64 {
+        let mut context = context(self.ifindex, 0);
+        context[8..12].copy_from_slice(&self.outer_len.to_ne_bytes());
+        let start = cpu_time_ns();
+        let ran = program
+            .test_run(TestRunOptions {
+                data_in: Some(&self.frame),
+                ctx_in: Some(&context),
+                repeat: self.repeat,
+                ..TestRunOptions::new()
+            })
+            .unwrap();
+        let elapsed = cpu_time_ns() - start;
+        assert_eq!(ran.return_value as i32, self.code, "{} does not do its work", self.program);
+        // The kernel's figure is without the system call, but of whole nanoseconds.
+        match self.repeat {
+            SHORT_REPEAT => ran.duration.as_nanos() as f64,
+            _ => elapsed as f64 / f64::from(self.repeat),
+        }
+    }
+}
+
+/// Time that this thread was at work: it stands still while others are.
+fn cpu_time_ns() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is written to.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) }, 0);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// The measuring programs, on the maps of the world.
+fn load_over(w: &World) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for name in names::ALL_MAPS {
+        loader.map_pin_path(name, w.pins.map(name));
+    }
+    // A packet that was IPv6 once could not be made IPv4 again.
+    loader.override_global("DECAP_L3", &0u32, true);
+    let mut object = loader.load(load::PERF_OBJECT).unwrap();
+    for (_, program) in object.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into().unwrap();
+        program.load().unwrap();
+    }
+    object
+}
+
+/// A measuring program, or else one of the real ones.
+fn program<'a>(w: &'a World, object: &'a Ebpf, name: &str) -> &'a SchedClassifier {
+    let measuring = object.program(name).map(|p| p.try_into().unwrap());
+    measuring.unwrap_or_else(|| w.program(name))
+}
+
+impl Sub for Ns {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { median: self.median - other.median, min: self.min - other.min }
+    }
+}
+
+impl Add for Ns {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { median: self.median + other.median, min: self.min + other.min }
+    }
+}
