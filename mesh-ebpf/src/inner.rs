@@ -3,7 +3,9 @@
 
 use mesh_common::{
     maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens},
-    wire::{ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, IPV6_LEN, Ipv4, Ipv6, resum},
+    wire::{
+        ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, resum,
+    },
 };
 
 pub trait Family {
@@ -12,7 +14,8 @@ pub trait Family {
     const PROTO: u16;
     const IS_V4: bool;
 
-    fn is_valid(h: &Self::Header) -> bool;
+    /// Is this a header of the family, all of it within `bytes`? Its fixed part is.
+    fn is_whole(h: &Self::Header, bytes: u32) -> bool;
     fn src(h: &Self::Header) -> Addr;
     fn dst(h: &Self::Header) -> Addr;
     /// TOS or traffic class.
@@ -27,6 +30,8 @@ pub trait Family {
 
     /// Is this the port's own address?
     fn is_own(port: &PortInfo, src: &Addr) -> bool;
+    /// Is this the gateway's address?
+    fn is_gateway(port: &PortInfo, target: &Addr) -> bool;
     /// Is this in the one subnet that the peer's entry holds?
     fn is_peers(source: &PeerSource, src: &Addr) -> bool;
     fn lens(lens: &PrefixLens) -> &[u8; 4];
@@ -42,8 +47,9 @@ impl Family for V4 {
     const IS_V4: bool = true;
 
     #[inline(always)]
-    fn is_valid(h: &Ipv4) -> bool {
-        h.vihl & 0xf0 == 0x40 && h.vihl & 0xf >= 5
+    fn is_whole(h: &Ipv4, bytes: u32) -> bool {
+        let len = Self::header_len(h);
+        h.vihl == 0x45 || h.vihl & 0xf0 == 0x40 && len > IPV4_LEN && len as u32 <= bytes
     }
 
     #[inline(always)]
@@ -90,6 +96,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_gateway(port: &PortInfo, target: &Addr) -> bool {
+        target.0[3] == port.gateway4 && port.gateway4 != 0
+    }
+
+    #[inline(always)]
     fn is_peers(source: &PeerSource, src: &Addr) -> bool {
         src.0[3] & source.mask4 == source.net4
     }
@@ -112,7 +123,7 @@ impl Family for V6 {
     const IS_V4: bool = false;
 
     #[inline(always)]
-    fn is_valid(h: &Ipv6) -> bool {
+    fn is_whole(h: &Ipv6, _: u32) -> bool {
         u32::from_be(h.vtf) >> 28 == 6
     }
 
@@ -155,6 +166,11 @@ impl Family for V6 {
     fn is_own(port: &PortInfo, src: &Addr) -> bool {
         let own = &port.addr6;
         src.0 == *own && (own[0] | own[1] | own[2] | own[3]) != 0
+    }
+
+    #[inline(always)]
+    fn is_gateway(port: &PortInfo, target: &Addr) -> bool {
+        target.0 == port.gateway6 && target.0 != [0; 4]
     }
 
     #[inline(always)]

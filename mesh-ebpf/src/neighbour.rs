@@ -37,7 +37,7 @@ pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropRea
     if ask.sender_ip != 0 && !V4::is_own(port, &sender) {
         return Err(DropReason::SpoofedSource);
     }
-    if ask.target_ip != port.gateway4 && !is_somebodys::<V4>(port, &target) {
+    if !is_somebodys::<V4>(port, &target) {
         return Err(DropReason::NoReply);
     }
     let reply = Arp {
@@ -78,7 +78,7 @@ pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReas
         return Err(DropReason::SpoofedSource);
     }
     let target: [u32; 4] = packet.load(ND_AT + 8)?;
-    if target != port.gateway6 && !is_somebodys::<V6>(port, &Addr(target)) {
+    if !is_somebodys::<V6>(port, &Addr(target)) {
         return Err(DropReason::NoReply);
     }
     let eth: Eth = packet.load(0)?;
@@ -117,9 +117,12 @@ fn advert(port: &PortInfo, ask: &Ipv6, target: [u32; 4]) -> (Ipv6, NeighbourMess
     (ip, advert)
 }
 
-/// Another node's subnet, or an endpoint here that is not the one that asks.
+/// The gateway, another node's subnet, or an endpoint here that is not the one that asks.
 #[inline(always)]
 fn is_somebodys<F: Family>(port: &PortInfo, target: &Addr) -> bool {
+    if F::is_gateway(port, target) {
+        return true;
+    }
     match fib::lookup::<F>(&port.lens, port.vni, target) {
         Some(to) if to.kind == FibInfo::LOCAL => {
             maps::endpoint(port.vni, *target).is_ok_and(|e| e.ifindex != port.ifindex)

@@ -38,7 +38,8 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let at: *mut F::Header = packet.need(ETH_LEN)?;
     // SAFETY: `need` checked the bounds.
     let header = unsafe { &*at };
-    if !F::is_valid(header) {
+    let bytes = packet.l3_len();
+    if !F::is_whole(header, bytes) {
         return Err(DropReason::Truncated.into());
     }
     if !F::IS_V4 && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet) {
@@ -53,7 +54,6 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
             if multicast { DropReason::Multicast } else { DropReason::SpoofedSource }.into()
         );
     }
-    let bytes = packet.l3_len();
     count::endpoint_tx(port.id, bytes);
 
     let Some(to) = fib::lookup::<F>(&port.lens, port.vni, &dst) else {

@@ -117,7 +117,8 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
     let header: *mut F::Header = packet.need(at)?;
     // SAFETY: `need` checked the bounds.
     let header = unsafe { &mut *header };
-    if !F::is_valid(header) {
+    let bytes = packet.len() - at as u32;
+    if !F::is_whole(header, bytes) {
         return Err(DropReason::Truncated.into());
     }
     let (src, dst) = (F::src(header), F::dst(header));
@@ -137,7 +138,6 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         F::mark_ce(header);
     }
 
-    let bytes = packet.len() - at as u32;
     let protocol = DECAP_L3.load() != 0;
     let flags = match (protocol, F::IS_V4) {
         (false, _) => 0,

@@ -18,9 +18,9 @@ use super::{BpfError, Pins, attach, raw};
 /// The compiled programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh"));
 
-/// Programs that only the tests' table of ns per packet loads. The linker leaves them out of `mesh`.
+/// Programs that only the tests load. The linker leaves them out of `mesh`.
 #[doc(hidden)]
-pub static PERF_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-perf"));
+pub static TEST_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-test"));
 
 /// Every program.
 pub const PROGRAMS: [&str; 3] = [names::FROM_CONTAINER, names::FROM_UNDERLAY, names::FROM_HOST];

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
 
+mod answer;
 mod counters;
 mod decap;
 mod deliver;
@@ -13,4 +14,6 @@ mod encap;
 mod outer;
 mod packet;
 mod perf;
+mod toobig;
+mod truncate;
 mod world;

@@ -3,26 +3,22 @@
 //!
 //! What a program does is undone before it is repeated; a row's net cost is without that, and
 //! without the cost of a run of nothing. The few stores by which the kernel keeps note of the inner
-//! headers are not in it (see mesh-ebpf/src/perf.rs), and neither is what a redirect sets in motion.
+//! headers are not in it (see mesh-ebpf/src/test.rs), and neither is what a redirect sets in motion.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::{Add, Sub},
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
-};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use mesh_common::names;
-use mesh_userspace::bpf::load;
 
 use super::{
     decap::{Form, from_peer},
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
     world::{
-        A, B, BLUE, GRE, GRETAP, H3, ME, NEXT, NEXT_HOP_MAC, Port, REDIRECT, UNDERLAY,
-        UNDERLAY_MAC, World, context, gateway_mac, world,
+        A, B, BLUE, GRE, GRETAP, H3, ME, NEXT, NEXT_HOP_MAC, Port, REDIRECT, Skb, UNDERLAY,
+        UNDERLAY_MAC, World, gateway_mac, world,
     },
 };
 
@@ -147,8 +143,7 @@ fn row(title: &str, gross: Ns, net: Ns) {
 }
 
 fn measure<const N: usize>(w: &World, benches: [Bench; N]) -> [Ns; N] {
-    let object = load_over(w);
-    let programs = benches.each_ref().map(|b| program(w, &object, b.program));
+    let programs = benches.each_ref().map(|b| w.program(b.program));
     let mut all = [const { Vec::new() }; N];
     for _ in 0..ROUNDS {
         for ((bench, program), ns) in benches.iter().zip(&programs).zip(&mut all) {
@@ -164,13 +159,12 @@ fn measure<const N: usize>(w: &World, benches: [Bench; N]) -> [Ns; N] {
 impl Bench {
     /// ns of one run, in the middle of many.
     fn run(&self, program: &SchedClassifier) -> f64 {
-        let mut context = context(self.ifindex, 0);
-        context[8..12].copy_from_slice(&self.outer_len.to_ne_bytes());
+        let skb = Skb { ifindex: self.ifindex, mark: self.outer_len, ..Skb::default() };
         let start = cpu_time_ns();
         let ran = program
             .test_run(TestRunOptions {
                 data_in: Some(&self.frame),
-                ctx_in: Some(&context),
+                ctx_in: Some(&skb.bytes()),
                 repeat: self.repeat,
                 ..TestRunOptions::new()
             })
@@ -191,28 +185,6 @@ fn cpu_time_ns() -> i64 {
     // SAFETY: `now` is written to.
     assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) }, 0);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
-}
-
-/// The measuring programs, on the maps of the world.
-fn load_over(w: &World) -> Ebpf {
-    let mut loader = EbpfLoader::new();
-    for name in names::ALL_MAPS {
-        loader.map_pin_path(name, w.pins.map(name));
-    }
-    // A packet that was IPv6 once could not be made IPv4 again.
-    loader.override_global("DECAP_L3", &0u32, true);
-    let mut object = loader.load(load::PERF_OBJECT).unwrap();
-    for (_, program) in object.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into().unwrap();
-        program.load().unwrap();
-    }
-    object
-}
-
-/// A measuring program, or else one of the real ones.
-fn program<'a>(w: &'a World, object: &'a Ebpf, name: &str) -> &'a SchedClassifier {
-    let measuring = object.program(name).map(|p| p.try_into().unwrap());
-    measuring.unwrap_or_else(|| w.program(name))
 }
 
 impl Sub for Ns {

@@ -1,6 +1,7 @@
 //! A host without traffic: namespaces, interfaces, programs, and maps filled as the agent does it.
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -8,7 +9,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
 use mesh_common::{
     names,
     verdict::{DropReason, Hook, Verdict},
@@ -163,9 +167,10 @@ pub const GRETAP: Spec = Spec { gretap: true, ..GRE };
 pub struct World {
     pub spec: Spec,
     pub desired: Desired,
-    pub pins: Pins,
+    pins: Pins,
     tables: Tables,
     programs: HashMap<Hook, SchedClassifier>,
+    for_tests: OnceCell<Ebpf>,
 }
 
 /// What became of one packet.
@@ -257,12 +262,25 @@ impl World {
             (Hook::FromHost, names::FROM_HOST),
         ]
         .map(|(hook, name)| (hook, load::pinned(&pins, name).unwrap()));
-        Self { spec, desired, pins, tables, programs: HashMap::from(programs) }
+        Self {
+            spec,
+            desired,
+            pins,
+            tables,
+            programs: HashMap::from(programs),
+            for_tests: OnceCell::new(),
+        }
     }
 
-    /// One of the programs, by its name in the object.
+    /// A program by its name: one of the real ones, or of those for tests.
     pub fn program(&self, name: &str) -> &SchedClassifier {
-        self.programs.iter().find(|(hook, _)| hook.label() == name).unwrap().1
+        match self.programs.iter().find(|(hook, _)| hook.label() == name) {
+            Some((_, program)) => program,
+            None => {
+                let object = self.for_tests.get_or_init(|| load_over(&self.pins));
+                object.program(name).unwrap().try_into().unwrap()
+            }
+        }
     }
 
     /// What a container, or the host itself, sends.
@@ -295,51 +313,80 @@ impl World {
         self.run(Hook::FromUnderlay, UNDERLAY, frame, 0)
     }
 
-    /// Runs one packet through a program and asserts the sum law.
+    /// Runs one packet through the program of a hook and asserts the sum law.
     #[track_caller]
     pub fn run(&self, hook: Hook, ifindex: u32, frame: &[u8], gso_size: u32) -> Ran {
+        let skb = Skb { ifindex, gso_size, ..Skb::default() };
+        self.run_as(hook.label(), hook, skb, frame)
+    }
+
+    /// [`Self::run`] of a program that does what the hook's does.
+    #[track_caller]
+    pub fn run_as(&self, program: &str, hook: Hook, skb: Skb, frame: &[u8]) -> Ran {
+        let program = self.program(program);
         let before = Counters::read(&self.tables);
-        let (code, frame) = test_run(&self.programs[&hook], ifindex, frame, gso_size);
+        let (code, frame) = test_run(program, skb, frame);
         let moved = before.moved(&Counters::read(&self.tables), hook);
-        let codes = match (moved.verdict, moved.reason) {
+        let expected = match (moved.verdict, moved.reason) {
             (Verdict::Pass, _) => NEXT,
             // Turned into an ICMP error, which goes back.
             (Verdict::Drop, Some(DropReason::TooBig)) => REDIRECT,
             (Verdict::Drop, _) => SHOT,
             _ => REDIRECT,
         };
-        assert_eq!(code, codes, "{moved:?}");
+        assert_eq!(code, expected, "{moved:?}");
         Ran { verdict: moved.verdict, reason: moved.reason, code, frame, traffic: moved.traffic }
     }
 }
 
+/// The programs for tests, on the maps of the world.
+fn load_over(pins: &Pins) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for name in names::ALL_MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    // A packet that was IPv6 once could not be made IPv4 again.
+    loader.override_global("DECAP_L3", &0u32, true);
+    let mut object = loader.load(load::TEST_OBJECT).unwrap();
+    for (_, program) in object.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into().unwrap();
+        program.load().unwrap();
+    }
+    object
+}
+
 /// Runs a program on a packet once: what it returned, and the packet as it left it.
-pub fn test_run(
-    program: &SchedClassifier,
-    ifindex: u32,
-    frame: &[u8],
-    gso_size: u32,
-) -> (i32, Vec<u8>) {
+fn test_run(program: &SchedClassifier, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
     let mut out = vec![0; frame.len() + 256];
-    let context = context(ifindex, gso_size);
     let ran = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: Some(&context),
+            ctx_in: Some(&skb.bytes()),
             ..TestRunOptions::new()
         })
-        .unwrap_or_else(|e| panic!("{e}: {} bytes", frame.len()));
+        .unwrap_or_else(|e| panic!("{e:?}: {} bytes", frame.len()));
     out.truncate(ran.data_size_out as usize);
     (ran.return_value as i32, out)
 }
 
-/// `struct __sk_buff`, of which a test may set a few fields.
-pub fn context(ifindex: u32, gso_size: u32) -> [u8; 192] {
-    let mut skb = [0; 192];
-    skb[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-    skb[176..180].copy_from_slice(&gso_size.to_ne_bytes());
-    skb
+/// What a test may say of a packet beside its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Skb {
+    pub ifindex: u32,
+    pub gso_size: u32,
+    pub mark: u32,
+}
+
+impl Skb {
+    /// `struct __sk_buff`.
+    pub fn bytes(self) -> [u8; 192] {
+        let mut skb = [0; 192];
+        for (offset, value) in [(8, self.mark), (40, self.ifindex), (176, self.gso_size)] {
+            skb[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        skb
+    }
 }
 
 /// The MAC of all gateways of this node.

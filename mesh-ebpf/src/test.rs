@@ -1,12 +1,14 @@
-//! Programs for the tests' table of ns per packet, in an object of their own.
+//! Programs for the tests, in an object of their own.
 //!
-//! BPF_PROG_TEST_RUN repeats a program on one packet and never restores it, so each of these puts
-//! back what it did; the others measure what that costs.
+//! `perf_*` are for the table of ns per packet. BPF_PROG_TEST_RUN repeats a program on one packet
+//! and never restores it, so each of these puts back what it did; the others measure what that
+//! costs. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    helpers::bpf_skb_vlan_push,
     macros::classifier,
     programs::TcContext,
 };
@@ -33,6 +35,8 @@ mod underlay;
 /// A packet stays marked as encapsulated when the outer header is off again, and is then not
 /// encapsulated a second time. So here the kernel is not told.
 const TELL_INNER: bool = false;
+
+const ETH_P_8021Q: u16 = 0x8100;
 
 /// What encapsulation overwrites.
 type Ethernet = [u16; ETH_LEN / 2];
@@ -62,7 +66,7 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
 pub fn perf_encap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
-        packet.shrink(outer_len(&ctx), 0)?;
+        packet.shrink(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
     }))
 }
@@ -84,8 +88,8 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
 pub fn perf_decap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Outer>(&packet, || {
-        packet.shrink(outer_len(&ctx), 0)?;
-        packet.grow(outer_len(&ctx), 0)?;
+        packet.shrink(mark(&ctx), 0)?;
+        packet.grow(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
     }))
 }
@@ -93,14 +97,48 @@ pub fn perf_decap_undo(ctx: TcContext) -> i32 {
 /// Making room for the outer header and taking it out again, without a header.
 #[classifier]
 pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
-    let (packet, bytes) = (Packet::new(&ctx), outer_len(&ctx));
+    let (packet, bytes) = (Packet::new(&ctx), mark(&ctx));
     code(packet.grow(bytes, 0).and_then(|()| packet.shrink(bytes, 0)).map(|()| TC_ACT_OK))
 }
 
 /// Taking out the outer header alone. Its packet gets shorter with each run.
 #[classifier]
 pub fn perf_shrink(ctx: TcContext) -> i32 {
-    code(Packet::new(&ctx).shrink(outer_len(&ctx), 0).map(|()| TC_ACT_OK))
+    code(Packet::new(&ctx).shrink(mark(&ctx), 0).map(|()| TC_ACT_OK))
+}
+
+/// `from_container` on the first bytes of the packet, as many as its mark says.
+#[classifier]
+pub fn cut_from_container(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match packet.trim(mark(&ctx)) {
+        Ok(()) => end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer)),
+        Err(_) => TC_ACT_OK,
+    }
+}
+
+/// `from_underlay` on the first bytes of the packet, as many as its mark says.
+#[classifier]
+pub fn cut_from_underlay(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match packet.trim(mark(&ctx)) {
+        Ok(()) => end(Hook::FromUnderlay, underlay::receive(&packet)),
+        Err(_) => TC_ACT_OK,
+    }
+}
+
+/// `from_container` on a packet with a VLAN tag beside its bytes.
+#[classifier]
+pub fn tagged_from_container(ctx: TcContext) -> i32 {
+    tag(&ctx);
+    end(Hook::FromContainer, overlay::send(&Packet::new(&ctx), Hook::FromContainer))
+}
+
+/// `from_underlay` on a packet with a VLAN tag beside its bytes.
+#[classifier]
+pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
+    tag(&ctx);
+    end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
 }
 
 /// Saves the front of the packet, runs `f`, and writes the front back.
@@ -120,9 +158,15 @@ fn code(outcome: Result<i32, DropReason>) -> i32 {
     outcome.unwrap_or(TC_ACT_SHOT)
 }
 
-/// Bytes of the outer header, which the test says in the packet's mark.
+/// A number that the test says: here bytes.
 #[inline(always)]
-fn outer_len(ctx: &TcContext) -> u32 {
+fn mark(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid for the program's run.
     unsafe { (*ctx.skb.skb).mark }
+}
+
+#[inline(always)]
+fn tag(ctx: &TcContext) {
+    // SAFETY: a helper call with a valid context.
+    unsafe { bpf_skb_vlan_push(ctx.skb.skb, ETH_P_8021Q.to_be(), 5) };
 }
