@@ -97,7 +97,7 @@ pub struct EndpointInfo {
     pub id: u32,
     pub flags: u32,
     /// The front of a frame for it: its own MAC, then the gateway's.
-    pub macs: [u16; 6],
+    pub macs: [u32; 3],
     /// Room for an identity that policy will look at.
     pub identity: u32,
 }
@@ -207,7 +207,7 @@ pub struct PeerInfo {
     pub flags: u32,
     /// Largest outer IP packet on the way there, in bytes.
     pub underlay_mtu: u32,
-    /// Counts changes of this entry.
+    /// Room for a number that counts the changes of this entry.
     pub generation: u32,
     /// The other node's underlay address, also while there is no route to it.
     pub remote: Addr,
@@ -215,12 +215,10 @@ pub struct PeerInfo {
     pub next_hop: Addr,
     /// Ones' complement sum of the outer IPv4 header with length and TOS zero, before folding.
     pub outer_sum: u32,
-    /// The outer headers as they go out, but for length, TOS, checksum, GRE flags and key:
-    /// Ethernet 14, IPv4 20, GRE 4.
-    pub outer: [u16; crate::wire::OUTER_WORDS],
     /// GRETAP: the inner Ethernet header's two MACs.
-    pub inner_macs: [u16; 6],
-    pub _reserved: u16,
+    pub inner_macs: [u32; 3],
+    /// The outer headers, all but what [`crate::wire::outer_headers`] fills in.
+    pub outer: crate::wire::OuterWords,
 }
 
 impl PeerInfo {

@@ -14,8 +14,8 @@ pub const GRE_LEN: usize = 4;
 /// The key that carries the VNI (RFC 2890).
 pub const GRE_KEY_LEN: usize = 4;
 
-/// Ethernet, IPv4 and GRE in words of 16 bits.
-pub const OUTER_WORDS: usize = (ETH_LEN + IPV4_LEN + GRE_LEN) / 2;
+/// Ethernet, IPv4 and GRE without key.
+pub const OUTER_LEN: usize = ETH_LEN + IPV4_LEN + GRE_LEN;
 
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
@@ -157,11 +157,52 @@ pub const fn resum(sum: u16, old: u16, new: u16) -> u16 {
     fold((!sum) as u32 + (!old) as u32 + new as u32)
 }
 
+/// The outer headers in as few words as they fit in, so that writing them is six stores: the first
+/// [`OUTER_LEN`] bytes as they go out, and two that do not.
+pub type OuterWords = [u64; 5];
+
 /// The front of a packet to a peer: what [`crate::maps::PeerInfo`] holds of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OuterTemplate {
-    pub outer: [u16; OUTER_WORDS],
+    pub outer: OuterWords,
     pub outer_sum: u32,
+}
+
+/// What the outer headers take from the packet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OuterFields {
+    pub tos: u8,
+    /// Bytes of the outer IP packet.
+    pub len: u16,
+    /// GRE flags and protocol, network byte order; the protocol is 0 if the template has it.
+    pub flags: u16,
+    pub proto: u16,
+}
+
+/// The template with the packet's fields and the checksum filled in.
+#[inline(always)]
+pub const fn outer_headers(outer: &OuterWords, outer_sum: u32, f: OuterFields) -> OuterWords {
+    let len = f.len.to_be();
+    // Byte 15; the checksum counts it with the byte before.
+    let tos = u16::from_ne_bytes([0, f.tos]);
+    let sum = fold(outer_sum + len as u32 + tos as u32);
+    [
+        outer[0],
+        outer[1] | place(tos, 6),
+        outer[2] | place(len, 0),
+        outer[3] | place(sum, 0),
+        outer[4] | place(f.flags, 2) | place(f.proto, 4),
+    ]
+}
+
+/// 16 bits at byte `at` of a word in memory.
+#[inline(always)]
+const fn place(v: u16, at: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        (v as u64) << (8 * at)
+    } else {
+        (v as u64) << (48 - 8 * at)
+    }
 }
 
 /// Outer TTL.
@@ -192,14 +233,24 @@ pub fn outer_template(
     };
     let proto = if ethernet { ETH_P_TEB } else { 0 };
     let gre = Gre { flags: 0, proto: proto.to_be() };
+    let mut bytes = [0; size_of::<OuterWords>()];
+    bytes[..ETH_LEN].copy_from_slice(bytemuck::bytes_of(&eth));
+    bytes[ETH_LEN..ETH_LEN + IPV4_LEN].copy_from_slice(bytemuck::bytes_of(&ip));
+    bytes[ETH_LEN + IPV4_LEN..OUTER_LEN].copy_from_slice(bytemuck::bytes_of(&gre));
     let ip_words: [u16; IPV4_LEN / 2] = bytemuck::must_cast(ip);
-    let mut outer = [0; OUTER_WORDS];
-    let eth_words: [u16; ETH_LEN / 2] = bytemuck::must_cast(eth);
-    let gre_words: [u16; GRE_LEN / 2] = bytemuck::must_cast(gre);
-    outer[..7].copy_from_slice(&eth_words);
-    outer[7..17].copy_from_slice(&ip_words);
-    outer[17..].copy_from_slice(&gre_words);
-    OuterTemplate { outer, outer_sum: sum_words(0, &ip_words) }
+    OuterTemplate {
+        outer: bytemuck::pod_read_unaligned(&bytes),
+        outer_sum: sum_words(0, &ip_words),
+    }
+}
+
+/// Two MACs, destination first, as they stand at the front of a frame.
+pub const fn mac_pair(dst: [u8; 6], src: [u8; 6]) -> [u32; 3] {
+    [
+        u32::from_ne_bytes([dst[0], dst[1], dst[2], dst[3]]),
+        u32::from_ne_bytes([dst[4], dst[5], src[0], src[1]]),
+        u32::from_ne_bytes([src[2], src[3], src[4], src[5]]),
+    ]
 }
 
 /// A MAC as the words of a header.
@@ -248,13 +299,28 @@ mod tests {
     }
 
     #[test]
-    fn template_with_length_and_sum_filled_in_is_a_valid_header() {
-        let t = outer_template([1, 2, 3, 4, 5, 6], [6; 6], [192, 0, 2, 11], [192, 0, 2, 12], false);
-        let len = 1500u16.to_be();
-        let mut ip: [u16; 10] = t.outer[7..17].try_into().unwrap();
-        ip[1] = len;
-        ip[5] = fold(t.outer_sum + u32::from(len));
-        assert_eq!(fold(sum_words(0, &ip)), 0);
-        assert_eq!(mac_bytes(t.outer[..3].try_into().unwrap()), [1, 2, 3, 4, 5, 6]);
+    fn headers_from_a_template_are_valid_and_carry_the_fields() {
+        let dst = [1, 2, 3, 4, 5, 6];
+        let t = outer_template(dst, [6; 6], [192, 0, 2, 11], [192, 0, 2, 12], false);
+        let fields = OuterFields {
+            tos: 0xb9,
+            len: 1500,
+            flags: GRE_FLAG_KEY.to_be(),
+            proto: ETH_P_IP.to_be(),
+        };
+        let words = outer_headers(&t.outer, t.outer_sum, fields);
+        let bytes = bytemuck::bytes_of(&words);
+        assert_eq!(bytes[..14], [1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6, 8, 0]);
+        let ip: Ipv4 = bytemuck::pod_read_unaligned(&bytes[14..34]);
+        assert_eq!((ip.vihl, ip.tos, u16::from_be(ip.len)), (0x45, 0xb9, 1500));
+        let words: [u16; 10] = bytemuck::must_cast(ip);
+        assert_eq!(fold(sum_words(0, &words)), 0);
+        assert_eq!(bytes[34..], [0x20, 0, 8, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_pair_of_macs_is_the_front_of_a_frame() {
+        let pair = mac_pair([1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]);
+        assert_eq!(bytemuck::bytes_of(&pair), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 }

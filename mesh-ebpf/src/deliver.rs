@@ -3,6 +3,7 @@
 use mesh_common::{
     maps::EndpointInfo,
     verdict::{DropReason, Hook, Verdict},
+    wire::ETH_LEN,
 };
 
 use crate::{
@@ -19,9 +20,7 @@ pub fn local(
     to: &EndpointInfo,
     bytes: u32,
 ) -> Result<Done, DropReason> {
-    let front: *mut [u16; 6] = packet.need(0)?;
-    // SAFETY: `need` checked the bounds.
-    unsafe { *front = to.macs };
+    packet.front::<ETH_LEN>()?.put_macs::<0>(&to.macs);
     Ok(hand_over(to, bytes, hook != Hook::FromHost))
 }
 

@@ -7,6 +7,8 @@
 //! ```
 #![no_std]
 #![no_main]
+// Inline BPF assembly, for stores wider than the compiler dares.
+#![feature(asm_experimental_arch)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use end::end;

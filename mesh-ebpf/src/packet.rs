@@ -15,7 +15,12 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
+use core::arch::asm;
+use mesh_common::{
+    maps::Addr,
+    verdict::DropReason,
+    wire::{ETH_LEN, OuterWords},
+};
 
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
@@ -157,11 +162,85 @@ impl Packet {
         if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
     }
 
+    /// The first `N` bytes, to write to.
+    #[inline(always)]
+    pub fn front<const N: usize>(&self) -> Result<Front<N>, DropReason> {
+        self.at::<[u8; N]>(0).map(|at| Front { at: at.cast() }).ok_or(DropReason::NoRoom)
+    }
+
     /// Bytes without the Ethernet header.
     #[inline(always)]
     pub fn l3_len(&self) -> u32 {
         self.len() - ETH_LEN as u32
     }
+}
+
+/// The checked first `N` bytes of a packet, written in wide stores. A frame is aligned to two bytes,
+/// for which the compiler would store two at a time, or call a loop over bytes (measured: 38 bytes
+/// in 45 ns); the kernel takes wide stores wherever the CPU does.
+pub struct Front<const N: usize> {
+    at: *mut u8,
+}
+
+macro_rules! put {
+    ($name:ident, $t:ty, $width:literal, $insn:literal) => {
+        /// Writes `v` as it is at `AT`.
+        #[inline(always)]
+        pub fn $name<const AT: usize>(&self, v: $t) {
+            const { assert!(AT + $width <= N) };
+            // SAFETY: within the `N` bytes that `Packet::front` checked.
+            unsafe { asm!($insn, at = in(reg) self.at, off = const AT, v = in(reg) v) }
+        }
+    };
+}
+
+impl<const N: usize> Front<N> {
+    put!(put64, u64, 8, "*(u64 *)({at} + {off}) = {v}");
+    put!(put32, u32, 4, "*(u32 *)({at} + {off}) = {v}");
+    put!(put16, u16, 2, "*(u16 *)({at} + {off}) = {v}");
+
+    /// All outer headers.
+    #[inline(always)]
+    pub fn put_outer(&self, words: &OuterWords) {
+        self.put64::<0>(words[0]);
+        self.put64::<8>(words[1]);
+        self.put64::<16>(words[2]);
+        self.put64::<24>(words[3]);
+        let [high, low] = halves(words[4]);
+        self.put32::<32>(high);
+        self.put16::<36>(first_half(low));
+    }
+
+    /// An Ethernet header at `AT`. `proto`: network byte order.
+    #[inline(always)]
+    pub fn put_eth<const AT: usize>(&self, macs: &[u32; 3], proto: u16) {
+        self.put_macs::<AT>(macs);
+        // Generic constants can not be computed with: from where the MACs end.
+        Front::<2> { at: self.at.wrapping_add(AT + 12) }.put16::<0>(proto);
+    }
+
+    /// Both MACs of an Ethernet header at `AT`.
+    #[inline(always)]
+    pub fn put_macs<const AT: usize>(&self, macs: &[u32; 3]) {
+        const { assert!(AT + 14 <= N) };
+        let macs_at = Front::<12> { at: self.at.wrapping_add(AT) };
+        macs_at.put32::<0>(macs[0]);
+        macs_at.put32::<4>(macs[1]);
+        macs_at.put32::<8>(macs[2]);
+    }
+}
+
+/// The first and the second four bytes of a word in memory.
+#[inline(always)]
+fn halves(v: u64) -> [u32; 2] {
+    let (a, b) = (v as u32, (v >> 32) as u32);
+    if cfg!(target_endian = "little") { [a, b] } else { [b, a] }
+}
+
+/// The first two bytes of a word in memory.
+#[inline(always)]
+fn first_half(v: u32) -> u16 {
+    if cfg!(target_endian = "little") { v as u16 } else { (v >> 16) as u16 }
 }
 
 /// Out of an interface.

@@ -5,6 +5,8 @@
 //! costs. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
 #![no_std]
 #![no_main]
+// Inline BPF assembly, for stores wider than the compiler dares.
+#![feature(asm_experimental_arch)]
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},

@@ -145,9 +145,7 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
     packet.shrink((at - ETH_LEN) as u32, flags.into())?;
-    let eth: *mut ([u16; 6], u16) = packet.at(0).ok_or(DropReason::NoRoom)?;
-    // SAFETY: `at` checked the bounds.
-    unsafe { *eth = (to.macs, F::PROTO) };
+    packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(outer.source.peer, bytes);
     Ok(deliver::hand_over(to, bytes, F::IS_V4 || protocol))
 }

@@ -11,7 +11,7 @@ use mesh_common::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
         PORT_SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, PrefixLens, mask_word,
     },
-    wire::{gre_overhead, mac_words, outer_template},
+    wire::{gre_overhead, mac_pair, mac_words, outer_template},
 };
 
 use crate::{
@@ -260,13 +260,11 @@ impl Desired {
             gateway6: gateway_of(false).unwrap_or_default().0,
             ..PortInfo::default()
         };
-        let [a0, a1, a2] = mac;
-        let [g0, g1, g2] = gateway_mac;
         let info = EndpointInfo {
             ifindex: a.ifindex,
             id: a.id,
             flags: if a.is_host { EndpointInfo::HOST } else { 0 },
-            macs: [a0, a1, a2, g0, g1, g2],
+            macs: mac_pair(a.mac, node_mac(me.underlay)),
             identity: 0,
         };
         // An address that the file no longer gives this node is nobody's: the peers would not take
@@ -297,8 +295,6 @@ fn peer_info(encap: Encap, local: Ipv4Addr, remote: Ipv4Addr, path: Option<&Path
     let mac = path.next_hop_mac.unwrap_or_default();
     let template = outer_template(mac, path.mac, local.octets(), remote.octets(), ethernet);
     let known = if path.next_hop_mac.is_some() { PeerInfo::MAC_KNOWN } else { 0 };
-    let [d0, d1, d2] = mac_words(node_mac(remote));
-    let [s0, s1, s2] = mac_words(node_mac(local));
     PeerInfo {
         ifindex: path.ifindex,
         flags: known | if ethernet { PeerInfo::ETHERNET } else { 0 },
@@ -307,7 +303,7 @@ fn peer_info(encap: Encap, local: Ipv4Addr, remote: Ipv4Addr, path: Option<&Path
         next_hop: Addr::from(IpAddr::V4(path.next_hop)),
         outer_sum: template.outer_sum,
         outer: template.outer,
-        inner_macs: [d0, d1, d2, s0, s1, s2],
+        inner_macs: mac_pair(node_mac(remote), node_mac(local)),
         ..PeerInfo::default()
     }
 }

@@ -85,8 +85,8 @@ pub fn send(maps: &Observed, ifindex: u32, src: IpAddr, dst: IpAddr) -> Fate {
         Some(to) => match maps.peers.get(&to.peer).filter(|p| p.ifindex != 0) {
             // The address that the packet really goes to is the one in the template.
             Some(peer) => {
-                let [high, low] = [peer.outer[15], peer.outer[16]].map(u16::to_ne_bytes);
-                Fate::Encapsulated(IpAddr::from([high[0], high[1], low[0], low[1]]))
+                let outer = bytemuck::bytes_of(&peer.outer);
+                Fate::Encapsulated(IpAddr::from([outer[30], outer[31], outer[32], outer[33]]))
             }
             None => Fate::PeerIncomplete,
         },
