@@ -183,6 +183,7 @@ mod tests {
             mac: None,
             mtu: 1500,
             up: true,
+            running: true,
             ethernet: true,
             loopback: name == "lo",
             alias: None,

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -149,6 +150,7 @@ impl Host {
         attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
         self.net.set_up(pair.ifindex).await?;
         inside.set_up(pair.peer_ifindex).await?;
+        self.wait_until_running(pair.ifindex).await?;
         for ip in &endpoint.addresses {
             inside.add_address(pair.peer_ifindex, *ip, full_len(*ip)).await?;
             if ip.is_ipv6() {
@@ -159,6 +161,20 @@ impl Host {
         }
         for route in container_routes(network, me, &endpoint) {
             inside.add_route(&route).await?;
+        }
+        Ok(())
+    }
+
+    /// The kernel gives an interface its queue a moment after its peer came up (linkwatch), and drops
+    /// what is sent there before: the answer to the container's first ARP request would be lost, and
+    /// the next is a second later.
+    async fn wait_until_running(&self, ifindex: u32) -> Result<(), HostError> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
+            if self.net.link(ifindex).await?.is_none_or(|link| link.running) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by its administrator; it may still be without carrier.
     pub up: bool,
+    /// Has carrier, and its queue takes packets.
+    pub running: bool,
     /// Has an Ethernet header. Loopback, which has one too, counts as not.
     pub ethernet: bool,
     pub loopback: bool,
@@ -189,6 +191,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         loopback,
         alias: None,
