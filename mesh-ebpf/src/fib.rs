@@ -15,7 +15,8 @@ pub fn lookup<F: Family>(lens: &PrefixLens, vni: u32, dst: &Addr) -> Option<&'st
             return None;
         }
         if len == PrefixLens::LPM {
-            return maps::fib_lpm(vni, *dst);
+            // Both families are in the one trie.
+            return if F::is_mapped(dst) { None } else { maps::fib_lpm(vni, *dst) };
         }
         if let Some(info) = maps::fib(&F::fib_key(vni, len, dst)) {
             return Some(info);

@@ -27,6 +27,12 @@ pub trait Family {
     /// Marks an ECN-capable packet "congestion experienced".
     fn mark_ce(h: &mut Self::Header);
     fn is_multicast(dst: &Addr) -> bool;
+    /// An IPv6 address that in our tables is an IPv4 one. None is ever on the wire, but who sends
+    /// one must not reach the IPv4 address with it.
+    #[inline(always)]
+    fn is_mapped(addr: &Addr) -> bool {
+        !Self::IS_V4 && addr.0[0] | addr.0[1] == 0 && addr.0[2] == 0xffffu32.to_be()
+    }
 
     /// Is this the port's own address?
     fn is_own(port: &PortInfo, src: &Addr) -> bool;

@@ -43,7 +43,7 @@ const ETH_P_8021Q: u16 = 0x8100;
 /// What encapsulation overwrites.
 type Ethernet = [u16; ETH_LEN / 2];
 /// What decapsulation takes out, at most: Ethernet, IPv4, GRE with key, Ethernet.
-type Outer = [u64; 7];
+type Outer = [u16; 28];
 
 /// A run of no program at all.
 #[classifier]
@@ -143,15 +143,20 @@ pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
 }
 
-/// Saves the front of the packet, runs `f`, and writes the front back.
+/// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after
+/// the kernel's copying of bytes the next run would wait for them.
 #[inline(always)]
-fn restored<T: Default>(
+fn restored<T: Copy>(
     packet: &Packet,
     f: impl FnOnce() -> Result<i32, DropReason>,
 ) -> Result<i32, DropReason> {
-    let front: T = packet.load(0)?;
+    let front: *mut T = packet.need(0)?;
+    // SAFETY: `need` checked the bounds.
+    let saved = unsafe { *front };
     let code = f()?;
-    packet.store(0, &front)?;
+    let front: *mut T = packet.need(0)?;
+    // SAFETY: as above.
+    unsafe { *front = saved };
     Ok(code)
 }
 

@@ -125,6 +125,9 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
     if !F::is_peers(outer.source, &src) && !is_peers_too::<F>(outer, &src) {
         return Err(DropReason::SourceNotPeers.into());
     }
+    if F::is_mapped(&dst) {
+        return Err(DropReason::NoEndpoint.into());
+    }
     let to = match maps::endpoint(outer.vni, dst) {
         Ok(to) => to,
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),

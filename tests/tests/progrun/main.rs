@@ -11,6 +11,8 @@ mod counters;
 mod decap;
 mod deliver;
 mod encap;
+mod fuzz;
+mod model;
 mod outer;
 mod packet;
 mod perf;

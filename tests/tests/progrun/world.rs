@@ -20,7 +20,7 @@ use mesh_common::{
 use mesh_userspace::{
     bpf::{Pins, load, sync, tables::Tables},
     compile::{self, Attachment, Desired, Facts},
-    config::{self, Vni},
+    config::{self, Cluster, Vni},
     plan::plan,
 };
 
@@ -166,6 +166,7 @@ pub const GRETAP: Spec = Spec { gretap: true, ..GRE };
 
 pub struct World {
     pub spec: Spec,
+    pub cluster: Cluster,
     pub desired: Desired,
     pins: Pins,
     tables: Tables,
@@ -264,6 +265,7 @@ impl World {
         .map(|(hook, name)| (hook, load::pinned(&pins, name).unwrap()));
         Self {
             spec,
+            cluster,
             desired,
             pins,
             tables,
