@@ -274,6 +274,8 @@ pub struct NodeInfo {
     /// Our underlay address: outer destinations that are ours to judge.
     pub underlay: Addr,
     pub flags: u32,
+    /// The network namespace that all this is for, by its inode number; the programs do not read it.
+    pub netns: u32,
 }
 
 impl NodeInfo {
@@ -303,7 +305,7 @@ const _: () = {
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<PeerSource>() == 64);
     assert!(size_of::<NetworkInfo>() == 16);
-    assert!(size_of::<NodeInfo>() == 20);
+    assert!(size_of::<NodeInfo>() == 24);
     assert!(size_of::<Traffic>() == 32);
 };
 

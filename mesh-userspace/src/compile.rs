@@ -60,6 +60,8 @@ pub struct Facts {
     pub underlay_mtu: u32,
     /// The host has GRE tunnels of its own.
     pub foreign_gre: bool,
+    /// Inode number of the host's network namespace.
+    pub netns: u32,
     /// Indices into PEERS that are in use, by underlay address: a node keeps its index for as long
     /// as it keeps its address.
     pub peer_indices: HashMap<Ipv4Addr, u32>,
@@ -114,6 +116,7 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
     let node = NodeInfo {
         underlay: Addr::from(IpAddr::V4(me.underlay)),
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
+        netns: facts.netns,
     };
     desired.node.insert(0, node);
     let lens = prefix_lens(cluster);

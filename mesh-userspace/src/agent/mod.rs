@@ -93,7 +93,7 @@ pub async fn run(
     privileges::drop_the_rest()?;
     tracing::info!(node = host.state.node, "up");
 
-    let mut agent = Agent { config_error, due: None };
+    let mut agent = Agent { config_error, retry: None, due: None };
     loop {
         host.check()?;
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -118,6 +118,9 @@ pub async fn run(
                 }
             },
             () = tokio::time::sleep_until(due), if agent.due.is_some() => {
+                if agent.retry.is_some_and(|at| at <= Instant::now()) {
+                    agent.reload(&mut host, &settings).await;
+                }
                 agent.refresh(&mut host).await;
             }
             _ = terminate.recv() => break,
@@ -144,6 +147,8 @@ async fn down(host: Host, answer: tokio::sync::oneshot::Sender<Response>) -> any
 struct Agent {
     /// Why the file as it is now is not in effect.
     config_error: Option<String>,
+    /// When to try a good file again that this host could not take.
+    retry: Option<Instant>,
     /// When to look at the host again.
     due: Option<Instant>,
 }
@@ -177,20 +182,27 @@ impl Agent {
 
     /// The file changed, or somebody asked to look: apply it if it is good, else keep what is.
     async fn reload(&mut self, host: &mut Host, settings: &Settings) {
+        let before = self.config_error.take();
+        self.retry = None;
         let applied = match config::read(&settings.config) {
             Ok((_, bytes)) if host.last_config().as_deref() == Some(&bytes[..]) => Ok(()),
             Ok((cluster, bytes)) => {
-                apply(host, settings, cluster, &bytes).await.map_err(|e| e.to_string())
+                let applied = apply(host, settings, cluster, &bytes).await;
+                // An address or an interface that is missing may come.
+                self.retry = applied.is_err().then(|| Instant::now() + RETRY);
+                applied.map_err(|e| e.to_string())
             }
             Err(e) => Err(e.to_string()),
         };
         self.config_error = applied.err();
-        if let Some(error) = &self.config_error {
+        let Some(error) = &self.config_error else { return };
+        // Said once, however often it is tried.
+        if before.as_ref() != Some(error) {
             tracing::warn!("{error}");
             tracing::warn!("the config file is not applied; what was good before stays in effect");
-            // Half of it may have been done; the last good state is put right again.
-            self.due_in(SETTLE);
         }
+        // Half of it may have been done; the last good state is put right again.
+        self.due_in(SETTLE);
     }
 
     /// Only what bears on the mesh is worth a look.
@@ -202,7 +214,7 @@ impl Agent {
     }
 
     async fn refresh(&mut self, host: &mut Host) {
-        self.due = None;
+        self.due = self.retry;
         let Err(e) = host.refresh().await else { return };
         tracing::debug!("{e}");
         // Perhaps somebody removed the pins: everything anew, which says why if it can not be.

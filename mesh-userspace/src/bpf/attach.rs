@@ -8,7 +8,7 @@ use std::{
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
-    links::{FdLink, PinnedLink},
+    links::{FdLink, Link, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
 use mesh_common::names;
@@ -159,8 +159,16 @@ pub fn detach(
             _ => Ok(()),
         },
         Mode::Clsact => {
-            // The interface may be gone, and its filters with it.
-            let _ = tc::qdisc_detach_program(&interface.name, side(program), program);
+            // By our own number: somebody else's program may have the same name. The interface may
+            // be gone, and its filters with it.
+            let _ = SchedClassifierLink::attached(
+                &interface.name,
+                side(program),
+                PRIORITY,
+                HANDLE,
+                None,
+            )
+            .map(Link::detach);
             Ok(())
         }
     }
@@ -195,6 +203,12 @@ pub fn all_run(pins: &Pins, name: &str, id: u32) -> bool {
     links_of(pins, name)
         .iter()
         .all(|pin| link(pin).is_ok_and(|link| link.ifindex == 0 || link.prog_id == id))
+}
+
+/// Is any program attached by the pins, whatever the namespace of the interface?
+pub fn any_live(pins: &Pins) -> bool {
+    let Ok(links) = fs::read_dir(pins.links()) else { return false };
+    links.flatten().any(|link| interface_of(&link.path()).is_some())
 }
 
 /// The interface that a pinned link is on, if it is still there.

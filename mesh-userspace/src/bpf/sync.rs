@@ -134,3 +134,14 @@ pub fn peers(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::PeerInfo
 pub fn networks(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::NetworkInfo>, BpfError> {
     entries(&tables.networks, names::NETWORKS)
 }
+
+/// All ports, by interface.
+pub fn ports(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::PortInfo>, BpfError> {
+    entries(&tables.ports, names::PORTS)
+}
+
+/// This node's own entry; all zero if there is none.
+pub fn observe_node(tables: &Tables) -> Result<mesh_common::maps::NodeInfo, BpfError> {
+    let node = tables.node.get(&0).map_err(|e| failed(names::NODE, e))?;
+    Ok(node.unwrap_or_default())
+}

@@ -22,6 +22,7 @@ mod choice;
 mod endpoint;
 mod identity;
 mod mesh0;
+mod recover;
 mod status;
 mod teardown;
 mod underlay;
@@ -149,11 +150,11 @@ impl Host {
         let underlay = self.underlay(&me).await?;
         self.check_mtu(&cluster, &underlay)?;
         self.check_routes(&cluster, &me).await?;
-        self.change_mode(mode)?;
+        self.check_owner()?;
 
         self.pins.prepare()?;
         self.state.pin_dir = Some(self.pins.dir().to_owned());
-        self.state.mode = Some(mode);
+        let old_mode = self.state.mode.replace(mode);
         self.save()?;
 
         let room = compile::room(&cluster).beside(&self.held());
@@ -164,9 +165,15 @@ impl Host {
         };
         self.tables = Some(Tables::open(&maps)?);
         self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
+        if self.state.endpoints.is_empty() {
+            self.recover().await?;
+        }
         self.fill(&cluster, &me).await?;
         load::commit(&self.pins, staged)?;
         self.attach_all(&me).await?;
+        if let Some(old) = old_mode.filter(|old| *old != mode) {
+            self.detach_all(old)?;
+        }
         self.ensure_host_routes(&cluster, &me).await?;
         self.follow_mtu(&cluster, underlay.mtu).await;
         // Ours are attached behind them, and take over as they go.
@@ -278,6 +285,7 @@ impl Host {
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
             foreign_gre: links.iter().any(is_foreign_gre),
+            netns: own_inode()?,
             peer_indices: peer_indices(observed),
         })
     }
@@ -307,9 +315,29 @@ impl Host {
         Ok(())
     }
 
-    /// Attachments of the other kind are taken away first.
-    fn change_mode(&mut self, mode: Mode) -> Result<(), HostError> {
-        let Some(old) = self.state.mode.filter(|old| *old != mode) else { return Ok(()) };
+    /// Pins of another namespace's mesh are left alone while it lives, and cleared away when its
+    /// interfaces are gone.
+    fn check_owner(&self) -> Result<(), HostError> {
+        let Ok(tables) = Tables::open(&self.pins.maps()) else { return Ok(()) };
+        let owner = sync::observe_node(&tables)?.netns;
+        if owner == 0 || owner == own_inode()? {
+            return Ok(());
+        }
+        if attach::any_live(&self.pins) {
+            let dir = self.pins.dir().display();
+            return Err(HostError::User(format!(
+                "{dir} belongs to the mesh of another network namespace on this machine: give each \
+                 a --pin-dir of its own"
+            )));
+        }
+        match self.pins.remove().into_iter().next() {
+            Some(e) => Err(e.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the attachments of one kind away, as those of the other are in place.
+    fn detach_all(&self, old: Mode) -> Result<(), HostError> {
         for interface in &self.state.underlay {
             attach::detach(&self.pins, old, names::FROM_UNDERLAY, interface)?;
         }
@@ -337,6 +365,13 @@ fn find(cluster: &Cluster, node: &str) -> Result<Node, HostError> {
             "the config file has no node {node:?}, which this host is: add it, or run `mesh down`"
         ))
     })
+}
+
+/// The inode number of this network namespace.
+fn own_inode() -> Result<u32, HostError> {
+    let netns = crate::net::own_netns()?;
+    let stat = rustix::fs::fstat(&netns).map_err(|e| HostError::User(format!("own netns: {e}")))?;
+    Ok(stat.st_ino as u32)
 }
 
 /// The indices that nodes have in PEERS, read back from it.

@@ -27,7 +27,7 @@ fn rubbish() -> impl Strategy<Value = Observed> {
         vec(any::<u32>(), 0..8),
     );
     maps.prop_map(|(peers, fib, lpm, keys, numbers)| Observed {
-        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7 })].into(),
+        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7, netns: 9 })].into(),
         ports: numbers.iter().map(|n| (*n, PortInfo { ifindex: *n, ..PORT })).collect(),
         port_slots: numbers.iter().map(|n| (n % 4096, PortInfo { ifindex: *n, ..PORT })).collect(),
         endpoints: keys

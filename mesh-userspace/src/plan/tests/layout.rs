@@ -219,6 +219,7 @@ impl Layout {
         };
         let reachable = (1..NODES).filter(|n| self.reachable(*n)).map(|n| self.underlay(n));
         let facts = Facts {
+            netns: 9,
             paths: reachable.map(|u| (u, path(u))).collect(),
             attachments: self.attachments(),
             underlay_mtu: 1500,
