@@ -184,9 +184,9 @@ impl Agent {
     async fn reload(&mut self, host: &mut Host, settings: &Settings) {
         let before = self.config_error.take();
         self.retry = None;
-        let applied = match config::read(&settings.config) {
-            Ok((_, bytes)) if host.last_config().as_deref() == Some(&bytes[..]) => Ok(()),
-            Ok((cluster, bytes)) => {
+        let applied = match config::read_if_not(&settings.config, host.last_config().as_deref()) {
+            Ok(None) => Ok(()),
+            Ok(Some((cluster, bytes))) => {
                 let applied = apply(host, settings, cluster, &bytes).await;
                 // An address or an interface that is missing may come.
                 self.retry = applied.is_err().then(|| Instant::now() + RETRY);

@@ -1,6 +1,9 @@
 //! The config file: told of when it changes, also when it is replaced or is a link to elsewhere.
 
-use std::path::Path;
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use notify::{RecursiveMode, Watcher};
 use tokio::{sync::mpsc, time::Instant};
@@ -9,25 +12,44 @@ use tokio::{sync::mpsc, time::Instant};
 pub struct FileWatch {
     _watcher: notify::RecommendedWatcher,
     changed: mpsc::Receiver<()>,
+    path: PathBuf,
+    /// As it was at the last look; `None` within if there was no file.
+    seen: Option<Option<Version>>,
     /// When a change that we know of is worth a look.
     due: Option<Instant>,
 }
 
+/// Device, inode, size, and times of change: enough to tell that a file is another.
+type Version = (u64, u64, u64, (i64, i64), (i64, i64));
+
+fn version(path: &Path) -> Option<Version> {
+    let m = path.metadata().ok()?;
+    let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+    Some((m.dev(), m.ino(), m.size(), mtime, ctime))
+}
+
 impl FileWatch {
-    /// May be dropped while it waits: nothing is lost.
+    /// Returns when the file has changed: other files of its folder, such as a log, may change all
+    /// the time. May be dropped while it waits: nothing is lost.
     pub async fn recv(&mut self) -> Option<()> {
-        let due = match self.due {
-            Some(due) => due,
-            None => {
-                self.changed.recv().await?;
-                // Editors write, rename and set modes: wait until it is done.
-                *self.due.insert(Instant::now() + super::SETTLE)
+        loop {
+            let due = match self.due {
+                Some(due) => due,
+                None => {
+                    self.changed.recv().await?;
+                    // Editors write, rename and set modes: wait until it is done.
+                    *self.due.insert(Instant::now() + super::SETTLE)
+                }
+            };
+            tokio::time::sleep_until(due).await;
+            self.due = None;
+            while self.changed.try_recv().is_ok() {}
+            let now = version(&self.path);
+            if self.seen != Some(now) {
+                self.seen = Some(now);
+                return Some(());
             }
-        };
-        tokio::time::sleep_until(due).await;
-        self.due = None;
-        while self.changed.try_recv().is_ok() {}
-        Some(())
+        }
     }
 }
 
@@ -53,7 +75,9 @@ pub fn file(path: &Path) -> notify::Result<FileWatch> {
     {
         watcher.watch(real_folder, RecursiveMode::NonRecursive)?;
     }
-    Ok(FileWatch { _watcher: watcher, changed, due: None })
+    // Looked at once in any case: it was read before it was watched.
+    let due = Some(Instant::now());
+    Ok(FileWatch { _watcher: watcher, changed, path: path.to_owned(), seen: None, due })
 }
 
 #[cfg(test)]
@@ -68,6 +92,7 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("mesh.toml");
         let mut watch = file(&path).unwrap();
+        assert_eq!(watch.recv().await, Some(()), "looked at once in any case");
         std::fs::write(&path, "x").unwrap();
         // As often as the agent's loop may be woken by the network while the file settles.
         let woken = Duration::from_millis(1);
@@ -78,6 +103,10 @@ mod tests {
                 break;
             }
         }
+        // Another file of the folder is none of our business.
+        std::fs::write(dir.join("log"), "x").unwrap();
+        let other = tokio::time::timeout(Duration::from_millis(100), watch.recv()).await;
+        assert!(other.is_err(), "woken by another file");
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(seen, Some(Some(())));
     }

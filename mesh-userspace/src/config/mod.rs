@@ -209,7 +209,19 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
 
 /// Reads the cluster from a config file. The bytes come along, to be kept.
 pub fn read(path: &Path) -> Result<(Cluster, Vec<u8>), ReadError> {
+    parse_read(path, read_bytes(path)?)
+}
+
+/// As [`read`]; `None` if the file is still the one with the bytes `known`.
+pub fn read_if_not(
+    path: &Path,
+    known: Option<&[u8]>,
+) -> Result<Option<(Cluster, Vec<u8>)>, ReadError> {
     let bytes = read_bytes(path)?;
+    if known == Some(&bytes[..]) { Ok(None) } else { parse_read(path, bytes).map(Some) }
+}
+
+fn parse_read(path: &Path, bytes: Vec<u8>) -> Result<(Cluster, Vec<u8>), ReadError> {
     match parse(&bytes) {
         Ok(cluster) => Ok((cluster, bytes)),
         Err(faults) => Err(ReadError::Faults { path: path.to_owned(), faults }),
