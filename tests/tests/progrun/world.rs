@@ -416,6 +416,7 @@ fn facts(spec: Spec) -> Facts {
         attachments: PORTS.iter().map(attachment).collect(),
         underlay_mtu: UNDERLAY_MTU,
         foreign_gre: spec.foreign_gre,
+        netns: 0,
         peer_indices: HashMap::new(),
     }
 }
