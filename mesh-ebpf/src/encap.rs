@@ -45,7 +45,7 @@ impl<'a> Route<'a> {
     /// Largest inner packet: the smaller of the port's MTU and what the underlay leaves.
     #[inline(always)]
     pub fn mtu(&self, port_mtu: u32) -> u32 {
-        let path = self.peer.underlay_mtu - self.overhead;
+        let path = self.peer.underlay_mtu.saturating_sub(self.overhead);
         if path < port_mtu { path } else { port_mtu }
     }
 }
@@ -62,7 +62,15 @@ pub fn send(
 ) -> Result<Done, DropReason> {
     let peer = route.peer;
     let inner = if route.ethernet { ENCAP_ETHERNET } else { ENCAP_IP };
-    packet.grow(route.overhead, if TELL_INNER { inner } else { 0 })?;
+    let told = packet.grow(route.overhead, if TELL_INNER { inner } else { 0 });
+    if told.is_err() {
+        // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as
+        // encapsulated, and is not marked twice (EALREADY). Only a super-packet needs the mark.
+        if packet.gso_size() != 0 {
+            return Err(DropReason::NoRoom);
+        }
+        packet.grow(route.overhead, 0)?;
+    }
 
     let keyed = route.vni != 0;
     let fields = OuterFields {

@@ -21,6 +21,11 @@ use crate::{
 /// no MTU is smaller; more than the 28 that RFC 792 asks for, and enough for IPv6 extension headers.
 const QUOTE: usize = 128;
 
+/// Unreachable, source quench, redirect, time exceeded, parameter problem.
+const ICMP_ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
+/// Set in the types of ICMPv6 that are no errors.
+const ICMPV6_INFORMATION: u8 = 128;
+
 /// Eight bytes: type, code, checksum, and a word that ends in the MTU (RFC 1191; RFC 4443, 3.2).
 #[derive(Clone, Copy, Default)]
 #[repr(C, packed(2))]
@@ -47,8 +52,26 @@ pub fn fits<F: Family>(
     if segment != 0 && segment + headers_len::<F>(packet, header) <= mtu {
         return Ok(());
     }
+    if !may_be_answered::<F>(packet, header) {
+        return Err(DropReason::TooBig.into());
+    }
     let code = if F::IS_V4 { v4(packet, hook, port, mtu)? } else { v6(packet, hook, port, mtu)? };
     Err(Refusal { reason: DropReason::TooBig, code })
+}
+
+/// No error is sent about an error, nor about any but the first fragment (RFC 1122, 3.2.2; RFC 4443,
+/// 2.4).
+#[inline(always)]
+fn may_be_answered<F: Family>(packet: &Packet, header: &F::Header) -> bool {
+    if F::is_later_fragment(header) {
+        return false;
+    }
+    let icmp = if F::IS_V4 { IPPROTO_ICMP } else { IPPROTO_ICMPV6 };
+    if F::next(header) != icmp {
+        return true;
+    }
+    let kind: u8 = packet.load(ETH_LEN + F::header_len(header)).unwrap_or(ICMP_UNREACH);
+    if F::IS_V4 { !ICMP_ERRORS.contains(&kind) } else { kind & ICMPV6_INFORMATION != 0 }
 }
 
 /// Bytes of IP and transport header, which each segment of a super-packet gets.

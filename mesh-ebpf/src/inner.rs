@@ -24,6 +24,8 @@ pub trait Family {
     fn next(h: &Self::Header) -> u8;
     /// Bytes of the header.
     fn header_len(h: &Self::Header) -> usize;
+    /// A fragment without the transport header.
+    fn is_later_fragment(h: &Self::Header) -> bool;
     /// Marks an ECN-capable packet "congestion experienced".
     fn mark_ce(h: &mut Self::Header);
     fn is_multicast(dst: &Addr) -> bool;
@@ -81,6 +83,11 @@ impl Family for V4 {
     #[inline(always)]
     fn header_len(h: &Ipv4) -> usize {
         (h.vihl & 0xf) as usize * 4
+    }
+
+    #[inline(always)]
+    fn is_later_fragment(h: &Ipv4) -> bool {
+        u16::from_be(h.frag) & 0x1fff != 0
     }
 
     #[inline(always)]
@@ -156,6 +163,12 @@ impl Family for V6 {
     #[inline(always)]
     fn header_len(_: &Ipv6) -> usize {
         IPV6_LEN
+    }
+
+    #[inline(always)]
+    fn is_later_fragment(_: &Ipv6) -> bool {
+        // Told by an extension header; RFC 4443 lets it be answered.
+        false
     }
 
     #[inline(always)]

@@ -136,6 +136,20 @@ pub fn assert_well_formed(frame: &[u8]) -> SlicedPacket<'_> {
     sliced
 }
 
+/// Whether an ICMP error may be sent about a packet: not about an error, nor about a later fragment
+/// (RFC 1122, 3.2.2; RFC 4443, 2.4).
+pub fn may_be_answered(frame: &[u8]) -> bool {
+    let ip = &frame[14..];
+    match u16::from_be_bytes([frame[12], frame[13]]) {
+        IPV4 => {
+            let later = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
+            let icmp = ip.get(usize::from(ip[0] & 15) * 4).filter(|_| ip[9] == 1);
+            !later && !matches!(icmp, Some(3 | 4 | 5 | 11 | 12))
+        }
+        _ => ip[6] != 58 || ip[40] >= 128,
+    }
+}
+
 /// An IP packet with a payload of any protocol.
 pub fn ip_with(ip: IpHeaders, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match ip {

@@ -8,7 +8,8 @@ use super::{
     counters::Counter,
     packet::{IPV4, IPV6, assert_well_formed, eth, ethertype, ip, ip_with, tcp, udp_of},
     world::{
-        A, B, BLUE, D, GRE, GRETAP, H5_MTU, HOST, MTU, Port, Ran, SIX, World, gateway_mac, world,
+        A, B, BLUE, D, GRE, GRETAP, H5_MTU, HOST, MTU, Port, REDIRECT, Ran, SHOT, SIX, World,
+        gateway_mac, world,
     },
 };
 
@@ -165,5 +166,39 @@ fn options_of_tcp_count_in_its_segments() {
         let fits = MTU as u32 - 20 - 32;
         assert_eq!(w.sends_segments(A, &frame, fits).verdict, Verdict::Deliver);
         w.sends_segments(A, &frame, fits + 1).assert_dropped(DropReason::TooBig);
+    });
+}
+
+#[test]
+fn too_big_icmp_error_is_dropped_in_silence() {
+    world(GRE, |w| {
+        let v4 = ip(A.v4.unwrap(), B.v4.unwrap(), 0);
+        let v6 = ip(A.v6.unwrap(), Ipv6Addr::new(0xfd42, 0, 0, 2, 0, 0, 0, 9), 0);
+        let long = |kind: u8| [vec![kind, 0, 0, 0], vec![0; MTU]].concat();
+        // Time exceeded is an error, echo is none.
+        for (packet, code) in [
+            (ip_with(v4.clone(), 1, &long(11)), SHOT),
+            (ip_with(v4, 1, &long(8)), REDIRECT),
+            (ip_with(v6.clone(), 58, &long(3)), SHOT),
+            (ip_with(v6, 58, &long(128)), REDIRECT),
+        ] {
+            let ran = w.sends_ip(A, &packet);
+            ran.assert_dropped(DropReason::TooBig);
+            assert_eq!(ran.code, code);
+        }
+    });
+}
+
+#[test]
+fn too_big_later_fragment_is_dropped_in_silence() {
+    world(GRE, |w| {
+        let mut packet = udp_of(ip(A.v4.unwrap(), B.v4.unwrap(), 0), MTU + 1);
+        packet[6..8].copy_from_slice(&100u16.to_be_bytes());
+        packet[10..12].fill(0);
+        let header = etherparse::Ipv4Header::from_slice(&packet).unwrap().0;
+        packet[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+        let ran = w.sends_ip(A, &packet);
+        ran.assert_dropped(DropReason::TooBig);
+        assert_eq!(ran.code, SHOT);
     });
 }

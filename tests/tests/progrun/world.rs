@@ -26,7 +26,7 @@ use mesh_userspace::{
 
 use super::{
     counters::{Counter, Counters},
-    packet::{Mac, eth, ethertype},
+    packet::{Mac, eth, ethertype, may_be_answered},
 };
 
 /// An interface with something behind it.
@@ -327,12 +327,13 @@ impl World {
     pub fn run_as(&self, program: &str, hook: Hook, skb: Skb, frame: &[u8]) -> Ran {
         let program = self.program(program);
         let before = Counters::read(&self.tables);
-        let (code, frame) = test_run(program, skb, frame);
+        let sent = frame;
+        let (code, frame) = test_run(program, skb, sent);
         let moved = before.moved(&Counters::read(&self.tables), hook);
         let expected = match (moved.verdict, moved.reason) {
             (Verdict::Pass, _) => NEXT,
             // Turned into an ICMP error, which goes back.
-            (Verdict::Drop, Some(DropReason::TooBig)) => REDIRECT,
+            (Verdict::Drop, Some(DropReason::TooBig)) if may_be_answered(sent) => REDIRECT,
             (Verdict::Drop, _) => SHOT,
             _ => REDIRECT,
         };
