@@ -51,6 +51,17 @@ pub fn perf_empty(_: TcContext) -> i32 {
     TC_ACT_OK
 }
 
+/// `from_container` to a peer, and then `from_underlay` on what it made: the packet is as before.
+#[classifier]
+pub fn perf_pair(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    let sent = end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer));
+    if sent == TC_ACT_SHOT {
+        return sent;
+    }
+    end(Hook::FromUnderlay, underlay::receive(&packet))
+}
+
 /// `from_container` to a peer, and back.
 #[classifier]
 pub fn perf_encap(ctx: TcContext) -> i32 {

@@ -169,7 +169,7 @@ pub struct World {
     pub cluster: Cluster,
     pub desired: Desired,
     pins: Pins,
-    tables: Tables,
+    pub tables: Tables,
     programs: HashMap<Hook, SchedClassifier>,
     for_tests: OnceCell<Ebpf>,
 }
