@@ -27,10 +27,7 @@ pub fn enter_lasting(pin_dir: PathBuf) -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let Some(netns) = name_in_ip_netns(&mounts) else { return pin_dir };
     let cwd = std::env::current_dir();
-    let moved = outside().is_some_and(|namespace| {
-        let kind = Some(LinkNameSpaceType::Mount);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).is_ok()
-    });
+    let moved = outside().is_some_and(|there| there.enter().is_ok());
     if !moved {
         tracing::warn!(
             "`ip netns exec` runs this in a mount namespace that ends with it, and the pins below \
@@ -61,9 +58,29 @@ fn name_in_ip_netns(mounts: &str) -> Option<String> {
     Path::new("/run/netns").join(source).exists().then(|| source.to_owned())
 }
 
+/// A mount namespace, and the root folder of a process in it, which may be a chroot.
+struct Outside {
+    namespace: File,
+    root: File,
+}
+
+impl Outside {
+    fn of(process: &str) -> Option<Self> {
+        let namespace = File::open(format!("{process}/ns/mnt")).ok()?;
+        Some(Self { namespace, root: File::open(format!("{process}/root")).ok()? })
+    }
+
+    fn enter(&self) -> rustix::io::Result<()> {
+        let kind = Some(LinkNameSpaceType::Mount);
+        rustix::thread::move_into_link_name_space(self.namespace.as_fd(), kind)?;
+        rustix::process::fchdir(&self.root)?;
+        rustix::process::chroot(".")
+    }
+}
+
 /// The mount namespace of the nearest ancestor that has another one; else that of init, or of the
 /// kernel's own threads, which is the machine's first.
-fn outside() -> Option<File> {
+fn outside() -> Option<Outside> {
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let mut pids = Vec::new();
     let mut pid = parent_of("self");
@@ -77,9 +94,9 @@ fn outside() -> Option<File> {
     if fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim() == "kthreadd") {
         pids.push("2".into());
     }
-    pids.iter().map(|pid| format!("/proc/{pid}/ns/mnt")).find_map(|path| {
-        let other = fs::read_link(&path).is_ok_and(|namespace| namespace != own);
-        if other { File::open(path).ok() } else { None }
+    pids.iter().map(|pid| format!("/proc/{pid}")).find_map(|process| {
+        let namespace = fs::read_link(format!("{process}/ns/mnt"));
+        if namespace.is_ok_and(|n| n != own) { Outside::of(&process) } else { None }
     })
 }
 

@@ -37,6 +37,8 @@ pub struct Host {
     pub pin_dir: PathBuf,
     /// Runs the agent by `ip netns exec`, which gives it a mount namespace of its own.
     pub private_mounts: bool,
+    /// `--attach-mode`, where it is not left to mesh.
+    pub attach_mode: Option<&'static str>,
     agent: Option<Child>,
 }
 
@@ -59,6 +61,7 @@ impl Host {
             run_dir: dir.join(&name),
             pin_dir: dir.join("bpf").join(&name),
             private_mounts: false,
+            attach_mode: None,
             agent: None,
             name,
             netns,
@@ -139,6 +142,9 @@ impl Host {
         let log = log.with_context(|| format!("open {}", self.log.display()))?;
         let mut mesh = self.mesh()?;
         mesh.arg("up").arg("--config").arg(&self.config).args(["--node", &self.name]).args(args);
+        if let Some(mode) = self.attach_mode {
+            mesh.args(["--attach-mode", mode]);
+        }
         mesh.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // Not in our process group: Ctrl-C is for us, and what is kept must outlive us.
         mesh.process_group(0);

@@ -168,3 +168,19 @@ fn bpf<T>(command: i32, attributes: &T) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just gave this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
+
+#[test]
+fn clsact_carries_traffic_and_leaves_no_trace() {
+    bare(Options::default(), |mesh| {
+        let before = snapshots(mesh)?;
+        mesh.hosts.iter_mut().for_each(|host| host.attach_mode = Some("clsact"));
+        mesh.up()?;
+        exchange(mesh)?;
+        let status = mesh.hosts[0].status()?;
+        ensure!(status["attach_mode"] == "clsact", "{}", status["attach_mode"]);
+        mesh.hosts.iter_mut().for_each(Host::kill9);
+        exchange(mesh)?;
+        mesh.hosts.iter_mut().try_for_each(Host::down)?;
+        expect_same(&before, &snapshots(mesh)?)
+    });
+}
