@@ -11,7 +11,7 @@ use mesh_common::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
         PORT_SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, PrefixLens, mask_word,
     },
-    wire::{gre_overhead, mac_pair, mac_words, outer_template},
+    wire::{mac_pair, mac_words, outer_template},
 };
 
 use crate::{
@@ -89,7 +89,7 @@ pub struct Desired {
 ///
 /// The largest that would fit, if the file's does not.
 pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u32, u32> {
-    let overhead = gre_overhead(vni.get(), cluster.encap == Encap::Gretap);
+    let overhead = cluster.encap.overhead(vni);
     let largest = underlay_mtu.saturating_sub(overhead as u32);
     match cluster.mtu.map(u32::from) {
         Some(mtu) if mtu > largest => Err(largest),
