@@ -44,7 +44,7 @@ enum Task {
     },
     /// Run all tests that this machine can run, and say what was skipped and why
     Test(test::TestArgs),
-    /// Run what CI runs: format, lints, licences, tests with nothing skipped, the README
+    /// Run what CI runs besides the tests: format, lints, licences, the README's commands
     Ci,
 }
 

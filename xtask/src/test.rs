@@ -50,7 +50,7 @@ pub fn run(args: TestArgs) -> Result<()> {
 }
 
 /// Sets up, builds, and adds a step for each tier to the report.
-pub fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
+fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     setup::compilers()?;
     let no_privilege = privilege().err();
     let mut built = Vec::new();
