@@ -17,6 +17,7 @@ use mesh_common::{
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
     config::{Cluster, Encap, Node, Vni, gateway},
+    plan::Contents,
 };
 
 /// The container MTU that mesh chooses leaves this much of the underlay's, or the overhead if that
@@ -70,15 +71,7 @@ pub struct Facts {
 /// What the maps shall contain.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
-    pub node: HashMap<u32, NodeInfo>,
-    pub ports: HashMap<u32, PortInfo>,
-    pub port_slots: HashMap<u32, PortInfo>,
-    pub endpoints: HashMap<EndpointKey, EndpointInfo>,
-    pub fib: HashMap<FibKey, FibInfo>,
-    pub fib_lpm: HashMap<LpmPrefix, FibInfo>,
-    pub peers: HashMap<u32, PeerInfo>,
-    pub peer_by_addr: HashMap<PeerKey, PeerSource>,
-    pub networks: HashMap<u32, NetworkInfo>,
+    pub maps: Contents,
     /// Index of each other node, by underlay address.
     pub peer_indices: HashMap<Ipv4Addr, u32>,
 }
@@ -118,7 +111,7 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
         netns: facts.netns,
     };
-    desired.node.insert(0, node);
+    desired.maps.node.insert(0, node);
     let lens = prefix_lens(cluster);
     for network in &cluster.networks {
         let info = NetworkInfo {
@@ -126,7 +119,7 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
             mtu: container_mtu(cluster, network.vni, facts.underlay_mtu).unwrap_or_else(|m| m),
             flags: 0,
         };
-        desired.networks.insert(network.vni.get(), info);
+        desired.maps.networks.insert(network.vni.get(), info);
     }
     for (vni, subnet) in &me.subnets {
         let local = FibInfo { kind: FibInfo::LOCAL, ..FibInfo::default() };
@@ -210,7 +203,7 @@ fn commonest_first(counts: BTreeMap<u8, usize>) -> [u8; 4] {
 
 impl Desired {
     fn lens(&self, vni: Vni) -> PrefixLens {
-        self.networks.get(&vni.get()).map(|n| n.lens).unwrap_or_default()
+        self.maps.networks.get(&vni.get()).map(|n| n.lens).unwrap_or_default()
     }
 
     fn add_prefix(&mut self, vni: Vni, net: &IpNet, info: FibInfo) {
@@ -219,28 +212,28 @@ impl Desired {
         let list = if net.addr().is_ipv4() { lens.v4 } else { lens.v6 };
         if list[0] == PrefixLens::LPM {
             let key = LpmKey { vni_be: vni.get().to_be(), addr };
-            self.fib_lpm.insert(LpmPrefix { bits: 32 + u32::from(len), key }, info);
+            self.maps.fib_lpm.insert(LpmPrefix { bits: 32 + u32::from(len), key }, info);
         } else {
-            self.fib.insert(FibKey::new(vni.get(), len, addr), info);
+            self.maps.fib.insert(FibKey::new(vni.get(), len, addr), info);
         }
     }
 
     fn add_peer(&mut self, cluster: &Cluster, me: &Node, peer: &Node, facts: &Facts) {
         let Some(&index) = self.peer_indices.get(&peer.underlay) else { return };
         let path = facts.paths.get(&peer.underlay);
-        self.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
+        self.maps.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
         let to_peer = FibInfo { kind: FibInfo::PEER, peer: index, ..FibInfo::default() };
         let local = Addr::from(IpAddr::V4(me.underlay));
         let outer_source = Addr::from(IpAddr::V4(peer.underlay));
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
         let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
-        self.peer_by_addr.insert(key, peer_source(index, local, &[]));
+        self.maps.peer_by_addr.insert(key, peer_source(index, local, &[]));
         // A node's subnets are in the order of the networks.
         for subnets in peer.subnets.chunk_by(|a, b| a.0 == b.0) {
             let vni = subnets[0].0;
             subnets.iter().for_each(|(_, net)| self.add_prefix(vni, net, to_peer));
             let key = PeerKey { outer_source, vni: vni.get() };
-            self.peer_by_addr.insert(key, peer_source(index, local, subnets));
+            self.maps.peer_by_addr.insert(key, peer_source(index, local, subnets));
         }
     }
 
@@ -255,7 +248,7 @@ impl Desired {
             ifindex: a.ifindex,
             vni: a.vni.get(),
             id: a.id,
-            mtu: self.networks.get(&a.vni.get()).map_or(0, |n| n.mtu),
+            mtu: self.maps.networks.get(&a.vni.get()).map_or(0, |n| n.mtu),
             gateway_mac,
             mac,
             lens: self.lens(a.vni),
@@ -278,11 +271,11 @@ impl Desired {
                 IpAddr::V4(_) => port.addr4 = addr.0[3],
                 IpAddr::V6(_) => port.addr6 = addr.0,
             }
-            self.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
+            self.maps.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
         }
-        self.ports.insert(a.ifindex, port);
+        self.maps.ports.insert(a.ifindex, port);
         // Of those that share a slot the lowest number has it.
-        let slot = self.port_slots.entry(a.ifindex % PORT_SLOTS).or_insert(port);
+        let slot = self.maps.port_slots.entry(a.ifindex % PORT_SLOTS).or_insert(port);
         if port.ifindex < slot.ifindex {
             *slot = port;
         }

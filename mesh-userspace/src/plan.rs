@@ -12,9 +12,9 @@ use mesh_common::maps::{
 
 use crate::{bpf::tables::LpmPrefix, compile::Desired};
 
-/// What the maps contain. Empty slots of arrays are left out.
+/// What the maps contain, or shall contain. Empty slots of arrays are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Observed {
+pub struct Contents {
     pub node: HashMap<u32, NodeInfo>,
     pub ports: HashMap<u32, PortInfo>,
     pub port_slots: HashMap<u32, PortInfo>,
@@ -25,6 +25,9 @@ pub struct Observed {
     pub peer_by_addr: HashMap<PeerKey, PeerSource>,
     pub networks: HashMap<u32, NetworkInfo>,
 }
+
+/// The contents as they are.
+pub type Observed = Contents;
 
 /// Changes to one map.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +109,7 @@ impl Plan {
 
 /// The changes that make `observed` into `desired`.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let desired = &desired.maps;
     Plan {
         node: diff(&desired.node, &observed.node),
         networks: diff(&desired.networks, &observed.networks),

@@ -144,9 +144,9 @@ fn every_address_of_small_subnets_finds_its_node() {
 fn the_commonest_length_is_looked_up_first() {
     let subnets = [(0, "10.0.0.0/20"), (0, "10.0.16.0/24"), (0, "10.0.17.0/24"), (7, "10.0.0.0/8")];
     let desired = alone(&subnets, Vec::new());
-    assert_eq!(desired.networks[&0].lens.v4, [96 + 24, 96 + 20, 0, 0]);
-    assert_eq!(desired.networks[&7].lens.v4, [96 + 8, 0, 0, 0]);
-    assert_eq!(desired.networks[&7].lens.v6, [0; 4]);
+    assert_eq!(desired.maps.networks[&0].lens.v4, [96 + 24, 96 + 20, 0, 0]);
+    assert_eq!(desired.maps.networks[&7].lens.v4, [96 + 8, 0, 0, 0]);
+    assert_eq!(desired.maps.networks[&7].lens.v6, [0; 4]);
 }
 
 #[test]
@@ -155,11 +155,12 @@ fn an_address_outside_the_nodes_subnets_is_nobodys() {
     let outside = attachment(0, 6, &["10.9.0.2", "fd00::3"]);
     let desired =
         alone(&[(0, "10.0.0.0/24"), (0, "fd00::/64"), (7, "10.9.0.0/24")], vec![inside, outside]);
-    let has = |a: &str| desired.endpoints.contains_key(&EndpointKey { vni: 0, addr: ip(a).into() });
+    let has =
+        |a: &str| desired.maps.endpoints.contains_key(&EndpointKey { vni: 0, addr: ip(a).into() });
     assert!(has("10.0.0.2") && has("fd00::2") && has("fd00::3"));
-    assert!(!has("10.9.0.2") && desired.endpoints.len() == 3);
-    assert_eq!(desired.ports[&6].addr4, 0);
-    assert_eq!(Addr(desired.ports[&6].addr6), Addr::from(ip("fd00::3")));
+    assert!(!has("10.9.0.2") && desired.maps.endpoints.len() == 3);
+    assert_eq!(desired.maps.ports[&6].addr4, 0);
+    assert_eq!(Addr(desired.maps.ports[&6].addr6), Addr::from(ip("fd00::3")));
     // And may send from there neither.
     let maps = observed(desired);
     assert_eq!(model::send(&maps, 6, ip("10.9.0.2"), ip("10.0.0.2")), Fate::Spoofed);
@@ -171,7 +172,8 @@ fn an_address_outside_the_nodes_subnets_is_nobodys() {
 fn the_same_address_in_two_networks_is_two_endpoints() {
     let attachments = vec![attachment(0, 5, &["10.0.0.2"]), attachment(7, 6, &["10.0.0.2"])];
     let desired = alone(&[(0, "10.0.0.0/24"), (7, "10.0.0.0/24")], attachments);
-    let at = |vni| desired.endpoints[&EndpointKey { vni, addr: ip("10.0.0.2").into() }].ifindex;
+    let at =
+        |vni| desired.maps.endpoints[&EndpointKey { vni, addr: ip("10.0.0.2").into() }].ifindex;
     assert_eq!((at(0), at(7)), (5, 6));
 }
 
@@ -183,8 +185,8 @@ fn of_ports_that_share_a_slot_the_lowest_has_it_in_any_order() {
         alone(&[(0, "10.0.0.0/24")], order.map(one).into())
     };
     let first = attach([0, 1, 2, 3]);
-    assert_eq!(first.port_slots[&5].ifindex, 5);
-    assert_eq!((first.port_slots.len(), first.ports.len()), (2, 4));
+    assert_eq!(first.maps.port_slots[&5].ifindex, 5);
+    assert_eq!((first.maps.port_slots.len(), first.maps.ports.len()), (2, 4));
     for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]] {
         assert_eq!(attach(order), first);
     }
@@ -195,11 +197,11 @@ fn gateways_are_the_first_addresses_of_the_first_subnets() {
     let subnets = [(0, "10.0.4.0/24"), (0, "10.0.0.0/24"), (0, "fd00:4::/64"), (7, "10.8.0.0/24")];
     let attachments = vec![attachment(0, 5, &[]), attachment(7, 6, &[])];
     let desired = alone(&subnets, attachments);
-    let port = desired.ports[&5];
+    let port = desired.maps.ports[&5];
     assert_eq!(IpAddr::from(Addr::from_v4(port.gateway4)), ip("10.0.4.1"));
     assert_eq!(IpAddr::from(Addr(port.gateway6)), ip("fd00:4::1"));
-    assert_eq!(IpAddr::from(Addr::from_v4(desired.ports[&6].gateway4)), ip("10.8.0.1"));
-    assert_eq!(desired.ports[&6].gateway6, [0; 4]);
+    assert_eq!(IpAddr::from(Addr::from_v4(desired.maps.ports[&6].gateway4)), ip("10.8.0.1"));
+    assert_eq!(desired.maps.ports[&6].gateway6, [0; 4]);
 }
 
 #[test]

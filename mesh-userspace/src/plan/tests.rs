@@ -345,7 +345,7 @@ proptest! {
             prop_assert_ne!(maps.fib.get(k), Some(v));
         }
         for k in &plan.fib.remove {
-            prop_assert!(maps.fib.contains_key(k) && !desired.fib.contains_key(k));
+            prop_assert!(maps.fib.contains_key(k) && !desired.maps.fib.contains_key(k));
         }
         for (k, v) in &plan.peers.set {
             prop_assert_ne!(maps.peers.get(k), Some(v));

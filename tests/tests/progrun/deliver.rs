@@ -37,7 +37,7 @@ fn endpoints_of_one_host_and_network_reach_each_other() {
                 let (src, dst) = (from.v4.unwrap(), to.v4.unwrap());
                 assert_delivered(w, from, to, &udp(ip(src, dst, 3), b"payload"));
                 assert_delivered(w, from, to, &tcp(ip(src, dst, 0), b""));
-                let mtu = w.desired.networks[&from.vni].mtu as usize;
+                let mtu = w.desired.maps.networks[&from.vni].mtu as usize;
                 assert_eq!(mtu, MTU);
                 assert_delivered(w, from, to, &udp_of(ip(src, dst, 0), mtu));
             }

@@ -164,7 +164,7 @@ fn next_hop_without_mac_is_left_to_the_kernel_to_resolve() {
 #[test]
 fn peer_without_route_is_dropped() {
     world(GRE, |w| {
-        assert_eq!(w.desired.peers[&H4.index].ifindex, 0);
+        assert_eq!(w.desired.maps.peers[&H4.index].ifindex, 0);
         for port in [A, HOST] {
             let inner = udp(ip(port.v4.unwrap(), Ipv4Addr::new(10, 42, 192, 7), 0), b"x");
             let ran = w.sends_ip(port, &inner);

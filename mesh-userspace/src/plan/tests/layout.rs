@@ -242,19 +242,7 @@ pub fn peer_indices(maps: &Observed) -> HashMap<Ipv4Addr, u32> {
 
 /// What the maps contain when they contain what is desired.
 pub fn observed(desired: Desired) -> Observed {
-    let Desired {
-        node,
-        ports,
-        port_slots,
-        endpoints,
-        fib,
-        fib_lpm,
-        peers,
-        peer_by_addr,
-        networks,
-        peer_indices: _,
-    } = desired;
-    Observed { node, ports, port_slots, endpoints, fib, fib_lpm, peers, peer_by_addr, networks }
+    desired.maps
 }
 
 /// The prefix of a block: 10.0.16.0/20 and so on, fd00:0:0:1000::/52 and so on, or the front of one.
