@@ -94,6 +94,9 @@ const VERIFY: [&str; 4] = [
     "tcp.analyze_sequence_numbers:FALSE",
 ];
 
+/// Ports that the kernel chose say nothing of what is carried, whatever is registered for them.
+const PLAIN: [&str; 2] = ["tcp.port==32768-60999,data", "udp.port==32768-60999,data"];
+
 /// Display filter for all that no packet may be. Where a sum comes to 0 the kernel writes its other
 /// form, 0xffff (skb_checksum_help, CSUM_MANGLED_0): every receiver takes it, the dissector reports
 /// it as an error whether it fits or not.
@@ -131,6 +134,9 @@ impl Pcap {
         tshark.arg("-n").arg("-r").arg(&self.0).args(args);
         for setting in VERIFY {
             tshark.args(["-o", setting]);
+        }
+        for ports in PLAIN {
+            tshark.args(["-d", ports]);
         }
         let output = tshark.output().context("start tshark; `apt-get install tshark`")?;
         check("tshark", &output)?;
