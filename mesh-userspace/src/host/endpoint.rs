@@ -92,6 +92,9 @@ impl Host {
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
+        if self.headroom.is_none() {
+            self.ensure_headroom().await?;
+        }
         let pair = self
             .net
             .add_veth(&Veth {
@@ -148,6 +151,7 @@ impl Host {
             .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
         self.fill(cluster, me).await?;
         attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        self.give_headroom(pair.ifindex).await?;
         self.net.set_up(pair.ifindex).await?;
         inside.set_up(pair.peer_ifindex).await?;
         self.wait_until_running(pair.ifindex).await?;

@@ -200,6 +200,11 @@ impl Host {
     }
 }
 
+/// The index of the end that `mesh0` is not.
+pub(super) fn other_end(links: &[Link]) -> Option<u32> {
+    links.iter().find(|l| l.name == OTHER_END && is_ours(l)).map(|l| l.index)
+}
+
 pub(super) fn is_ours(link: &Link) -> bool {
     match &link.alias {
         Some(alias) => alias.starts_with(ALIAS),
@@ -209,9 +214,9 @@ pub(super) fn is_ours(link: &Link) -> bool {
 
 /// The kernel takes an alias only of an interface that exists: one that we were making when we were
 /// killed has none yet, but its name and its MAC from the start.
-fn is_unfinished(link: &Link) -> bool {
+pub(super) fn is_unfinished(link: &Link) -> bool {
     link.alias.is_none()
-        && link.kind.as_deref() == Some("veth")
+        && matches!(link.kind.as_deref(), Some("veth" | "bridge" | "vxlan"))
         && link.name.starts_with("mesh")
         && link.mac.is_some_and(|mac| mac.starts_with(&compile::MAC_PREFIX))
 }

@@ -20,6 +20,7 @@ use crate::{
 
 mod choice;
 mod endpoint;
+mod headroom;
 mod identity;
 mod mesh0;
 mod recover;
@@ -63,6 +64,8 @@ pub struct Host {
     /// What was applied last.
     cluster: Option<Cluster>,
     tables: Option<Tables>,
+    /// The bridge that gives its ports headroom.
+    headroom: Option<u32>,
 }
 
 impl Host {
@@ -91,7 +94,15 @@ impl Host {
         let state = load(&run)?;
         // Where it is, whatever folder is named now.
         let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
-        Ok(Self { run, state, net: Net::here()?, pins, cluster: None, tables: None })
+        Ok(Self {
+            run,
+            state,
+            net: Net::here()?,
+            pins,
+            cluster: None,
+            tables: None,
+            headroom: None,
+        })
     }
 
     /// Fails if somebody removed the run folder, and another may be in charge by now.
@@ -168,6 +179,7 @@ impl Host {
         if self.state.endpoints.is_empty() {
             self.recover().await?;
         }
+        self.ensure_headroom().await?;
         self.fill(&cluster, &me).await?;
         load::commit(&self.pins, staged)?;
         self.attach_all(&me).await?;
@@ -215,6 +227,7 @@ impl Host {
         let mtu = self.underlay(&me).await?.mtu;
         self.forget_gone().await?;
         self.ensure_mesh0(cluster, &me, mtu).await?;
+        self.ensure_headroom().await?;
         self.fill(cluster, &me).await?;
         self.attach_all(&me).await?;
         self.ensure_host_routes(cluster, &me).await?;

@@ -4,6 +4,7 @@
 //! elsewhere. Errors name what was attempted, on which interface, and the way out.
 
 mod address;
+mod bridge;
 mod driver;
 mod error;
 mod link;
@@ -16,6 +17,7 @@ mod veth;
 mod watch;
 
 pub use address::Address;
+pub use bridge::Single;
 pub use driver::driver;
 pub use error::{NetError, Refusal};
 pub use link::Link;
