@@ -11,10 +11,13 @@ pub const FROM_HOST: &str = "from_host";
 pub const PORTS: &str = "PORTS";
 pub const PORT_SLOTS: &str = "PORT_SLOTS";
 pub const ENDPOINTS: &str = "ENDPOINTS";
+pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
 pub const FIB: &str = "FIB";
+pub const FIB_SLOTS: &str = "FIB_SLOTS";
 pub const FIB_LPM: &str = "FIB_LPM";
 pub const PEERS: &str = "PEERS";
 pub const PEER_BY_ADDR: &str = "PEER_BY_ADDR";
+pub const PEER_SLOTS: &str = "PEER_SLOTS";
 pub const NETWORKS: &str = "NETWORKS";
 pub const NODE: &str = "NODE";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
@@ -23,14 +26,17 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 13] = [
+pub const ALL_MAPS: [&str; 16] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
+    ENDPOINT_SLOTS,
     FIB,
+    FIB_SLOTS,
     FIB_LPM,
     PEERS,
     PEER_BY_ADDR,
+    PEER_SLOTS,
     NETWORKS,
     NODE,
     ENDPOINT_STATS,

@@ -9,25 +9,32 @@ use aya_ebpf::{
 use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
-        PORT_SLOTS as SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
     },
+    slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
 };
 
 #[map]
 static PORTS: HashMap<u32, PortInfo> = HashMap::with_max_entries(4096, 0);
 #[map]
-static PORT_SLOTS: Array<PortInfo> = Array::with_max_entries(SLOTS, 0);
+static PORT_SLOTS: Array<PortInfo> = Array::with_max_entries(PORT_SLOT_COUNT, 0);
 #[map]
 static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
+static ENDPOINT_SLOTS: Array<Slot<EndpointKey, EndpointInfo>> = Array::with_max_entries(SLOTS, 0);
+#[map]
 static FIB: HashMap<FibKey, FibInfo> = HashMap::with_max_entries(8192, 0);
+#[map]
+static FIB_SLOTS: Array<Slot<FibKey, FibInfo>> = Array::with_max_entries(SLOTS, 0);
 #[map]
 static FIB_LPM: LpmTrie<LpmKey, FibInfo> = LpmTrie::with_max_entries(8192, 0);
 #[map]
 static PEERS: Array<PeerInfo> = Array::with_max_entries(1024, 0);
 #[map]
 static PEER_BY_ADDR: HashMap<PeerKey, PeerSource> = HashMap::with_max_entries(8192, 0);
+#[map]
+static PEER_SLOTS: Array<Slot<PeerKey, PeerSource>> = Array::with_max_entries(SLOTS, 0);
 #[map]
 static NETWORKS: HashMap<u32, NetworkInfo> = HashMap::with_max_entries(1024, 0);
 #[map]
@@ -45,7 +52,7 @@ pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * DROP_
 /// The port behind an interface: an array slot for nearly all, the hash for those that share one.
 #[inline(always)]
 pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
-    if let Some(slot) = PORT_SLOTS.get(ifindex % SLOTS)
+    if let Some(slot) = PORT_SLOTS.get(ifindex % PORT_SLOT_COUNT)
         && slot.ifindex == ifindex
     {
         return Ok(slot);
@@ -56,14 +63,12 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
 
 #[inline(always)]
 pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReason> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { ENDPOINTS.get(EndpointKey { vni, addr }) }.ok_or(DropReason::NoEndpoint)
+    find(&ENDPOINT_SLOTS, &ENDPOINTS, &EndpointKey { vni, addr }).ok_or(DropReason::NoEndpoint)
 }
 
 #[inline(always)]
 pub fn fib(key: &FibKey) -> Option<&'static FibInfo> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { FIB.get(key) }
+    find(&FIB_SLOTS, &FIB, key)
 }
 
 /// The longest matching prefix, for networks with many prefix lengths.
@@ -82,8 +87,7 @@ pub fn peer(index: u32) -> Result<&'static PeerInfo, DropReason> {
 
 #[inline(always)]
 pub fn peer_source(outer_source: Addr, vni: u32) -> Option<&'static PeerSource> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { PEER_BY_ADDR.get(PeerKey { outer_source, vni }) }
+    find(&PEER_SLOTS, &PEER_BY_ADDR, &PeerKey { outer_source, vni })
 }
 
 #[inline(always)]
@@ -95,4 +99,21 @@ pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
 #[inline(always)]
 pub fn node() -> Option<&'static NodeInfo> {
     NODE.get(0)
+}
+
+/// In the key's slot, or else in the map.
+#[inline(always)]
+fn find<K: SlotKey, V>(
+    slots: &'static Array<Slot<K, V>>,
+    map: &'static HashMap<K, V>,
+    key: &K,
+) -> Option<&'static V> {
+    if let Some(slot) = slots.get(key.slot())
+        && slot.used != 0
+        && slot.key == *key
+    {
+        return Some(&slot.info);
+    }
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { map.get(key) }
 }

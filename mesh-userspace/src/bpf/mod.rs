@@ -5,10 +5,12 @@ pub mod load;
 pub mod pins;
 pub mod probe;
 mod raw;
+mod slotted;
 pub mod sync;
 pub mod tables;
 
 pub use pins::Pins;
+pub use raw::Store;
 
 use std::{io, path::PathBuf};
 

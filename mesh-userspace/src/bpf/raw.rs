@@ -185,36 +185,6 @@ where
         }
     }
 
-    /// Inserts or replaces all pairs.
-    pub fn set_all(&self, pairs: &[(K, V)]) -> io::Result<()> {
-        for chunk in pairs.chunks(BATCH) {
-            let keys: Vec<K> = chunk.iter().map(|(k, _)| *k).collect();
-            let values: Vec<V> = chunk.iter().map(|(_, v)| *v).collect();
-            let mut attr = self.batch(&keys);
-            attr.values = values.as_ptr() as u64;
-            match bpf(BPF_MAP_UPDATE_BATCH, &mut attr) {
-                Ok(_) => {}
-                // Not every map type of every kernel takes batches.
-                Err(e) if is_unsupported(&e) => {
-                    chunk.iter().try_for_each(|(k, v)| self.set(k, v))?;
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes all keys; those that are not there are no error.
-    pub fn remove_all(&self, keys: &[K]) -> io::Result<()> {
-        for chunk in keys.chunks(BATCH) {
-            // A batch stops at the first missing key, the rest is done one by one.
-            if bpf(BPF_MAP_DELETE_BATCH, &mut self.batch(chunk)).is_err() {
-                chunk.iter().try_for_each(|k| self.remove(k))?;
-            }
-        }
-        Ok(())
-    }
-
     fn batch(&self, keys: &[K]) -> BatchAttr {
         BatchAttr {
             keys: keys.as_ptr() as u64,
@@ -286,6 +256,49 @@ where
             }
             last = Some(next);
         }
+    }
+}
+
+/// A map that entries are written to.
+pub trait Store<K, V> {
+    /// Inserts or replaces all pairs.
+    fn set_all(&self, pairs: &[(K, V)]) -> io::Result<()>;
+
+    /// Removes all keys; those that are not there are no error.
+    fn remove_all(&self, keys: &[K]) -> io::Result<()>;
+}
+
+impl<K, V> Store<K, V> for Table<K, V>
+where
+    K: NoUninit + AnyBitPattern + Eq + Hash,
+    V: NoUninit + AnyBitPattern,
+{
+    fn set_all(&self, pairs: &[(K, V)]) -> io::Result<()> {
+        for chunk in pairs.chunks(BATCH) {
+            let keys: Vec<K> = chunk.iter().map(|(k, _)| *k).collect();
+            let values: Vec<V> = chunk.iter().map(|(_, v)| *v).collect();
+            let mut attr = self.batch(&keys);
+            attr.values = values.as_ptr() as u64;
+            match bpf(BPF_MAP_UPDATE_BATCH, &mut attr) {
+                Ok(_) => {}
+                // Not every map type of every kernel takes batches.
+                Err(e) if is_unsupported(&e) => {
+                    chunk.iter().try_for_each(|(k, v)| self.set(k, v))?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_all(&self, keys: &[K]) -> io::Result<()> {
+        for chunk in keys.chunks(BATCH) {
+            // A batch stops at the first missing key, the rest is done one by one.
+            if bpf(BPF_MAP_DELETE_BATCH, &mut self.batch(chunk)).is_err() {
+                chunk.iter().try_for_each(|k| self.remove(k))?;
+            }
+        }
+        Ok(())
     }
 }
 

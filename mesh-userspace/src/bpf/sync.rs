@@ -5,7 +5,11 @@ use std::collections::HashMap;
 use bytemuck::{NoUninit, Zeroable, bytes_of};
 use mesh_common::names;
 
-use super::{BpfError, raw::Table, tables::Tables};
+use super::{
+    BpfError,
+    raw::{Store, Table},
+    tables::Tables,
+};
 use crate::plan::{Changes, Map, ORDER, Observed, Plan};
 
 /// Everything the maps contain.
@@ -83,26 +87,18 @@ where
 }
 
 fn set<K, V>(
-    table: &Table<K, V>,
+    table: &impl Store<K, V>,
     name: &'static str,
     changes: &Changes<K, V>,
-) -> Result<(), BpfError>
-where
-    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
-    V: NoUninit + bytemuck::AnyBitPattern,
-{
+) -> Result<(), BpfError> {
     table.set_all(&changes.set).map_err(|e| failed(name, e))
 }
 
 fn remove<K, V>(
-    table: &Table<K, V>,
+    table: &impl Store<K, V>,
     name: &'static str,
     changes: &Changes<K, V>,
-) -> Result<(), BpfError>
-where
-    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
-    V: NoUninit + bytemuck::AnyBitPattern,
-{
+) -> Result<(), BpfError> {
     table.remove_all(&changes.remove).map_err(|e| failed(name, e))
 }
 

@@ -13,6 +13,7 @@ use std::{io, path::Path};
 use super::{
     BpfError,
     raw::{PerCpu, Table},
+    slotted::SlottedTable,
 };
 
 /// Key of `FIB_LPM` with its length, as the kernel has it.
@@ -40,11 +41,11 @@ pub struct LpmPrefix {
 pub struct Tables {
     pub ports: Table<u32, PortInfo>,
     pub port_slots: Table<u32, PortInfo>,
-    pub endpoints: Table<EndpointKey, EndpointInfo>,
-    pub fib: Table<FibKey, FibInfo>,
+    pub endpoints: SlottedTable<EndpointKey, EndpointInfo>,
+    pub fib: SlottedTable<FibKey, FibInfo>,
     pub fib_lpm: Table<LpmPrefix, FibInfo>,
     pub peers: Table<u32, PeerInfo>,
-    pub peer_by_addr: Table<PeerKey, PeerSource>,
+    pub peer_by_addr: SlottedTable<PeerKey, PeerSource>,
     pub networks: Table<u32, NetworkInfo>,
     pub node: Table<u32, NodeInfo>,
     pub endpoint_stats: PerCpu<Traffic>,
@@ -67,11 +68,20 @@ impl Tables {
         Ok(Self {
             ports: at(maps, names::PORTS, Table::open)?,
             port_slots: at(maps, names::PORT_SLOTS, Table::open)?,
-            endpoints: at(maps, names::ENDPOINTS, Table::<EndpointKey, _>::open)?,
-            fib: at(maps, names::FIB, Table::open)?,
+            endpoints: SlottedTable::new(
+                at(maps, names::ENDPOINTS, Table::open)?,
+                at(maps, names::ENDPOINT_SLOTS, Table::open)?,
+            ),
+            fib: SlottedTable::new(
+                at(maps, names::FIB, Table::open)?,
+                at(maps, names::FIB_SLOTS, Table::open)?,
+            ),
             fib_lpm: at(maps, names::FIB_LPM, Table::open)?,
             peers: at(maps, names::PEERS, Table::open)?,
-            peer_by_addr: at(maps, names::PEER_BY_ADDR, Table::open)?,
+            peer_by_addr: SlottedTable::new(
+                at(maps, names::PEER_BY_ADDR, Table::open)?,
+                at(maps, names::PEER_SLOTS, Table::open)?,
+            ),
             networks: at(maps, names::NETWORKS, Table::open)?,
             node: at(maps, names::NODE, Table::open)?,
             endpoint_stats: at(maps, names::ENDPOINT_STATS, PerCpu::open)?,

@@ -16,6 +16,8 @@ use mesh_common::{
     names,
 };
 
+use mesh_userspace::bpf::Store as _;
+
 use super::{
     decap::{Form, from_peer},
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
