@@ -4,6 +4,7 @@
 //! are not linear, [`Packet::grow`], [`Packet::shrink`], [`Packet::trim`]); get it anew.
 
 use aya_ebpf::{
+    Global,
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_INGRESS,
         TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
@@ -24,6 +25,10 @@ use mesh_common::{
 
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
+
+/// Bytes below which moving a few bytes up in memory is slow on this CPU; 0 for none.
+#[unsafe(no_mangle)]
+static SHORT_MOVE: Global<u32> = Global::new(0);
 
 pub struct Packet {
     skb: *mut __sk_buff,
@@ -138,8 +143,15 @@ impl Packet {
     }
 
     /// Takes out `bytes` behind the Ethernet header.
+    ///
+    /// The kernel moves the Ethernet header by `rep movsb`, which on some CPUs goes byte by byte
+    /// where the way is shorter than [`SHORT_MOVE`]. There the way is made longer first.
     #[inline(always)]
     pub fn shrink(&self, bytes: u32, flags: u64) -> Result<(), DropReason> {
+        let far = SHORT_MOVE.load();
+        if bytes < far && self.gso_size() == 0 && self.grow(far - bytes, 0).is_ok() {
+            return self.adjust(-(far as i32), flags);
+        }
         self.adjust(-(bytes as i32), flags)
     }
 

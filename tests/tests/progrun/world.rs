@@ -350,6 +350,8 @@ fn load_over(pins: &Pins) -> Ebpf {
     }
     // A packet that was IPv6 once could not be made IPv4 again.
     loader.override_global("DECAP_L3", &0u32, true);
+    let short_move = load::short_move();
+    loader.override_global("SHORT_MOVE", &short_move, true);
     let mut object = loader.load(load::TEST_OBJECT).unwrap();
     for (_, program) in object.programs_mut() {
         let program: &mut SchedClassifier = program.try_into().unwrap();
