@@ -25,6 +25,13 @@ pub const DEMO: &[Need] = &[
     Need { command: "ping", package: "iputils-ping", why: "is how to try a mesh by hand" },
 ];
 
+/// What the benchmark calls beyond that.
+pub const BENCH: &[Need] = &[Need {
+    command: "ethtool",
+    package: "ethtool",
+    why: "turns offloads of the underlay on and off",
+}];
+
 /// What the tests call beyond that.
 pub const TESTS: &[Need] = &[
     Need { command: "tshark", package: "tshark", why: "dissects captures independently of mesh" },
@@ -35,7 +42,7 @@ pub const TESTS: &[Need] = &[
 /// `cargo xtask setup`: all that any command here needs.
 pub fn everything() -> Result<()> {
     let toolchain = compilers()?;
-    packages(&[DEMO, TESTS].concat())?;
+    packages(&[DEMO, BENCH, TESTS].concat())?;
     let linker = toolchain::linker().context("bpf-linker has gone again")?;
     say(format!("all set up: {toolchain} compiles eBPF, {} links it", linker.display()));
     Ok(())
