@@ -27,7 +27,7 @@ mod usage;
 mod workload;
 
 use candidate::{Candidate, Standing};
-use results::Results;
+use results::{Results, Skipped};
 use rounds::Plan;
 pub use traffic::run as traffic;
 use tune::Tuner;
@@ -110,24 +110,38 @@ fn chosen<T: Clone>(all: &[T], names: &[String], name: impl Fn(&T) -> &str) -> R
 
 fn measure(candidates: &[Candidate], plan: &Plan) -> Result<Results> {
     let start = Instant::now();
-    let mut standing = Vec::new();
-    for candidate in candidates {
-        say(format!("setting up {}: {}", candidate.name, candidate.what));
-        let host = Standing::new(candidate)?;
-        let tuner = Tuner::new(&host)?;
-        standing.push((host, tuner));
-    }
+    let (mut standing, mut skipped) = set_up(candidates)?;
     let machine = {
         let (first, _) = standing.first().context("no candidate can run here")?;
         machine::machine(first.underlay(), notes(plan))?
     };
-    let (samples, skipped) = rounds::run(plan, &mut standing);
+    let (samples, failed) = rounds::run(plan, &mut standing);
+    skipped.extend(failed);
     say(format!("done in {} s, removing everything", start.elapsed().as_secs()));
     drop(standing);
     let names: Vec<&str> = candidates.iter().map(|candidate| &*candidate.name).collect();
     let others = candidates.iter().filter(|candidate| !candidate.is_mesh());
     let baselines: Vec<&str> = others.map(|candidate| &*candidate.name).collect();
     Ok(Results { machine, results: results::summarize(&samples, &names, &baselines), skipped })
+}
+
+/// All candidates that this machine can run, and why not the others.
+fn set_up(candidates: &[Candidate]) -> Result<(Vec<(Standing, Tuner)>, Vec<Skipped>)> {
+    let (mut standing, mut skipped) = (Vec::new(), Vec::new());
+    for candidate in candidates {
+        say(format!("setting up {}: {}", candidate.name, candidate.what));
+        let tunable = |standing| Tuner::new(&standing).map(|tuner| (standing, tuner));
+        match Standing::new(candidate).and_then(tunable) {
+            Ok(both) => standing.push(both),
+            Err(e) if candidate.must_run() => return Err(e.context(candidate.name.clone())),
+            Err(e) => {
+                let reason = format!("{e:#}");
+                say(format!("skipping {}: {reason}", candidate.name));
+                skipped.push(Skipped { candidate: candidate.name.clone(), reason });
+            }
+        }
+    }
+    Ok((standing, skipped))
 }
 
 fn notes(plan: &Plan) -> Vec<String> {

@@ -17,7 +17,7 @@ use crate::{
 mod apt;
 mod linker;
 
-pub use apt::{Need, packages};
+pub use apt::{Need, packages, unpacked};
 
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[
@@ -31,6 +31,10 @@ pub const BENCH: &[Need] = &[Need {
     package: "ethtool",
     why: "turns offloads of the underlay on and off",
 }];
+
+/// What its WireGuard calls, where the kernel has that.
+pub const WIREGUARD: &[Need] =
+    &[Need { command: "wg", package: "wireguard-tools", why: "gives WireGuard its keys" }];
 
 /// What the tests call beyond that.
 pub const TESTS: &[Need] = &[

@@ -1,14 +1,17 @@
 //! What is compared: ways to join two containers on two hosts, and how each is set up.
 
-use std::{fs, net::IpAddr};
+use std::{fs, net::IpAddr, process::Child, time::Duration};
 
 use anyhow::{Context as _, Result};
-use mesh_tests::{Encap, Netns, Options, Topology};
+use mesh_tests::{Encap, Netns, Options, Topology, ping::expect_ping, wait};
 
+mod ovs;
 mod wire;
 
 /// MTU of the underlay, in bytes.
 pub const UNDERLAY_MTU: u32 = 1500;
+/// Time for a candidate to carry its first packets.
+const UP: Duration = Duration::from_secs(10);
 /// The underlay interface of each host.
 pub const UNDERLAY: &str = "eth0";
 
@@ -25,6 +28,7 @@ enum Kind {
     Bare,
     Mesh(Encap),
     Other(Wiring),
+    Ovs,
 }
 
 /// Joins the containers of two hosts by what the kernel has.
@@ -37,6 +41,11 @@ impl Candidate {
 
     pub fn is_mesh(&self) -> bool {
         matches!(self.kind, Kind::Mesh(_))
+    }
+
+    /// Whether it runs on every machine that mesh runs on.
+    pub fn must_run(&self) -> bool {
+        matches!(self.kind, Kind::Bare | Kind::Mesh(_))
     }
 }
 
@@ -55,6 +64,10 @@ pub fn all() -> Vec<Candidate> {
     all.extend([
         other("vxlan-bridge", "kernel VXLAN and a bridge, br_netfilter off", wire::vxlan_bridge),
         other("vxlan-bridge-nf", "the same, br_netfilter at its default", wire::vxlan_bridge_nf),
+        other("kernel-gre", "kernel GRE and IP routes", wire::kernel_gre),
+        other("kernel-gretap", "kernel GRETAP and a bridge", wire::kernel_gretap),
+        other("kernel-wireguard", "kernel WireGuard and IP routes", wire::kernel_wireguard),
+        Candidate::new("ovs-gre", "Open vSwitch with a GRE port", Kind::Ovs),
     ]);
     all
 }
@@ -65,7 +78,23 @@ pub struct Standing {
     pub name: String,
     /// Client on the first host, server on the second.
     pub ends: [End; 2],
+    /// Whether its underlay interface may join packets on receipt.
+    pub takes_gro: bool,
+    // Ended before what they run in is removed.
+    _daemons: Vec<Daemon>,
     topology: Topology,
+}
+
+/// A process that a candidate needs. Ended when it is dropped.
+#[derive(Debug)]
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
 }
 
 /// Where one end's traffic starts or ends.
@@ -84,6 +113,7 @@ impl Standing {
         };
         let options = Options { containers, encap, mtu: UNDERLAY_MTU, ipv6: false, hosts: 2 };
         let mut topology = Topology::direct(options)?;
+        let (mut daemons, mut takes_gro) = (Vec::new(), true);
         let ends = match candidate.kind {
             Kind::Bare => bare_ends(&topology)?,
             Kind::Mesh(_) => {
@@ -94,11 +124,15 @@ impl Standing {
                 wiring(&topology)?;
                 wire::ends(&topology)?
             }
+            Kind::Ovs => {
+                (daemons, takes_gro) = ovs::join(&topology)?;
+                wire::ends(&topology)?
+            }
         };
         let [client, server] = &ends;
-        mesh_tests::ping::expect_ping(&client.netns, server.address)
-            .with_context(|| format!("{} carries nothing", candidate.name))?;
-        Ok(Self { name: candidate.name.clone(), ends, topology })
+        let ping = || expect_ping(&client.netns, server.address).map_err(|e| format!("{e:#}"));
+        wait::until(&format!("{} to carry packets", candidate.name), UP, ping)?;
+        Ok(Self { name: candidate.name.clone(), ends, takes_gro, _daemons: daemons, topology })
     }
 
     /// The first host's interface to the second.

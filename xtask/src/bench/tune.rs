@@ -37,6 +37,7 @@ struct HostTuner {
     underlay: Netns,
     rps: Vec<File>,
     threaded: File,
+    takes_gro: bool,
 }
 
 /// CPU of the first and of the second host.
@@ -77,32 +78,34 @@ impl HostTuner {
             standing.namespaces(host).next().context("a host without namespace")?.clone();
         let threaded = format!("/sys/class/net/{UNDERLAY}/threaded");
         let threaded = underlay.run_with_sysfs(|| open(Path::new(&threaded)))?;
-        Ok(Self { underlay, rps, threaded })
+        Ok(Self { underlay, rps, threaded, takes_gro: standing.takes_gro })
     }
 
     fn set_wire(&mut self, wire: bool, cpu: usize) -> Result<()> {
-        let ethtool = |on: bool| if on { "on" } else { "off" };
-        let (cut, join) = (ethtool(!wire), ethtool(wire));
-        // Threads end with the NAPI instances, which GRO needs.
-        if !wire {
-            write!(self.threaded, "0").context("NAPI threads off")?;
-        }
-        self.underlay.exec(&format!("ethtool -K {UNDERLAY} tso {cut} gso {cut} gro {join}"))?;
+        let (cut, queue) = if wire { ("off", "replace") } else { ("on", "del") };
+        self.underlay.exec(&format!("ethtool -K {UNDERLAY} tso {cut} gso {cut}"))?;
         // A queue that waits while the receiver's ring is full, where veth alone would drop.
-        let queue = if wire { "replace" } else { "del" };
         self.underlay.exec(&format!("tc qdisc {queue} dev {UNDERLAY} root pfifo limit 1000"))?;
-        if wire {
-            let before = napi_threads();
-            write!(self.threaded, "1").context("NAPI threads on")?;
-            let new: Vec<_> = napi_threads().into_iter().filter(|t| !before.contains(t)).collect();
-            ensure!(!new.is_empty(), "no NAPI thread for {UNDERLAY}");
-            let mut set = CpuSet::new();
-            set.set(cpu);
-            for thread in new {
-                sched_setaffinity(Some(thread), &set).context("pin a NAPI thread")?;
-            }
+        if self.takes_gro { self.set_gro(wire, cpu) } else { Ok(()) }
+    }
+
+    /// GRO by a thread on that CPU.
+    fn set_gro(&mut self, on: bool, cpu: usize) -> Result<()> {
+        let ethtool = |state| self.underlay.exec(&format!("ethtool -K {UNDERLAY} gro {state}"));
+        if !on {
+            write!(self.threaded, "0").context("NAPI threads off")?;
+            return ethtool("off").map(drop);
         }
-        Ok(())
+        // veth has a NAPI instance only while it has GRO.
+        ethtool("on")?;
+        let before = napi_threads();
+        write!(self.threaded, "1").context("NAPI threads on")?;
+        let new: Vec<_> = napi_threads().into_iter().filter(|t| !before.contains(t)).collect();
+        ensure!(!new.is_empty(), "no NAPI thread for {UNDERLAY}");
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        let pin = |thread| sched_setaffinity(Some(thread), &set).context("pin a NAPI thread");
+        new.into_iter().try_for_each(pin)
     }
 }
 

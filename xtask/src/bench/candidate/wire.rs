@@ -1,22 +1,31 @@
 //! Containers joined by what the kernel has, wired as their usual users do.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fs::{self, File},
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    process::Command,
+};
 
-use anyhow::Result;
-use mesh_tests::{Host, Topology, cluster::underlay};
+use anyhow::{Context as _, Result};
+use mesh_tests::{Encap, Host, Topology, cluster::underlay};
 
 use super::{End, UNDERLAY_MTU, both, sysctl};
+use crate::{exec, setup};
 
 /// A host's side of its container's veth.
-const PORT: &str = "c1";
+pub const PORT: &str = "c1";
 const BRIDGE: &str = "br0";
 const TUNNEL: &str = "tun0";
 /// Outer IPv4, UDP and VXLAN headers, and the inner Ethernet.
 const VXLAN_OVERHEAD: u32 = 20 + 8 + 8 + 14;
 
+/// Outer IPv6 or IPv4, UDP, and WireGuard's own; what wg-quick reckons with.
+const WIREGUARD_OVERHEAD: u32 = 80;
+
 /// How a container's address is chosen.
 #[derive(Clone, Copy)]
-enum Net {
+pub enum Net {
     /// A subnet for each host, which routes.
     Routed,
     /// One subnet for all, bridged.
@@ -48,12 +57,12 @@ pub fn ends(topology: &Topology) -> Result<[End; 2]> {
 }
 
 /// Each host with its number, from 1, and that of the other.
-fn each(topology: &Topology, f: impl Fn(&Host, usize, usize) -> Result<()>) -> Result<()> {
+pub fn each(topology: &Topology, f: impl Fn(&Host, usize, usize) -> Result<()>) -> Result<()> {
     topology.hosts.iter().zip(1..).try_for_each(|(host, h)| f(host, h, 3 - h))
 }
 
 /// The veth between a host and its container; the container has its address.
-fn plug(host: &Host, h: usize, mtu: u32, net: Net) -> Result<()> {
+pub fn plug(host: &Host, h: usize, mtu: u32, net: Net) -> Result<()> {
     let container = &host.containers[0].netns;
     host.netns.ip_batch(&format!(
         "link add {PORT} mtu {mtu} type veth peer name eth0 mtu {mtu} address {} netns {}\n\
@@ -68,6 +77,14 @@ fn plug(host: &Host, h: usize, mtu: u32, net: Net) -> Result<()> {
          link set eth0 up\n",
         address(net, h),
     ))
+}
+
+/// Makes the tunnel, of that kind and with these arguments.
+fn tunnel(host: &Host, mtu: u32, kind: &str, arguments: &str) -> Result<()> {
+    host.netns
+        .exec(&format!("ip link add {TUNNEL} mtu {mtu} type {kind} {arguments}"))
+        .with_context(|| format!("this kernel makes no {kind} interface"))?;
+    Ok(())
 }
 
 /// The host routes for its container, and the other subnet by `via`.
@@ -98,6 +115,56 @@ pub fn routed(topology: &Topology) -> Result<()> {
     })
 }
 
+pub fn kernel_gre(topology: &Topology) -> Result<()> {
+    let mtu = UNDERLAY_MTU - Encap::Gre.overhead(0);
+    each(topology, |host, h, o| {
+        tunnel(host, mtu, "gre", &format!("local {} remote {} ttl 64", underlay(h), underlay(o)))?;
+        routed_by_tunnel(host, h, o, mtu)
+    })
+}
+
+pub fn kernel_wireguard(topology: &Topology) -> Result<()> {
+    let mtu = UNDERLAY_MTU - WIREGUARD_OVERHEAD;
+    each(topology, |host, _, _| tunnel(host, mtu, "wireguard", ""))?;
+    setup::packages(setup::WIREGUARD)?;
+    let keys = both(|_| Ok(exec::output(Command::new("wg").arg("genkey"))?.trim().to_owned()))?;
+    each(topology, |host, h, o| {
+        let (own, peer) = (file(topology, h, &keys[h - 1])?, file(topology, o, &keys[o - 1])?);
+        let peer = exec::output(Command::new("wg").arg("pubkey").stdin(File::open(peer)?))?;
+        host.netns.exec(&format!(
+            "wg set {TUNNEL} listen-port 51820 private-key {} peer {} endpoint {}:51820 \
+             allowed-ips 10.42.{o}.0/24",
+            own.display(),
+            peer.trim(),
+            underlay(o),
+        ))?;
+        routed_by_tunnel(host, h, o, mtu)
+    })
+}
+
+/// A private key in the topology's own folder.
+fn file(topology: &Topology, h: usize, key: &str) -> Result<PathBuf> {
+    let path = topology.dir.join(format!("wireguard{h}"));
+    fs::write(&path, key).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
+fn routed_by_tunnel(host: &Host, h: usize, o: usize, mtu: u32) -> Result<()> {
+    host.netns.ip_batch(&format!("link set {TUNNEL} addrgenmode none\nlink set {TUNNEL} up\n"))?;
+    plug(host, h, mtu, Net::Routed)?;
+    route(host, h, o, &format!("dev {TUNNEL}"))
+}
+
+pub fn kernel_gretap(topology: &Topology) -> Result<()> {
+    let mtu = UNDERLAY_MTU - Encap::Gretap.overhead(0);
+    each(topology, |host, h, o| {
+        let ends = format!("local {} remote {} ttl 64", underlay(h), underlay(o));
+        tunnel(host, mtu, "gretap", &ends)?;
+        plug(host, h, mtu, Net::Bridged)?;
+        bridge(host, mtu)
+    })
+}
+
 pub fn vxlan_bridge(topology: &Topology) -> Result<()> {
     vxlan(topology, "0")
 }
@@ -110,12 +177,10 @@ pub fn vxlan_bridge_nf(topology: &Topology) -> Result<()> {
 fn vxlan(topology: &Topology, netfilter: &str) -> Result<()> {
     let mtu = UNDERLAY_MTU - VXLAN_OVERHEAD;
     each(topology, |host, h, o| {
-        plug(host, h, mtu, Net::Bridged)?;
         let (local, remote) = (underlay(h), underlay(o));
-        host.netns.ip_batch(&format!(
-            "link add {TUNNEL} mtu {mtu} type vxlan id 42 local {local} remote {remote} \
-             dstport 4789 nolearning\n"
-        ))?;
+        let ends = format!("id 42 local {local} remote {remote} dstport 4789 nolearning");
+        tunnel(host, mtu, "vxlan", &ends)?;
+        plug(host, h, mtu, Net::Bridged)?;
         bridge(host, mtu)?;
         host.netns.exec(&format!("bridge fdb add {} dev {TUNNEL} dst {remote}", mac(o)))?;
         for protocol in ["iptables", "ip6tables", "arptables"] {
