@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: mesh against all that one would pick instead, side by side in one run.
 
 use std::{
-    env,
+    env, fs,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -13,11 +14,14 @@ use crate::{
     artifacts,
     exec::{self, say},
     run::MESH_BIN,
-    setup,
+    setup, toolchain,
 };
 
+mod bars;
 mod candidate;
+mod compare;
 mod machine;
+mod page;
 pub mod results;
 mod rounds;
 mod table;
@@ -27,7 +31,7 @@ mod usage;
 mod workload;
 
 use candidate::{Candidate, Standing};
-use results::{Results, Skipped};
+use results::{Results, Sample, Skipped};
 use rounds::Plan;
 pub use traffic::run as traffic;
 use tune::Tuner;
@@ -49,11 +53,30 @@ pub struct BenchArgs {
     /// How often everything is measured [default: 15, with --quick 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
+    /// Measure another agent too, as mesh-NAME; may be given several times
+    #[arg(long, value_name = "NAME=PATH", value_parser = other_mesh)]
+    mesh: Vec<(String, PathBuf)>,
+    /// Tell what moved since the results that were last accepted
+    #[arg(long)]
+    compare: bool,
+    /// Accept these results: what --compare compares with from now on
+    #[arg(long)]
+    accept: bool,
+    /// Where to write the page with the plots [default: bench.html in the target folder]
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+fn other_mesh(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("not NAME=PATH")?;
+    let path = fs::canonicalize(path).map_err(|e| format!("{path}: {e}"))?;
+    Ok((name.into(), path))
 }
 
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     // Before anything is built: a name that is wrong is told at once.
     let (candidates, plan) = (args.candidates()?, args.plan()?);
+    let before = args.compare.then(|| compare::read(&accepted())).transpose()?;
     if !exec::is_root() {
         let vars = [(MESH_BIN, mesh()?)];
         return Err(exec::again_as_root(vars)?);
@@ -66,13 +89,30 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         say(format!("removed {name}, left behind by a run that was killed"));
     }
     interrupt::on_interrupt(removal::destroy_own).context("catch Ctrl-C")?;
-    let results = measure(&candidates, &plan)?;
+    let (results, samples) = measure(&candidates, &plan)?;
+    let moved = before.map(|before| compare::moved(&before, &results));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
         table::print(&results);
+        if let Some(moved) = &moved {
+            table::print_moved(moved);
+        }
+    }
+    let report = args.report.clone().unwrap_or_else(|| toolchain::target().join("bench.html"));
+    fs::write(&report, page::render(&results, &samples, moved.as_deref())?)
+        .with_context(|| format!("write {}", report.display()))?;
+    say(format!("the same with plots: {}", report.display()));
+    if args.accept {
+        compare::write(&accepted(), &results)?;
+        say(format!("accepted, as {}", accepted().display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The results that were last accepted.
+fn accepted() -> PathBuf {
+    toolchain::workspace().join("xtask/bench/accepted.json")
 }
 
 /// The agent under test: the release build, or what the environment names.
@@ -86,7 +126,8 @@ fn mesh() -> Result<std::ffi::OsString> {
 
 impl BenchArgs {
     fn candidates(&self) -> Result<Vec<Candidate>> {
-        let all = candidate::all();
+        let mut all = candidate::all();
+        all.extend(self.mesh.iter().map(|(name, path)| Candidate::other_mesh(name, path.clone())));
         chosen(&all, &self.candidates, |candidate| &candidate.name)
     }
 
@@ -108,7 +149,7 @@ fn chosen<T: Clone>(all: &[T], names: &[String], name: impl Fn(&T) -> &str) -> R
     Ok(all.iter().filter(wanted).cloned().collect())
 }
 
-fn measure(candidates: &[Candidate], plan: &Plan) -> Result<Results> {
+fn measure(candidates: &[Candidate], plan: &Plan) -> Result<(Results, Vec<Sample>)> {
     let start = Instant::now();
     let (mut standing, mut skipped) = set_up(candidates)?;
     let machine = {
@@ -122,7 +163,8 @@ fn measure(candidates: &[Candidate], plan: &Plan) -> Result<Results> {
     let names: Vec<&str> = candidates.iter().map(|candidate| &*candidate.name).collect();
     let others = candidates.iter().filter(|candidate| !candidate.is_mesh());
     let baselines: Vec<&str> = others.map(|candidate| &*candidate.name).collect();
-    Ok(Results { machine, results: results::summarize(&samples, &names, &baselines), skipped })
+    let results = results::summarize(&samples, &names, &baselines);
+    Ok((Results { machine, results, skipped }, samples))
 }
 
 /// All candidates that this machine can run, and why not the others.

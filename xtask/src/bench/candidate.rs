@@ -1,6 +1,6 @@
 //! What is compared: ways to join two containers on two hosts, and how each is set up.
 
-use std::{fs, net::IpAddr, process::Child, time::Duration};
+use std::{fs, net::IpAddr, path::PathBuf, process::Child, time::Duration};
 
 use anyhow::{Context as _, Result};
 use mesh_tests::{Encap, Netns, Options, Topology, ping::expect_ping, wait};
@@ -26,9 +26,17 @@ pub struct Candidate {
 #[derive(Debug, Clone)]
 enum Kind {
     Bare,
-    Mesh(Encap),
+    Mesh(Mesh),
     Other(Wiring),
     Ovs,
+}
+
+/// What sets one candidate of mesh apart from the others.
+#[derive(Debug, Clone, Default)]
+struct Mesh {
+    encap: Encap,
+    /// Another agent than the one that was built.
+    binary: Option<PathBuf>,
 }
 
 /// Joins the containers of two hosts by what the kernel has.
@@ -37,6 +45,13 @@ type Wiring = fn(&Topology) -> Result<()>;
 impl Candidate {
     fn new(name: &str, what: &str, kind: Kind) -> Self {
         Self { name: name.into(), what: what.into(), kind }
+    }
+
+    /// `mesh-NAME`, by another agent: to compare two states of the data plane side by side.
+    pub fn other_mesh(name: &str, binary: PathBuf) -> Self {
+        let what = binary.display().to_string();
+        let mesh = Mesh { binary: Some(binary), ..Mesh::default() };
+        Self::new(&format!("mesh-{name}"), &what, Kind::Mesh(mesh))
     }
 
     pub fn is_mesh(&self) -> bool {
@@ -52,8 +67,8 @@ impl Candidate {
 /// All candidates, in the order in which they are shown.
 pub fn all() -> Vec<Candidate> {
     let mesh = Encap::ALL.map(|encap| {
-        let name = format!("mesh-{}", encap.name());
-        Candidate::new(&name, "this project", Kind::Mesh(encap))
+        let (name, what) = (format!("mesh-{}", encap.name()), "this project");
+        Candidate::new(&name, what, Kind::Mesh(Mesh { encap, binary: None }))
     });
     let other = |name, what, wiring: Wiring| Candidate::new(name, what, Kind::Other(wiring));
     let mut all = vec![
@@ -107,16 +122,17 @@ pub struct End {
 impl Standing {
     pub fn new(candidate: &Candidate) -> Result<Self> {
         let containers = usize::from(!matches!(candidate.kind, Kind::Bare));
-        let encap = match candidate.kind {
-            Kind::Mesh(encap) => encap,
+        let encap = match &candidate.kind {
+            Kind::Mesh(mesh) => mesh.encap,
             _ => Encap::default(),
         };
         let options = Options { containers, encap, mtu: UNDERLAY_MTU, ipv6: false, hosts: 2 };
         let mut topology = Topology::direct(options)?;
         let (mut daemons, mut takes_gro) = (Vec::new(), true);
-        let ends = match candidate.kind {
+        let ends = match &candidate.kind {
             Kind::Bare => bare_ends(&topology)?,
-            Kind::Mesh(_) => {
+            Kind::Mesh(mesh) => {
+                topology.hosts.iter_mut().for_each(|host| host.binary.clone_from(&mesh.binary));
                 topology.up()?;
                 mesh_ends(&topology)?
             }

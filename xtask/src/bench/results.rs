@@ -69,6 +69,20 @@ pub enum Better {
     Lower,
 }
 
+impl Results {
+    /// The rows of one workload.
+    pub fn of_workload(&self, workload: &str) -> Vec<&Row> {
+        self.results.iter().filter(|row| row.workload == workload).collect()
+    }
+
+    pub fn row(&self, candidate: &str, workload: &str, metric: &str) -> Option<&Row> {
+        let wanted = |row: &&Row| {
+            row.candidate == candidate && row.workload == workload && row.metric.name == metric
+        };
+        self.results.iter().find(wanted)
+    }
+}
+
 impl Metric {
     pub fn new(name: &str, unit: &str, better: Better) -> Self {
         Self { name: name.into(), unit: unit.into(), better }
@@ -109,14 +123,15 @@ pub fn summarize(samples: &[Sample], candidates: &[&str], baselines: &[&str]) ->
             let values: Vec<f64> = own.values().map(|s| s.value).collect();
             let Some(median) = median(&values) else { continue };
             let others = baselines.iter().filter(|base| *base != candidate);
-            let ratio = others.filter_map(|base| Some(((*base).into(), paired(&own, &of(base))?)));
+            let ratio =
+                others.filter_map(|base| Some(((*base).into(), rounded(paired(&own, &of(base))?))));
             rows.push(Row {
                 candidate: (*candidate).into(),
                 workload: workload.into(),
                 metric: metric.clone(),
-                median,
-                min: values.iter().copied().fold(f64::INFINITY, f64::min),
-                max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+                median: rounded(median),
+                min: rounded(values.iter().copied().fold(f64::INFINITY, f64::min)),
+                max: rounded(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
                 rounds: values.len(),
                 disturbed: own.values().filter(|s| s.disturbed).count(),
                 ratio: ratio.collect(),
@@ -124,6 +139,15 @@ pub fn summarize(samples: &[Sample], candidates: &[&str], baselines: &[&str]) ->
         }
     }
     rows
+}
+
+/// To four digits that matter: more than was measured.
+fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let scale = 10_f64.powi(3 - value.abs().log10().floor() as i32);
+    (value * scale).round() / scale
 }
 
 /// The median of the ratios of rounds that both have. `None` if there are none, or the baseline is
@@ -148,6 +172,33 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// Results of one round, for tests: candidate, workload, metric, and the value.
+#[cfg(test)]
+pub fn example(values: &[(&str, &str, &str, Better, f64)]) -> Results {
+    let sample =
+        |(candidate, workload, metric, better, value): &(&str, &str, &str, Better, f64)| {
+            let metric = Metric::new(metric, "unit", *better);
+            let (candidate, workload) = ((*candidate).into(), (*workload).into());
+            Sample { candidate, workload, metric, round: 0, value: *value, disturbed: false }
+        };
+    let samples: Vec<_> = values.iter().map(sample).collect();
+    let mut candidates: Vec<&str> = values.iter().map(|value| value.0).collect();
+    candidates.sort_unstable();
+    candidates.dedup();
+    let machine = Machine {
+        cpu: "one & only".into(),
+        cores: 2,
+        kernel: "6.18".into(),
+        governor: None,
+        offloads: BTreeMap::new(),
+        mitigations: Vec::new(),
+        date: "2026-11-22T00:00:00Z".into(),
+        notes: Vec::new(),
+    };
+    let results = summarize(&samples, &candidates, &["bare", "routed", "vxlan-bridge"]);
+    Results { machine, results, skipped: Vec::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +220,14 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn values_are_rounded_to_four_digits() {
+        assert_eq!(rounded(123_456.0), 123_500.0);
+        assert_eq!(rounded(1.234_56), 1.235);
+        assert_eq!(rounded(-0.012_345_6), -0.012_35);
+        assert_eq!(rounded(0.0), 0.0);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
-    results::{Results, Row, Skipped},
+    bars::{self, BARS},
+    compare::{Moved, NOISE},
+    results::{Results, Row},
     workload,
 };
 
@@ -15,18 +17,67 @@ pub fn print(results: &Results) {
     println!("{}, {} cores, Linux {}, {}", m.cpu, m.cores, m.kernel, m.date);
     m.notes.iter().for_each(|note| println!("{note}"));
     for workload in workload::ALL {
-        let rows: Vec<_> = results.results.iter().filter(|r| r.workload == workload.name).collect();
+        let rows = results.of_workload(workload.name);
         if !rows.is_empty() {
             println!("\n{}: {}\n{}", workload.name, workload.what, block(&rows));
         }
     }
-    skipped(&results.skipped);
+    goals(results);
+    for skipped in &results.skipped {
+        println!("\nskipped {}: {}", skipped.candidate, skipped.reason);
+    }
 }
 
-fn skipped(skipped: &[Skipped]) {
-    for Skipped { candidate, reason } in skipped {
-        println!("\nskipped {candidate}: {reason}");
+/// Bars down, mesh's candidates across.
+fn goals(results: &Results) {
+    let candidates = bars::candidates(results);
+    let header = ["bars", "bar", "dream"].into_iter().chain(candidates.iter().copied());
+    let mut table = plain(header);
+    for bar in BARS {
+        let verdicts: Vec<_> = candidates.iter().map(|c| bar.judge(results, c)).collect();
+        let Some(some) = verdicts.iter().flatten().next() else { continue };
+        let goals = [format!("{} {:.2}", some.better.sign(), bar.bar), format!("{:.2}", bar.dream)];
+        let cells = verdicts.iter().map(|verdict| match verdict {
+            Some(v) => format!("{:.2} {}", v.ratio, v.word()),
+            None => "-".into(),
+        });
+        table.add_row([bar.title()].into_iter().chain(goals).chain(cells));
     }
+    if !table.is_empty() {
+        println!("\n{table}");
+    }
+}
+
+/// What differs from the results accepted before.
+pub fn print_moved(moved: &[Moved]) {
+    if moved.is_empty() {
+        println!("\nnothing moved by more than {:.0} %", NOISE * 100.0);
+        return;
+    }
+    let mut table = plain(["moved", "", "before", "now", "", ""]);
+    for m in moved {
+        table.add_row([
+            m.candidate.clone(),
+            format!("{} {} {}", m.workload, m.metric, m.of),
+            number(m.before),
+            number(m.after),
+            format!("{:+.0} %", m.change() * 100.0),
+            if m.better { "better" } else { "WORSE" }.into(),
+        ]);
+    }
+    println!("\n{table}");
+}
+
+/// A table without lines, its figures to the right.
+fn plain<T: Into<comfy_table::Cell>>(header: impl IntoIterator<Item = T>) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.into_iter().map(Into::into).collect::<Vec<_>>());
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 /// The rows of one workload: candidates down, metrics across, and ratios of the first metric.
@@ -46,14 +97,7 @@ fn block(rows: &[&Row]) -> Table {
     header.extend(bases.iter().map(|base| format!("/{base}")));
     header.extend(metrics.iter().skip(1).map(|m| format!("{} {}", m.name, m.unit)));
     header.push("rounds".into());
-    let mut table = Table::new();
-    let columns = header.len();
-    table.load_style(presets::NOTHING).set_header(header);
-    for i in 1..columns {
-        if let Some(column) = table.column_mut(i) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    let mut table = plain(header);
     for row in main {
         let mut cells = vec![
             row.candidate.clone(),
@@ -79,7 +123,7 @@ fn block(rows: &[&Row]) -> Table {
 }
 
 /// With three digits that matter, and a k for thousands.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 9999.5 => format!("{:.0}k", value / 1e3),
         v if v >= 99.95 => format!("{value:.0}"),

@@ -182,9 +182,15 @@ impl Workload {
         }
         let cpu = m.usage.busy * 1e9 / m.packets as f64;
         all.push((Metric::new("cpu", "ns/packet", lower), cpu));
+        if m.usage.busy < LEAST_BUSY {
+            all.retain(|(metric, _)| metric.name != "cpu" && metric.name != "efficiency");
+        }
         all
     }
 }
+
+/// CPU seconds below which the kernel's counters, in hundredths, say nothing: others had nearly all.
+const LEAST_BUSY: f64 = 0.02;
 
 /// At most this; a quarter of a shorter window.
 const WARM_UP: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use mesh_tests::{Encap, Host, Topology, cluster::underlay};
 
 use super::{End, UNDERLAY_MTU, both, sysctl};
@@ -81,9 +81,11 @@ pub fn plug(host: &Host, h: usize, mtu: u32, net: Net) -> Result<()> {
 
 /// Makes the tunnel, of that kind and with these arguments.
 fn tunnel(host: &Host, mtu: u32, kind: &str, arguments: &str) -> Result<()> {
-    host.netns
-        .exec(&format!("ip link add {TUNNEL} mtu {mtu} type {kind} {arguments}"))
-        .with_context(|| format!("this kernel makes no {kind} interface"))?;
+    let mut ip = host.netns.command("ip");
+    ip.args(["link", "add", TUNNEL, "mtu", &mtu.to_string(), "type", kind]);
+    let made = ip.args(arguments.split_whitespace()).output().context("start ip (of iproute2)")?;
+    let fault = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success(), "this kernel makes no {kind} interface: {}", fault.trim());
     Ok(())
 }
 
