@@ -52,9 +52,11 @@ pub fn mesh() -> Result<PathBuf> {
     agent_in(&build(&["-p", "mesh-userspace", "--bin", "mesh"])?)
 }
 
-/// The same, optimized: for measurements.
-pub fn mesh_release() -> Result<PathBuf> {
-    agent_in(&build(&["--release", "-p", "mesh-userspace", "--bin", "mesh"])?)
+/// The agent and this program, optimized: for measurements.
+pub fn release() -> Result<(PathBuf, PathBuf)> {
+    let built = build(&["--release"])?;
+    let xtask = built.iter().find(|b| b.name == "xtask").context("cargo built no xtask")?;
+    Ok((agent_in(&built)?, xtask.path.clone()))
 }
 
 /// The agent and all tests.

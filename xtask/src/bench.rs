@@ -2,8 +2,8 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -32,7 +32,7 @@ mod workload;
 
 use candidate::{Candidate, Standing};
 use results::{Results, Sample, Skipped};
-use rounds::Plan;
+use rounds::{Plan, Tuned};
 pub use traffic::run as traffic;
 use tune::Tuner;
 
@@ -73,18 +73,20 @@ fn other_mesh(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.into(), path))
 }
 
+/// Runs the benchmark, as root and by the release build, unless `MESH_BIN` says what to measure.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     // Before anything is built: a name that is wrong is told at once.
     let (candidates, plan) = (args.candidates()?, args.plan()?);
     let before = args.compare.then(|| compare::read(&accepted())).transpose()?;
+    let Some(mesh) = env::var_os(MESH_BIN) else {
+        setup::compilers()?;
+        let (mesh, xtask) = artifacts::release()?;
+        return Err(exec::again_as_root(&xtask, [(MESH_BIN, mesh)])?);
+    };
     if !exec::is_root() {
-        let vars = [(MESH_BIN, mesh()?)];
-        return Err(exec::again_as_root(vars)?);
+        return Err(exec::again_as_root(&env::current_exe()?, [(MESH_BIN, mesh)])?);
     }
     setup::packages(&[setup::DEMO, setup::BENCH].concat())?;
-    let mesh = mesh()?;
-    // SAFETY: no other thread runs yet.
-    unsafe { env::set_var(MESH_BIN, mesh) };
     for name in removal::sweep()? {
         say(format!("removed {name}, left behind by a run that was killed"));
     }
@@ -110,18 +112,32 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A short run with that agent, which must measure everything and write the page.
+pub fn smoke(mesh: &Path) -> Result<()> {
+    let page = toolchain::target().join("bench-short.html");
+    let mut bench = exec::as_root(env::current_exe()?, [(MESH_BIN, mesh)]);
+    bench.args([
+        "bench",
+        "--quick",
+        "--rounds=1",
+        "--candidates=bare,mesh-gre",
+        "--json",
+        "--report",
+    ]);
+    let out = bench.arg(&page).stderr(Stdio::inherit()).output().context("run the bench")?;
+    ensure!(out.status.success(), "bench: {}", out.status);
+    let results: Results = serde_json::from_slice(&out.stdout).context("bench --json")?;
+    for workload in workload::ALL {
+        let count = results.of_workload(workload.name).len();
+        ensure!(count > 0, "{} was not measured: {:?}", workload.name, results.skipped);
+    }
+    ensure!(fs::read_to_string(&page)?.contains("</html>"), "the page is not complete");
+    Ok(())
+}
+
 /// The results that were last accepted.
 fn accepted() -> PathBuf {
     toolchain::workspace().join("xtask/bench/accepted.json")
-}
-
-/// The agent under test: the release build, or what the environment names.
-fn mesh() -> Result<std::ffi::OsString> {
-    if let Some(mesh) = env::var_os(MESH_BIN) {
-        return Ok(mesh);
-    }
-    setup::compilers()?;
-    Ok(artifacts::mesh_release()?.into())
 }
 
 impl BenchArgs {
@@ -168,7 +184,7 @@ fn measure(candidates: &[Candidate], plan: &Plan) -> Result<(Results, Vec<Sample
 }
 
 /// All candidates that this machine can run, and why not the others.
-fn set_up(candidates: &[Candidate]) -> Result<(Vec<(Standing, Tuner)>, Vec<Skipped>)> {
+fn set_up(candidates: &[Candidate]) -> Result<(Vec<Tuned>, Vec<Skipped>)> {
     let (mut standing, mut skipped) = (Vec::new(), Vec::new());
     for candidate in candidates {
         say(format!("setting up {}: {}", candidate.name, candidate.what));
@@ -187,11 +203,19 @@ fn set_up(candidates: &[Candidate]) -> Result<(Vec<(Standing, Tuner)>, Vec<Skipp
 }
 
 fn notes(plan: &Plan) -> Vec<String> {
-    vec![format!(
-        "two hosts in namespaces of one kernel, joined by a veth with an MTU of {} bytes; {} rounds \
-         of {} ms in random order",
-        candidate::UNDERLAY_MTU,
-        plan.rounds,
-        plan.window.as_millis()
-    )]
+    let (mtu, rounds, window) = (candidate::UNDERLAY_MTU, plan.rounds, plan.window.as_millis());
+    let mut notes = vec![
+        format!(
+            "two hosts in namespaces of one kernel, joined by a veth with an MTU of {mtu} bytes; \
+             {rounds} rounds of {window} ms each, candidates in random order"
+        ),
+        "pinned: of TCP streams, the client and all of host 1 to CPU 0, the server and all of host 2 \
+         to CPU 1; of udp-64, the sender to CPU 0 and the receiver to CPU 1; of all others, both \
+         ends to CPU 0"
+            .into(),
+    ];
+    if cfg!(debug_assertions) {
+        notes.push("the traffic generators are not optimized: good for tests only".into());
+    }
+    notes
 }

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{self, IsTerminal as _},
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -96,8 +97,10 @@ pub fn as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     sudo
 }
 
-/// Becomes the same command as root, with these variables. Returns only if that fails: why.
+/// Becomes the same command as root, done by this program or another build of it, with these
+/// variables. Returns only if that fails: why.
 pub fn again_as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    program: &Path,
     vars: impl IntoIterator<Item = (K, V)>,
 ) -> Result<anyhow::Error> {
     if !can_be_root() {
@@ -106,7 +109,7 @@ pub fn again_as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(
              `sudo -v` first, then again"
         );
     }
-    let mut again = as_root(env::current_exe()?, vars);
+    let mut again = as_root(program, vars);
     let error = again.args(env::args_os().skip(1)).exec();
     Ok(anyhow::Error::new(error).context(line(&again)))
 }

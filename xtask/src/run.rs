@@ -94,7 +94,7 @@ fn become_root(args: &RunArgs) -> Result<anyhow::Error> {
         };
         vars.push((MESH_BIN, mesh));
     }
-    exec::again_as_root(vars)
+    exec::again_as_root(&env::current_exe()?, vars)
 }
 
 fn demo(args: &RunArgs) -> Result<Report> {

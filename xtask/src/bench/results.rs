@@ -83,6 +83,15 @@ impl Results {
     }
 }
 
+impl Better {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Higher => "higher",
+            Self::Lower => "lower",
+        }
+    }
+}
+
 impl Metric {
     pub fn new(name: &str, unit: &str, better: Better) -> Self {
         Self { name: name.into(), unit: unit.into(), better }

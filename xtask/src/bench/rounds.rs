@@ -24,6 +24,9 @@ pub struct Plan {
     pub window: Duration,
 }
 
+/// A candidate that stands, and what tunes it.
+pub type Tuned = (Standing, Tuner);
+
 /// One window.
 struct Trial {
     candidate: String,
@@ -34,7 +37,7 @@ struct Trial {
 
 /// Runs the plan. A measurement that fails is said, and missing in its round; what never succeeds is
 /// returned with the reason.
-pub fn run(plan: &Plan, standing: &mut [(Standing, Tuner)]) -> (Vec<Sample>, Vec<Skipped>) {
+pub fn run(plan: &Plan, standing: &mut [Tuned]) -> (Vec<Sample>, Vec<Skipped>) {
     let cpus = available_parallelism().map_or(1, usize::from);
     let (mut trials, mut faults, start) = (Vec::new(), BTreeMap::new(), Instant::now());
     for round in 0..plan.rounds {

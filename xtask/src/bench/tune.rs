@@ -36,7 +36,8 @@ pub struct Tuner {
 struct HostTuner {
     underlay: Netns,
     rps: Vec<File>,
-    threaded: File,
+    /// Since Linux 5.12.
+    threaded: Option<File>,
     takes_gro: bool,
 }
 
@@ -77,7 +78,7 @@ impl HostTuner {
         let underlay =
             standing.namespaces(host).next().context("a host without namespace")?.clone();
         let threaded = format!("/sys/class/net/{UNDERLAY}/threaded");
-        let threaded = underlay.run_with_sysfs(|| open(Path::new(&threaded)))?;
+        let threaded = underlay.run_with_sysfs(|| Ok(open(Path::new(&threaded)).ok()))?;
         Ok(Self { underlay, rps, threaded, takes_gro: standing.takes_gro })
     }
 
@@ -89,17 +90,20 @@ impl HostTuner {
         if self.takes_gro { self.set_gro(wire, cpu) } else { Ok(()) }
     }
 
-    /// GRO by a thread on that CPU.
+    /// GRO by a thread on that CPU, where the kernel can.
     fn set_gro(&mut self, on: bool, cpu: usize) -> Result<()> {
         let ethtool = |state| self.underlay.exec(&format!("ethtool -K {UNDERLAY} gro {state}"));
+        let Some(threaded) = &mut self.threaded else {
+            return ethtool(if on { "on" } else { "off" }).map(drop);
+        };
         if !on {
-            write!(self.threaded, "0").context("NAPI threads off")?;
+            write!(threaded, "0").context("NAPI threads off")?;
             return ethtool("off").map(drop);
         }
         // veth has a NAPI instance only while it has GRO.
         ethtool("on")?;
         let before = napi_threads();
-        write!(self.threaded, "1").context("NAPI threads on")?;
+        write!(threaded, "1").context("NAPI threads on")?;
         let new: Vec<_> = napi_threads().into_iter().filter(|t| !before.contains(t)).collect();
         ensure!(!new.is_empty(), "no NAPI thread for {UNDERLAY}");
         let mut set = CpuSet::new();

@@ -45,7 +45,7 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "tcp-streams",
-        what: "the same with 4 connections",
+        what: "four connections, cubic; host 1 on CPU 0, host 2 on CPU 1, by RPS",
         kind: Kind::Stream { wire: false },
         flows: 4,
     },
@@ -77,13 +77,13 @@ pub const ALL: &[Workload] = &[
     },
     Workload {
         name: "udp-rr-16",
-        what: "the same, on 16 flows at a time",
+        what: "a byte each way on 16 flows at a time; both ends on CPU 0",
         kind: Kind::UdpRr,
         flows: 16,
     },
     Workload {
         name: "udp-rr-64",
-        what: "the same, on 64 flows at a time",
+        what: "a byte each way on 64 flows at a time; both ends on CPU 0",
         kind: Kind::UdpRr,
         flows: 64,
     },

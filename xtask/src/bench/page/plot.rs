@@ -58,10 +58,7 @@ fn draw(svg: &mut String, rows: &[&Row], samples: &[Sample]) -> Drawn {
         .disable_y_mesh()
         .y_labels(0)
         .x_label_formatter(&|value| number(*value))
-        .x_desc(
-            format!("{}, {}, {:?} is better", metric.name, metric.unit, metric.better)
-                .to_lowercase(),
-        )
+        .x_desc(format!("{}, {}; {} is better", metric.name, metric.unit, metric.better.word()))
         .axis_style(THEIRS)
         .bold_line_style(THEIRS.mix(0.4))
         .light_line_style(TRANSPARENT)
