@@ -52,6 +52,13 @@ pub fn mesh() -> Result<PathBuf> {
     agent_in(&build(&["-p", "mesh-userspace", "--bin", "mesh"])?)
 }
 
+/// The agent and this program, optimized: for measurements.
+pub fn release() -> Result<(PathBuf, PathBuf)> {
+    let built = build(&["--release"])?;
+    let xtask = built.iter().find(|b| b.name == "xtask").context("cargo built no xtask")?;
+    Ok((agent_in(&built)?, xtask.path.clone()))
+}
+
 /// The agent and all tests.
 pub fn tests() -> Result<(PathBuf, Vec<Built>)> {
     let mut built = build(&[&TESTED[..], &["--bins", "--tests"]].concat())?;

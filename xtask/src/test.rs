@@ -14,6 +14,7 @@ use clap::{ArgAction, Args, builder::FalseyValueParser};
 
 use crate::{
     artifacts::{self, Built},
+    bench,
     exec::{self, as_root, cargo, succeeds},
     report::{Outcome, Report},
     setup, toolchain,
@@ -78,6 +79,12 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     for test in upper {
         tiers.step(&test, no_privilege.as_ref(), report)?;
     }
+    if tiers.filter.is_none() {
+        report.step("bench: a short run", || match &no_privilege {
+            Some(why) => Ok(Outcome::Skipped(format!("{why:#}"))),
+            None => bench::smoke(&tiers.agent).map(|()| Outcome::Passed(String::new())),
+        });
+    }
     match (&tiers.filter, tiers.ran) {
         (Some(filter), 0) => bail!("no test has `{filter}` in its name"),
         _ => Ok(()),
@@ -93,7 +100,7 @@ fn privilege() -> Result<()> {
     if !succeeds(as_root("unshare", no_vars).args(["--net", "--mount", "true"])) {
         bail!("root may not make namespaces here: in a container, run it with --privileged");
     }
-    setup::packages(&[setup::DEMO, setup::TESTS].concat())
+    setup::packages(&[setup::DEMO, setup::BENCH, setup::TESTS].concat())
 }
 
 /// Tests of whole programs and hosts, in `tests/tests`.
