@@ -6,6 +6,7 @@
 mod address;
 mod driver;
 mod error;
+mod hops;
 mod link;
 mod neighbour;
 mod netns;
