@@ -37,6 +37,8 @@ pub struct Host {
     pub pin_dir: PathBuf,
     /// Runs the agent by `ip netns exec`, which gives it a mount namespace of its own.
     pub private_mounts: bool,
+    /// Another `mesh` than [`mesh_binary`].
+    pub binary: Option<PathBuf>,
     /// `--attach-mode`, where it is not left to mesh.
     pub attach_mode: Option<&'static str>,
     agent: Option<Child>,
@@ -61,6 +63,7 @@ impl Host {
             run_dir: dir.join(&name),
             pin_dir: dir.join("bpf").join(&name),
             private_mounts: false,
+            binary: None,
             attach_mode: None,
             agent: None,
             name,
@@ -71,7 +74,7 @@ impl Host {
 
     /// `mesh --run-dir .. --pin-dir ..` inside this host.
     pub fn mesh(&self) -> Result<Command> {
-        let binary = mesh_binary()?;
+        let binary = self.binary.clone().map_or_else(mesh_binary, Ok)?;
         let mut command = if self.private_mounts {
             let mut ip = Command::new("ip");
             ip.args(["netns", "exec", self.netns.name()]).arg(binary);

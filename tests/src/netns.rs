@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
+};
 use serde_json::Value;
 
 use crate::wait;
@@ -58,6 +61,20 @@ impl Netns {
         thread::scope(|s| match s.spawn(inside).join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
+    /// [`Self::run`] with `/sys` showing this namespace's interfaces, in a mount namespace that ends
+    /// with `f`. A file that it opens there stays usable.
+    pub fn run_with_sysfs<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.run(|| {
+            // SAFETY: this thread gets a view of the file system of its own; no memory depends on it.
+            unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
+                .context("mount namespace")?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+                .context("keep mounts private")?;
+            mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None).context("mount /sys")?;
+            f()
         })
     }
 

@@ -58,6 +58,17 @@ pub fn remove(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes every topology of this process, also one that is being made.
+pub fn destroy_own() {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    for entry in fs::read_dir(RUN).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&own) {
+            destroy(&name);
+        }
+    }
+}
+
 fn remove_where(wanted: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(RUN).context("read /run")?.flatten() {

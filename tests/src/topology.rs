@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{ClusterFile, Container, Encap, Host, Netns, cluster, netns::ip_batch, removal};
 
@@ -41,7 +41,8 @@ pub struct Topology {
     /// `/run/mt<pid>-<n>`
     pub dir: PathBuf,
     pub options: Options,
-    /// The underlay: a bridge with a port for each host, named like the host.
+    /// The underlay: a bridge with a port for each host, named like the host. Empty if the hosts are
+    /// joined directly.
     pub switch: Netns,
     pub hosts: Vec<Host>,
     /// Describes all hosts.
@@ -52,6 +53,17 @@ pub struct Topology {
 impl Topology {
     /// Makes the namespaces and the underlay. No agent runs yet.
     pub fn new(options: Options) -> Result<Self> {
+        Self::make(options, wire_underlay)
+    }
+
+    /// The same for two hosts with one cable between them and no switch, which costs time of its
+    /// own.
+    pub fn direct(options: Options) -> Result<Self> {
+        ensure!(options.hosts == 2, "one cable joins two hosts, not {}", options.hosts);
+        Self::make(options, wire_directly)
+    }
+
+    fn make(options: Options, wire: Wire) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "{}{}-{}",
@@ -63,14 +75,14 @@ impl Topology {
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let lock =
             removal::locked(&dir)?.context("a folder just made is locked by another process")?;
-        Self::build(&name, &dir, options, lock).inspect_err(|_| removal::destroy(&name))
+        Self::build(&name, &dir, options, wire, lock).inspect_err(|_| removal::destroy(&name))
     }
 
-    fn build(name: &str, dir: &Path, options: Options, lock: File) -> Result<Self> {
+    fn build(name: &str, dir: &Path, options: Options, wire: Wire, lock: File) -> Result<Self> {
         let names: Vec<_> = namespace_names(name, options);
         ip_batch(&names.iter().fold(String::new(), |all, n| all + &format!("netns add {n}\n")))?;
         let switch = Netns::open(format!("{name}-sw"))?;
-        wire_underlay(&switch, name, options)?;
+        wire(&switch, name, options)?;
         let host = |h| -> Result<Host> {
             let netns = Netns::open(format!("{name}-h{h}"))?;
             netns.ip_batch(&format!(
@@ -179,6 +191,16 @@ fn namespace_names(name: &str, options: Options) -> Vec<String> {
         names.extend((1..=options.containers).map(|c| format!("{name}-h{h}c{c}")));
     }
     names
+}
+
+/// Gives each host its `eth0`. Takes the switch's namespace and the topology's name.
+type Wire = fn(&Netns, &str, Options) -> Result<()>;
+
+fn wire_directly(_switch: &Netns, name: &str, options: Options) -> Result<()> {
+    let mtu = options.mtu;
+    ip_batch(&format!(
+        "link add eth0 mtu {mtu} netns {name}-h1 type veth peer name eth0 mtu {mtu} netns {name}-h2\n"
+    ))
 }
 
 fn wire_underlay(switch: &Netns, name: &str, options: Options) -> Result<()> {

@@ -52,6 +52,11 @@ pub fn mesh() -> Result<PathBuf> {
     agent_in(&build(&["-p", "mesh-userspace", "--bin", "mesh"])?)
 }
 
+/// The same, optimized: for measurements.
+pub fn mesh_release() -> Result<PathBuf> {
+    agent_in(&build(&["--release", "-p", "mesh-userspace", "--bin", "mesh"])?)
+}
+
 /// The agent and all tests.
 pub fn tests() -> Result<(PathBuf, Vec<Built>)> {
     let mut built = build(&[&TESTED[..], &["--bins", "--tests"]].concat())?;

@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, IsTerminal as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     process::{Command, Stdio},
 };
 
@@ -94,6 +94,21 @@ pub fn as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     }
     sudo.arg(program);
     sudo
+}
+
+/// Becomes the same command as root, with these variables. Returns only if that fails: why.
+pub fn again_as_root<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    vars: impl IntoIterator<Item = (K, V)>,
+) -> Result<anyhow::Error> {
+    if !can_be_root() {
+        bail!(
+            "network namespaces and BPF programs need root, and sudo wants a password; \
+             `sudo -v` first, then again"
+        );
+    }
+    let mut again = as_root(env::current_exe()?, vars);
+    let error = again.args(env::args_os().skip(1)).exec();
+    Ok(anyhow::Error::new(error).context(line(&again)))
 }
 
 /// A command as one would type it.

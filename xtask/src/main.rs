@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 mod artifacts;
+mod bench;
 mod ci;
 mod exec;
 mod readme;
@@ -42,6 +43,11 @@ enum Task {
         #[arg(last = true, value_name = "ARGS")]
         mesh: Vec<OsString>,
     },
+    /// Measure mesh against what else joins containers, side by side
+    Bench(bench::BenchArgs),
+    /// Make traffic for `bench`
+    #[command(hide = true)]
+    Traffic { job: String },
     /// Run all tests that this machine can run, and say what was skipped and why
     Test(test::TestArgs),
     /// Run what CI runs besides the tests: format, lints, licences, the README's commands
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Run { mesh, .. } if !mesh.is_empty() => run_mesh(&mesh),
         Task::Run { demo, .. } => run_demo(demo),
+        Task::Bench(args) => bench::run(&args),
+        Task::Traffic { job } => bench::traffic(&job).map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
         Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
     };

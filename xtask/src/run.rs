@@ -2,12 +2,11 @@
 
 use std::{
     env,
-    os::unix::process::CommandExt as _,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use mesh_tests::{Encap, Options, Topology, interrupt, removal};
 use serde::Serialize;
 
@@ -21,7 +20,7 @@ mod packet;
 mod show;
 
 /// Names the `mesh` to run, and says that it need not be built.
-const MESH_BIN: &str = "MESH_BIN";
+pub const MESH_BIN: &str = "MESH_BIN";
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
@@ -95,15 +94,7 @@ fn become_root(args: &RunArgs) -> Result<anyhow::Error> {
         };
         vars.push((MESH_BIN, mesh));
     }
-    if !exec::can_be_root() {
-        bail!(
-            "network namespaces and BPF programs need root, and sudo wants a password; \
-             `sudo -v` first, then again"
-        );
-    }
-    let mut again = exec::as_root(env::current_exe()?, vars);
-    let error = again.args(env::args_os().skip(1)).exec();
-    Ok(anyhow::Error::new(error).context(exec::line(&again)))
+    exec::again_as_root(vars)
 }
 
 fn demo(args: &RunArgs) -> Result<Report> {

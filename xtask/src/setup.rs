@@ -17,13 +17,24 @@ use crate::{
 mod apt;
 mod linker;
 
-pub use apt::{Need, packages};
+pub use apt::{Need, packages, unpacked};
 
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[
     Need { command: "ip", package: "iproute2", why: "joins and shows network namespaces" },
     Need { command: "ping", package: "iputils-ping", why: "is how to try a mesh by hand" },
 ];
+
+/// What the benchmark calls beyond that.
+pub const BENCH: &[Need] = &[Need {
+    command: "ethtool",
+    package: "ethtool",
+    why: "turns offloads of the underlay on and off",
+}];
+
+/// What its WireGuard calls, where the kernel has that.
+pub const WIREGUARD: &[Need] =
+    &[Need { command: "wg", package: "wireguard-tools", why: "gives WireGuard its keys" }];
 
 /// What the tests call beyond that.
 pub const TESTS: &[Need] = &[
@@ -35,7 +46,7 @@ pub const TESTS: &[Need] = &[
 /// `cargo xtask setup`: all that any command here needs.
 pub fn everything() -> Result<()> {
     let toolchain = compilers()?;
-    packages(&[DEMO, TESTS].concat())?;
+    packages(&[DEMO, BENCH, TESTS].concat())?;
     let linker = toolchain::linker().context("bpf-linker has gone again")?;
     say(format!("all set up: {toolchain} compiles eBPF, {} links it", linker.display()));
     Ok(())

@@ -1,8 +1,8 @@
 //! Debian packages, for commands that are missing.
 
-use std::process::Command;
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{as_root, can_be_root, how_to_be_root, output, run, say},
@@ -36,6 +36,40 @@ pub fn packages(needs: &[Need]) -> Result<()> {
         Some(need) => bail!("{} is installed and yet there is no {}", need.package, need.command),
         None => Ok(()),
     }
+}
+
+/// Unpacks a package and what it needs and this machine lacks into a folder of the project, and
+/// returns that. Nothing is installed, and no service of the package is started.
+pub fn unpacked(package: &str, why: &str) -> Result<PathBuf> {
+    let root = toolchain::tools().join(package);
+    if root.is_dir() {
+        return Ok(root);
+    }
+    if on_path("apt-get").is_none() {
+        bail!("{package} {why}, and without apt-get it must be installed by hand");
+    }
+    if candidate(package).is_none() {
+        update()?;
+    }
+    say(format!("unpacking {package} into {} (apt{}): {why}", root.display(), size(&[package])));
+    let archives = toolchain::tools().join(format!("{package}.debs"));
+    fs::create_dir_all(archives.join("partial")).context("a folder for packages")?;
+    let cache = format!("Dir::Cache::archives={}", archives.display());
+    let download = ["-o", &cache, "install", "-y", "--download-only", "--no-install-recommends"];
+    if run(&mut apt_get(&download, &[package])).is_err() {
+        // Stale lists name files that the mirror has since replaced.
+        update()?;
+        run(&mut apt_get(&download, &[package]))?;
+    }
+    let part = root.with_extension("part");
+    for entry in fs::read_dir(&archives)?.flatten() {
+        if entry.path().extension().is_some_and(|ending| ending == "deb") {
+            run(Command::new("dpkg-deb").arg("-x").arg(entry.path()).arg(&part))?;
+        }
+    }
+    fs::remove_dir_all(&archives).context("remove the packages")?;
+    fs::rename(&part, &root).with_context(|| format!("make {}", root.display()))?;
+    Ok(root)
 }
 
 /// Debian's newest compiler, its cargo and its sources.

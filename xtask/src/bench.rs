@@ -1,0 +1,197 @@
+//! `cargo xtask bench`: mesh against all that one would pick instead, side by side in one run.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_tests::{interrupt, removal};
+
+use crate::{
+    artifacts,
+    exec::{self, say},
+    run::MESH_BIN,
+    setup, toolchain,
+};
+
+mod bars;
+mod candidate;
+mod compare;
+mod machine;
+mod page;
+pub mod results;
+mod rounds;
+mod table;
+mod traffic;
+mod tune;
+mod usage;
+mod workload;
+
+use candidate::{Candidate, Standing};
+use results::{Results, Sample, Skipped};
+use rounds::Plan;
+pub use traffic::run as traffic;
+use tune::Tuner;
+
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Fewer and shorter rounds: under a minute once built
+    #[arg(long)]
+    quick: bool,
+    /// Print the results as JSON, and nothing else on standard output
+    #[arg(long)]
+    json: bool,
+    /// Which candidates to compare, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    candidates: Vec<String>,
+    /// Which workloads to run, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    workloads: Vec<String>,
+    /// How often everything is measured [default: 15, with --quick 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Measure another agent too, as mesh-NAME; may be given several times
+    #[arg(long, value_name = "NAME=PATH", value_parser = other_mesh)]
+    mesh: Vec<(String, PathBuf)>,
+    /// Tell what moved since the results that were last accepted
+    #[arg(long)]
+    compare: bool,
+    /// Accept these results: what --compare compares with from now on
+    #[arg(long)]
+    accept: bool,
+    /// Where to write the page with the plots [default: bench.html in the target folder]
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+fn other_mesh(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("not NAME=PATH")?;
+    let path = fs::canonicalize(path).map_err(|e| format!("{path}: {e}"))?;
+    Ok((name.into(), path))
+}
+
+pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    // Before anything is built: a name that is wrong is told at once.
+    let (candidates, plan) = (args.candidates()?, args.plan()?);
+    let before = args.compare.then(|| compare::read(&accepted())).transpose()?;
+    if !exec::is_root() {
+        let vars = [(MESH_BIN, mesh()?)];
+        return Err(exec::again_as_root(vars)?);
+    }
+    setup::packages(&[setup::DEMO, setup::BENCH].concat())?;
+    let mesh = mesh()?;
+    // SAFETY: no other thread runs yet.
+    unsafe { env::set_var(MESH_BIN, mesh) };
+    for name in removal::sweep()? {
+        say(format!("removed {name}, left behind by a run that was killed"));
+    }
+    interrupt::on_interrupt(removal::destroy_own).context("catch Ctrl-C")?;
+    let (results, samples) = measure(&candidates, &plan)?;
+    let moved = before.map(|before| compare::moved(&before, &results));
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        table::print(&results);
+        if let Some(moved) = &moved {
+            table::print_moved(moved);
+        }
+    }
+    let report = args.report.clone().unwrap_or_else(|| toolchain::target().join("bench.html"));
+    fs::write(&report, page::render(&results, &samples, moved.as_deref())?)
+        .with_context(|| format!("write {}", report.display()))?;
+    say(format!("the same with plots: {}", report.display()));
+    if args.accept {
+        compare::write(&accepted(), &results)?;
+        say(format!("accepted, as {}", accepted().display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The results that were last accepted.
+fn accepted() -> PathBuf {
+    toolchain::workspace().join("xtask/bench/accepted.json")
+}
+
+/// The agent under test: the release build, or what the environment names.
+fn mesh() -> Result<std::ffi::OsString> {
+    if let Some(mesh) = env::var_os(MESH_BIN) {
+        return Ok(mesh);
+    }
+    setup::compilers()?;
+    Ok(artifacts::mesh_release()?.into())
+}
+
+impl BenchArgs {
+    fn candidates(&self) -> Result<Vec<Candidate>> {
+        let mut all = candidate::all();
+        all.extend(self.mesh.iter().map(|(name, path)| Candidate::other_mesh(name, path.clone())));
+        chosen(&all, &self.candidates, |candidate| &candidate.name)
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let workloads = chosen(workload::ALL, &self.workloads, |workload| workload.name)?;
+        let (rounds, window) = if self.quick { (2, 200) } else { (15, 500) };
+        let rounds = self.rounds.map_or(rounds, |rounds| rounds as usize);
+        Ok(Plan { workloads, rounds, window: Duration::from_millis(window) })
+    }
+}
+
+/// Those of `all` that are named, in their own order; all if none is named.
+fn chosen<T: Clone>(all: &[T], names: &[String], name: impl Fn(&T) -> &str) -> Result<Vec<T>> {
+    let known: Vec<&str> = all.iter().map(&name).collect();
+    for name in names {
+        ensure!(known.contains(&&**name), "no {name}; there are {}", known.join(", "));
+    }
+    let wanted = |item: &&T| names.is_empty() || names.iter().any(|n| n == name(item));
+    Ok(all.iter().filter(wanted).cloned().collect())
+}
+
+fn measure(candidates: &[Candidate], plan: &Plan) -> Result<(Results, Vec<Sample>)> {
+    let start = Instant::now();
+    let (mut standing, mut skipped) = set_up(candidates)?;
+    let machine = {
+        let (first, _) = standing.first().context("no candidate can run here")?;
+        machine::machine(first.underlay(), notes(plan))?
+    };
+    let (samples, failed) = rounds::run(plan, &mut standing);
+    skipped.extend(failed);
+    say(format!("done in {} s, removing everything", start.elapsed().as_secs()));
+    drop(standing);
+    let names: Vec<&str> = candidates.iter().map(|candidate| &*candidate.name).collect();
+    let others = candidates.iter().filter(|candidate| !candidate.is_mesh());
+    let baselines: Vec<&str> = others.map(|candidate| &*candidate.name).collect();
+    let results = results::summarize(&samples, &names, &baselines);
+    Ok((Results { machine, results, skipped }, samples))
+}
+
+/// All candidates that this machine can run, and why not the others.
+fn set_up(candidates: &[Candidate]) -> Result<(Vec<(Standing, Tuner)>, Vec<Skipped>)> {
+    let (mut standing, mut skipped) = (Vec::new(), Vec::new());
+    for candidate in candidates {
+        say(format!("setting up {}: {}", candidate.name, candidate.what));
+        let tunable = |standing| Tuner::new(&standing).map(|tuner| (standing, tuner));
+        match Standing::new(candidate).and_then(tunable) {
+            Ok(both) => standing.push(both),
+            Err(e) if candidate.must_run() => return Err(e.context(candidate.name.clone())),
+            Err(e) => {
+                let reason = format!("{e:#}");
+                say(format!("skipping {}: {reason}", candidate.name));
+                skipped.push(Skipped { candidate: candidate.name.clone(), reason });
+            }
+        }
+    }
+    Ok((standing, skipped))
+}
+
+fn notes(plan: &Plan) -> Vec<String> {
+    vec![format!(
+        "two hosts in namespaces of one kernel, joined by a veth with an MTU of {} bytes; {} rounds \
+         of {} ms in random order",
+        candidate::UNDERLAY_MTU,
+        plan.rounds,
+        plan.window.as_millis()
+    )]
+}
