@@ -1,7 +1,7 @@
 //! From the cluster's description and what this host is like, to the contents of the maps. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -13,6 +13,7 @@ use mesh_common::{
     },
     wire::{mac_pair, mac_words, outer_template},
 };
+use rustc_hash::FxBuildHasher;
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
@@ -24,6 +25,9 @@ use crate::{
 /// is more: GRETAP's, so that `gre` and `gretap` are interchangeable, and segments of which more
 /// fit into a super-packet than with the arithmetic maximum of GRE.
 const CHOSEN_HEADROOM: usize = 38;
+
+/// Something of each other node, by its underlay address.
+pub type ByAddress<T> = HashMap<Ipv4Addr, T, FxBuildHasher>;
 
 /// The way over the underlay to another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +59,7 @@ pub struct Attachment {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// By underlay address of the other node. Nodes without a route are missing.
-    pub paths: HashMap<Ipv4Addr, Path>,
+    pub paths: ByAddress<Path>,
     pub attachments: Vec<Attachment>,
     /// MTU of the interface that has our underlay address.
     pub underlay_mtu: u32,
@@ -65,7 +69,7 @@ pub struct Facts {
     pub netns: u32,
     /// Indices into PEERS that are in use, by underlay address: a node keeps its index for as long
     /// as it keeps its address.
-    pub peer_indices: HashMap<Ipv4Addr, u32>,
+    pub peer_indices: ByAddress<u32>,
 }
 
 /// What the maps shall contain.
@@ -73,7 +77,7 @@ pub struct Facts {
 pub struct Desired {
     pub maps: Contents,
     /// Index of each other node, by underlay address.
-    pub peer_indices: HashMap<Ipv4Addr, u32>,
+    pub peer_indices: ByAddress<u32>,
 }
 
 /// Container MTU of a network: the file's, or what mesh chooses for this underlay.
@@ -104,6 +108,62 @@ pub fn node_mac(underlay: Ipv4Addr) -> [u8; 6] {
 
 /// Compiles everything. `me`: this node, one of `cluster.nodes`.
 pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
+    compile_with(&prefix_lens(cluster), cluster, me, facts)
+}
+
+/// How a cluster became another: both without the nodes that are the same at the beginning and at
+/// the end of the two files, and the prefix lengths of both.
+#[derive(Debug)]
+pub struct Difference {
+    old: Cluster,
+    new: Cluster,
+    lens: Lens,
+}
+
+impl Difference {
+    /// `None` if more than nodes, or this node, or the prefix lengths differ, on which the entries of
+    /// all nodes depend.
+    pub fn of(old: &Cluster, new: &Cluster, me: &str) -> Option<Self> {
+        let (a, b) = (&old.nodes[..], &new.nodes[..]);
+        let head = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        let (a, b) = (&a[head..], &b[head..]);
+        let tail = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+        let (a, b) = (&a[..a.len() - tail], &b[..b.len() - tail]);
+        let lens = prefix_lens(new);
+        let is_same = (old.encap, old.mtu, &old.networks) == (new.encap, new.mtu, &new.networks)
+            && a.iter().chain(b).all(|node| node.name != me)
+            && prefix_lens(old) == lens;
+        let of = |cluster: &Cluster, nodes: &[Node]| Cluster {
+            nodes: nodes.to_vec(),
+            name: cluster.name.clone(),
+            networks: cluster.networks.clone(),
+            ..*cluster
+        };
+        is_same.then(|| Self { old: of(old, a), new: of(new, b), lens })
+    }
+
+    /// The new cluster, as far as it is about it.
+    pub fn new_cluster(&self) -> &Cluster {
+        &self.new
+    }
+
+    /// Underlay addresses of all nodes that it is about.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.old.nodes.iter().chain(&self.new.nodes).map(|node| node.underlay)
+    }
+
+    /// What the maps contain of these nodes, and what they shall contain. `facts`: with the indices
+    /// of all nodes of the old cluster.
+    pub fn compile(&self, me: &Node, facts: &Facts) -> (Desired, Desired) {
+        let compile = |cluster| compile_with(&self.lens, cluster, me, facts);
+        (compile(&self.old), compile(&self.new))
+    }
+}
+
+/// The prefix lengths in use in each network.
+type Lens = HashMap<Vni, PrefixLens>;
+
+fn compile_with(lens: &Lens, cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
     let mut desired =
         Desired { peer_indices: assign(cluster, me, &facts.peer_indices), ..Desired::default() };
     let node = NodeInfo {
@@ -111,8 +171,8 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
         netns: facts.netns,
     };
+    desired.reserve(&room(cluster));
     desired.maps.node.insert(0, node);
-    let lens = prefix_lens(cluster);
     for network in &cluster.networks {
         let info = NetworkInfo {
             lens: lens.get(&network.vni).copied().unwrap_or_default(),
@@ -138,6 +198,7 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
 pub fn room(cluster: &Cluster) -> Room {
     let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Room {
+        endpoints: 0,
         peers: len(cluster.nodes.len()),
         prefixes: len(cluster.nodes.iter().map(|n| n.subnets.len()).sum()),
         peer_networks: len(cluster.nodes.iter().map(|n| n.subnets.len() + 1).sum()),
@@ -147,7 +208,7 @@ pub fn room(cluster: &Cluster) -> Room {
 
 /// Gives each other node an index: the one it has, or the lowest that nobody has or has had just
 /// now, so that no entry of the FIB ever leads to the wrong node while the maps change.
-fn assign(cluster: &Cluster, me: &Node, had: &HashMap<Ipv4Addr, u32>) -> HashMap<Ipv4Addr, u32> {
+fn assign(cluster: &Cluster, me: &Node, had: &ByAddress<u32>) -> ByAddress<u32> {
     let mut taken: Vec<u32> = had.values().copied().collect();
     taken.sort_unstable();
     let mut taken = taken.into_iter().peekable();
@@ -174,23 +235,20 @@ fn long_len(net: &IpNet) -> u8 {
 }
 
 /// The lengths in use in each network.
-fn prefix_lens(cluster: &Cluster) -> HashMap<Vni, PrefixLens> {
+fn prefix_lens(cluster: &Cluster) -> Lens {
     // How often each length occurs, IPv4 and IPv6.
-    let mut counts = HashMap::<Vni, [BTreeMap<u8, usize>; 2]>::new();
+    let mut counts = HashMap::<Vni, [[usize; 129]; 2], FxBuildHasher>::default();
     for (vni, net) in cluster.nodes.iter().flat_map(|n| &n.subnets) {
-        let family = usize::from(net.addr().is_ipv6());
-        *counts.entry(*vni).or_default()[family].entry(long_len(net)).or_default() += 1;
+        let of = counts.entry(*vni).or_insert([[0; 129]; 2]);
+        of[usize::from(net.addr().is_ipv6())][usize::from(long_len(net))] += 1;
     }
-    let lens = |counts: [_; 2]| {
-        let [v4, v6] = counts.map(commonest_first);
-        PrefixLens { v4, v6 }
-    };
+    let lens = |[v4, v6]: [_; 2]| PrefixLens { v4: commonest_first(v4), v6: commonest_first(v6) };
     counts.into_iter().map(|(vni, counts)| (vni, lens(counts))).collect()
 }
 
-/// The commonest length first; or the mark for more than fit.
-fn commonest_first(counts: BTreeMap<u8, usize>) -> [u8; 4] {
-    let mut lens: Vec<(u8, usize)> = counts.into_iter().collect();
+/// The commonest length first; or the mark for more than fit. `counts`: by length.
+fn commonest_first(counts: [usize; 129]) -> [u8; 4] {
+    let mut lens: Vec<(u8, usize)> = (0..).zip(counts).filter(|(_, n)| *n > 0).collect();
     lens.sort_by_key(|(len, n)| (std::cmp::Reverse(*n), *len));
     let mut list = [0; 4];
     if lens.len() > list.len() {
@@ -202,6 +260,13 @@ fn commonest_first(counts: BTreeMap<u8, usize>) -> [u8; 4] {
 }
 
 impl Desired {
+    /// Growing step by step would move each entry once more.
+    fn reserve(&mut self, room: &Room) {
+        self.maps.peers.reserve(room.peers as usize);
+        self.maps.fib.reserve(room.prefixes as usize);
+        self.maps.peer_by_addr.reserve(room.peer_networks as usize);
+    }
+
     fn lens(&self, vni: Vni) -> PrefixLens {
         self.maps.networks.get(&vni.get()).map(|n| n.lens).unwrap_or_default()
     }
@@ -226,8 +291,10 @@ impl Desired {
         let local = Addr::from(IpAddr::V4(me.underlay));
         let outer_source = Addr::from(IpAddr::V4(peer.underlay));
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
-        let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
-        self.maps.peer_by_addr.insert(key, peer_source(index, local, &[]));
+        if peer.subnets.first().is_none_or(|(vni, _)| *vni != Vni::DEFAULT) {
+            let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
+            self.maps.peer_by_addr.insert(key, peer_source(index, local, &[]));
+        }
         // A node's subnets are in the order of the networks.
         for subnets in peer.subnets.chunk_by(|a, b| a.0 == b.0) {
             let vni = subnets[0].0;

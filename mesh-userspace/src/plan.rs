@@ -10,20 +10,30 @@ use mesh_common::maps::{
     PeerSource, PortInfo,
 };
 
-use crate::{bpf::tables::LpmPrefix, compile::Desired};
+use rustc_hash::FxBuildHasher;
+
+use crate::{
+    bpf::tables::LpmPrefix,
+    compile::{Desired, Difference, Facts},
+    config::Node,
+};
+
+/// Entries of one map. Their keys come from the operator's own file: nobody there chooses them to
+/// collide, and the hash that withstands this takes three times as long.
+pub type Entries<K, V> = HashMap<K, V, FxBuildHasher>;
 
 /// What the maps contain, or shall contain. Empty slots of arrays are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
-    pub node: HashMap<u32, NodeInfo>,
-    pub ports: HashMap<u32, PortInfo>,
-    pub port_slots: HashMap<u32, PortInfo>,
-    pub endpoints: HashMap<EndpointKey, EndpointInfo>,
-    pub fib: HashMap<FibKey, FibInfo>,
-    pub fib_lpm: HashMap<LpmPrefix, FibInfo>,
-    pub peers: HashMap<u32, PeerInfo>,
-    pub peer_by_addr: HashMap<PeerKey, PeerSource>,
-    pub networks: HashMap<u32, NetworkInfo>,
+    pub node: Entries<u32, NodeInfo>,
+    pub ports: Entries<u32, PortInfo>,
+    pub port_slots: Entries<u32, PortInfo>,
+    pub endpoints: Entries<EndpointKey, EndpointInfo>,
+    pub fib: Entries<FibKey, FibInfo>,
+    pub fib_lpm: Entries<LpmPrefix, FibInfo>,
+    pub peers: Entries<u32, PeerInfo>,
+    pub peer_by_addr: Entries<PeerKey, PeerSource>,
+    pub networks: Entries<u32, NetworkInfo>,
 }
 
 /// The contents as they are.
@@ -107,6 +117,28 @@ impl Plan {
     }
 }
 
+impl Contents {
+    /// What they are after the plan was carried out.
+    pub fn follow(&mut self, plan: &Plan) {
+        follow(&mut self.node, &plan.node);
+        follow(&mut self.networks, &plan.networks);
+        follow(&mut self.peers, &plan.peers);
+        follow(&mut self.peer_by_addr, &plan.peer_by_addr);
+        follow(&mut self.fib, &plan.fib);
+        follow(&mut self.fib_lpm, &plan.fib_lpm);
+        follow(&mut self.endpoints, &plan.endpoints);
+        follow(&mut self.ports, &plan.ports);
+        follow(&mut self.port_slots, &plan.port_slots);
+    }
+}
+
+fn follow<K: Copy + Eq + Hash, V: Copy>(entries: &mut Entries<K, V>, changes: &Changes<K, V>) {
+    entries.extend(changes.set.iter().copied());
+    for key in &changes.remove {
+        entries.remove(key);
+    }
+}
+
 /// The changes that make `observed` into `desired`.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let desired = &desired.maps;
@@ -123,7 +155,28 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     }
 }
 
-fn diff<K, V>(desired: &HashMap<K, V>, observed: &HashMap<K, V>) -> Changes<K, V>
+/// The changes that a difference between two clusters asks for, where `contents` is what the old one
+/// made of the same facts as far as they are about other nodes. What is about this node is compared
+/// whole. `facts`: as for [`Difference::compile`].
+pub fn plan_difference(
+    difference: &Difference,
+    me: &Node,
+    facts: &Facts,
+    contents: &Contents,
+) -> Plan {
+    let (old, new) = difference.compile(me, facts);
+    let observed = Contents {
+        node: contents.node.clone(),
+        networks: contents.networks.clone(),
+        ports: contents.ports.clone(),
+        port_slots: contents.port_slots.clone(),
+        endpoints: contents.endpoints.clone(),
+        ..old.maps
+    };
+    plan(&new, &observed)
+}
+
+fn diff<K, V>(desired: &Entries<K, V>, observed: &Entries<K, V>) -> Changes<K, V>
 where
     K: Copy + Eq + Hash,
     V: Copy + PartialEq,

@@ -18,7 +18,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::bpf::attach::{Interface, Mode};
+use crate::bpf::{
+    attach::{Interface, Mode},
+    load::Identity,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -49,6 +52,8 @@ pub struct State {
     pub mode: Option<Mode>,
     /// Where the pins are.
     pub pin_dir: Option<PathBuf>,
+    /// What is pinned.
+    pub pinned: Option<Identity>,
     /// Interfaces that `from_underlay` is on.
     pub underlay: Vec<Interface>,
     /// Of these, the ones that got their clsact qdisc from us.

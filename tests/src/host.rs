@@ -223,6 +223,11 @@ impl Host {
         self.agent.is_some()
     }
 
+    /// Of the agent, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// Forgets the agent, so that dropping this does not end it.
     pub(crate) fn leave_running(&mut self) {
         self.agent = None;

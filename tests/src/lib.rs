@@ -12,6 +12,7 @@
 pub mod capture;
 pub mod cluster;
 pub mod container;
+pub mod figure;
 pub mod flow;
 pub mod host;
 pub mod interrupt;
@@ -30,6 +31,7 @@ pub mod wait;
 pub use capture::Capture;
 pub use cluster::{ClusterFile, Encap};
 pub use container::Container;
+pub use figure::Figure;
 pub use flow::Flow;
 pub use host::Host;
 pub use netns::Netns;

@@ -15,7 +15,7 @@ use crate::{
     bpf::attach::Mode,
     config::{self, Cluster},
     host::{Host, HostError},
-    net::Change,
+    net::{Change, Watch},
 };
 
 pub mod client;
@@ -78,15 +78,16 @@ async fn apply(
     Ok(())
 }
 
-/// Runs until it is told to end. `Down` takes everything away first.
+/// Runs until it is told to end. `Down` takes everything away first. `changes`: watched since before
+/// [`start`] looked at the network.
 pub async fn run(
     mut host: Host,
     settings: Settings,
     config_error: Option<String>,
+    mut changes: Watch,
 ) -> anyhow::Result<()> {
     let mut calls = server::listen(&settings.socket)?;
     let mut files = watch::file(&settings.config)?;
-    let mut changes = host.net().watch()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -94,6 +95,7 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
+    return_memory();
     loop {
         host.check()?;
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -109,12 +111,12 @@ pub async fn run(
             Some(()) = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
             change = changes.next() => match change {
-                Ok(change) => agent.noticed(&host, change),
+                Ok(change) => agent.noticed(&mut host, change).await,
                 Err(e) => {
                     tracing::warn!("{e}; watching anew");
                     tokio::time::sleep(RETRY).await;
                     changes = host.net().watch()?;
-                    agent.due_in(SETTLE);
+                    agent.noticed(&mut host, Change::Overrun).await;
                 }
             },
             () = tokio::time::sleep_until(due), if agent.due.is_some() => {
@@ -194,6 +196,7 @@ impl Agent {
             }
             Err(e) => Err(e.to_string()),
         };
+        return_memory();
         self.config_error = applied.err();
         let Some(error) = &self.config_error else { return };
         // Said once, however often it is tried.
@@ -206,26 +209,45 @@ impl Agent {
     }
 
     /// Only what bears on the mesh is worth a look.
-    fn noticed(&mut self, host: &Host, change: Change) {
+    async fn noticed(&mut self, host: &mut Host, change: Change) {
         match change {
-            Change::Neighbour { ifindex, .. } if !host.uses(ifindex) => {}
-            _ => self.due_in(SETTLE),
+            Change::Neighbour { ifindex, ip, now } => {
+                if host.heeds(ifindex, ip, now).await {
+                    self.due_in(SETTLE);
+                }
+            }
+            Change::Link { .. } | Change::Address { .. } | Change::Route | Change::Overrun => {
+                host.forget_routes();
+                self.due_in(SETTLE);
+            }
         }
     }
 
     async fn refresh(&mut self, host: &mut Host) {
         self.due = self.retry;
-        let Err(e) = host.refresh().await else { return };
-        tracing::debug!("{e}");
-        // Perhaps somebody removed the pins: everything anew, which says why if it can not be.
-        if let Err(e) = host.restore().await {
-            tracing::warn!("{e}; trying again in {} s", RETRY.as_secs());
-            self.due_in(RETRY);
+        if let Err(e) = host.refresh().await {
+            tracing::debug!("{e}");
+            // Perhaps somebody removed the pins: everything anew, which says why if it can not be.
+            if let Err(e) = host.restore().await {
+                tracing::warn!("{e}; trying again in {} s", RETRY.as_secs());
+                self.due_in(RETRY);
+            }
         }
+        return_memory();
     }
 
     fn due_in(&mut self, wait: Duration) {
         let at = Instant::now() + wait;
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
+/// Gives back to the kernel what the last piece of work took: an agent of a large cluster needs ten
+/// times as much for a moment as it keeps.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it only releases memory that is not allocated.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -3,15 +3,24 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use notify::{RecursiveMode, Watcher};
-use tokio::{sync::mpsc, time::Instant};
+use notify::{
+    Event, EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, ModifyKind, RenameMode},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 /// Something happened to the file. Ends the watch when dropped.
 pub struct FileWatch {
     _watcher: notify::RecommendedWatcher,
     changed: mpsc::Receiver<()>,
+    /// The file was closed by its writer, or put in its place whole.
+    done: Arc<Notify>,
     path: PathBuf,
     /// As it was at the last look; `None` within if there was no file.
     seen: Option<Option<Version>>,
@@ -37,11 +46,14 @@ impl FileWatch {
                 Some(due) => due,
                 None => {
                     self.changed.recv().await?;
-                    // Editors write, rename and set modes: wait until it is done.
+                    // Editors write, rename and set modes: wait until that is over.
                     *self.due.insert(Instant::now() + super::SETTLE)
                 }
             };
-            tokio::time::sleep_until(due).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = self.done.notified() => {}
+            }
             self.due = None;
             while self.changed.try_recv().is_ok() {}
             let now = version(&self.path);
@@ -53,14 +65,30 @@ impl FileWatch {
     }
 }
 
+/// Is the file of this event whole? One that was written to and not closed may be half of one.
+fn completes(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
+    )
+}
+
 /// Watches the folder of `path`, since an editor puts a new file in the place of the old one.
 pub fn file(path: &Path) -> notify::Result<FileWatch> {
     let (sender, changed) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+    let done = Arc::new(Notify::new());
+    let (is_done, name) = (done.clone(), path.file_name().map(ToOwned::to_owned));
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        let Ok(event) = event else { return };
+        let closed = completes(event.kind);
         // Reading it ourselves is an event too.
-        if event.is_ok_and(|e| !e.kind.is_access()) {
+        if closed || !event.kind.is_access() {
             // A full channel means that a look is due already.
             let _ = sender.try_send(());
+        }
+        if closed && event.paths.last().and_then(|path| path.file_name()) == name.as_deref() {
+            is_done.notify_one();
         }
     })?;
     let folder = match path.parent() {
@@ -77,7 +105,7 @@ pub fn file(path: &Path) -> notify::Result<FileWatch> {
     }
     // Looked at once in any case: it was read before it was watched.
     let due = Some(Instant::now());
-    Ok(FileWatch { _watcher: watcher, changed, path: path.to_owned(), seen: None, due })
+    Ok(FileWatch { _watcher: watcher, changed, done, path: path.to_owned(), seen: None, due })
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     path::Path,
 };
 
@@ -12,6 +14,7 @@ use aya::{
     util::KernelVersion,
 };
 use mesh_common::names;
+use serde::{Deserialize, Serialize};
 
 use super::{BpfError, Pins, attach, raw};
 
@@ -28,6 +31,8 @@ pub const PROGRAMS: [&str; 3] = [names::FROM_CONTAINER, names::FROM_UNDERLAY, na
 /// Room that a cluster needs; the maps get at least twice as much, so that growth is rare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {
+    /// A host has at most 4095, which always fit.
+    pub endpoints: u32,
     pub peers: u32,
     pub prefixes: u32,
     pub peer_networks: u32,
@@ -38,6 +43,7 @@ impl Room {
     /// Room for both at once.
     pub fn beside(&self, other: &Self) -> Self {
         Self {
+            endpoints: self.endpoints.saturating_add(other.endpoints),
             peers: self.peers.saturating_add(other.peers),
             prefixes: self.prefixes.saturating_add(other.prefixes),
             peer_networks: self.peer_networks.saturating_add(other.peer_networks),
@@ -46,8 +52,9 @@ impl Room {
     }
 
     /// Entries of each map that grows with the cluster.
-    fn entries(&self) -> [(&'static str, u32); 6] {
+    fn entries(&self) -> [(&'static str, u32); 7] {
         [
+            (names::ENDPOINTS, self.endpoints),
             (names::PEERS, self.peers),
             (names::PEER_STATS, self.peers),
             (names::FIB, self.prefixes),
@@ -130,6 +137,40 @@ pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
         fs::rename(&next, &old).map_err(|e| pin_error("renaming", &next, e))?;
     }
     Ok(())
+}
+
+/// What is pinned and from which object it was loaded. The kernel takes 50 ms to verify the programs;
+/// those that are known to be the same are not loaded to find that out. The numbers are the kernel's
+/// and are good until it boots, when the pins are gone as well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    object: u64,
+    programs: Vec<u32>,
+    maps: Vec<u32>,
+}
+
+impl Identity {
+    /// Of what is pinned now, loaded by this process or by one of the same build.
+    pub fn of(pins: &Pins) -> Option<Self> {
+        let mut hasher = DefaultHasher::new();
+        OBJECT.hash(&mut hasher);
+        let program = |name: &&str| Some(ProgramInfo::from_pin(pins.program(name)).ok()?.id());
+        let map = |name: &&str| Some(raw::map_info(&raw::open_pin(&pins.map(name)).ok()?).ok()?.id);
+        Some(Self {
+            object: hasher.finish(),
+            programs: PROGRAMS.iter().map(program).collect::<Option<_>>()?,
+            maps: names::ALL_MAPS.iter().map(map).collect::<Option<_>>()?,
+        })
+    }
+
+    /// Where this is pinned: are the programs on all links, and have the maps room enough?
+    pub fn is_in_use(&self, pins: &Pins, room: &Room) -> bool {
+        fits(pins, room)
+            && PROGRAMS
+                .iter()
+                .zip(&self.programs)
+                .all(|(name, id)| attach::all_run(pins, name, *id))
+    }
 }
 
 /// A pinned program, to attach to one more interface.

@@ -1,7 +1,6 @@
 //! The few bpf(2) calls that aya has no words for: typed access to a map by its pin, in batches.
 
 use std::{
-    collections::HashMap,
     hash::Hash,
     io,
     marker::PhantomData,
@@ -10,6 +9,8 @@ use std::{
 };
 
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
+
+use crate::plan::Entries;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -149,6 +150,11 @@ where
         Ok(Self { fd, capacity: info.max_entries, _kv: PhantomData })
     }
 
+    /// The kernel's number for it.
+    pub fn id(&self) -> io::Result<u32> {
+        map_info(&self.fd).map(|info| info.id)
+    }
+
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
@@ -194,23 +200,24 @@ where
         }
     }
 
-    /// All entries of a hash, or all slots of an array.
-    pub fn entries(&self) -> io::Result<HashMap<K, V>> {
-        match self.entries_by_batch() {
-            Err(e) if is_unsupported(&e) => self.entries_one_by_one(),
+    /// The entries of a hash, or slots of an array, whose value is one to `keep`.
+    pub fn entries(&self, keep: impl Fn(&V) -> bool) -> io::Result<Entries<K, V>> {
+        match self.entries_by_batch(&keep) {
+            Err(e) if is_unsupported(&e) => self.entries_one_by_one(&keep),
             other => other,
         }
     }
 
-    fn entries_by_batch(&self) -> io::Result<HashMap<K, V>> {
-        let mut all = HashMap::new();
+    fn entries_by_batch(&self, keep: impl Fn(&V) -> bool) -> io::Result<Entries<K, V>> {
+        let mut all = Entries::default();
         // The kernel's cursor: a bucket number, or for arrays and tries a key.
         let (mut cursor, mut next) = ([0u8; 64], [0u8; 64]);
         let mut first = true;
         let mut size = BATCH.min(self.capacity as usize).max(1);
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         loop {
-            let mut keys = vec![K::zeroed(); size];
-            let mut values = vec![V::zeroed(); size];
+            keys.resize(size, K::zeroed());
+            values.resize(size, V::zeroed());
             let mut attr = self.batch(&keys);
             attr.keys = keys.as_mut_ptr() as u64;
             attr.values = values.as_mut_ptr() as u64;
@@ -226,7 +233,8 @@ where
                 }
                 Err(e) => return Err(e),
             };
-            all.extend(keys.into_iter().zip(values).take(attr.count as usize));
+            let read = keys.iter().zip(&values).take(attr.count as usize);
+            all.extend(read.filter(|(_, v)| keep(v)).map(|(k, v)| (*k, *v)));
             if done {
                 return Ok(all);
             }
@@ -235,8 +243,8 @@ where
         }
     }
 
-    fn entries_one_by_one(&self) -> io::Result<HashMap<K, V>> {
-        let mut all = HashMap::new();
+    fn entries_one_by_one(&self, keep: impl Fn(&V) -> bool) -> io::Result<Entries<K, V>> {
+        let mut all = Entries::default();
         let mut last: Option<K> = None;
         loop {
             let mut next = K::zeroed();
@@ -251,7 +259,7 @@ where
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(all),
                 Err(e) => return Err(e),
             }
-            if let Some(value) = self.get(&next)? {
+            if let Some(value) = self.get(&next)?.filter(&keep) {
                 all.insert(next, value);
             }
             last = Some(next);

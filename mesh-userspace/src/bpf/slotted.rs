@@ -1,7 +1,7 @@
 //! Hash maps with an array of slots in front ([`mesh_common::slots`]), written as one.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map},
+    collections::{HashSet, hash_map},
     hash::Hash,
     io,
     ops::Deref,
@@ -11,6 +11,7 @@ use bytemuck::{Pod, Zeroable};
 use mesh_common::slots::{Slot, SlotKey};
 
 use super::raw::{Store, Table};
+use crate::plan::Entries;
 
 /// Reads are those of the hash map, which has all entries.
 ///
@@ -62,14 +63,14 @@ where
     fn slots_of<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = &'a K>,
-    ) -> io::Result<HashMap<u32, Slot<K, V>>>
+    ) -> io::Result<Entries<u32, Slot<K, V>>>
     where
         K: 'a,
     {
         /// From here on it is faster to read all.
         const MANY: usize = 256;
         if keys.len() >= MANY {
-            return self.slots.entries();
+            return self.slots.entries(|_| true);
         }
         let places: HashSet<u32> = keys.map(SlotKey::slot).collect();
         let read = |place| Ok((place, self.slots.get(&place)?.unwrap_or_else(Slot::zeroed)));
@@ -79,7 +80,7 @@ where
     /// Marks the slots that keys have as unused.
     fn free(
         &self,
-        slots: &mut HashMap<u32, Slot<K, V>>,
+        slots: &mut Entries<u32, Slot<K, V>>,
         keys: impl Iterator<Item = K>,
     ) -> io::Result<()> {
         let mut freed = Vec::new();
@@ -94,7 +95,7 @@ where
     }
 
     /// Writes pairs into slots that are free: the contents first, and then that they are used.
-    fn take(&self, mut slots: HashMap<u32, Slot<K, V>>, pairs: &[(K, V)]) -> io::Result<()> {
+    fn take(&self, mut slots: Entries<u32, Slot<K, V>>, pairs: &[(K, V)]) -> io::Result<()> {
         let mut taken = Vec::new();
         for (key, info) in pairs {
             let place = key.slot();

@@ -1,7 +1,5 @@
 //! Reads the maps, and carries out a plan on them.
 
-use std::collections::HashMap;
-
 use bytemuck::{NoUninit, Zeroable, bytes_of};
 use mesh_common::names;
 
@@ -10,7 +8,7 @@ use super::{
     raw::{Store, Table},
     tables::Tables,
 };
-use crate::plan::{Changes, Map, ORDER, Observed, Plan};
+use crate::plan::{Changes, Entries, Map, ORDER, Observed, Plan};
 
 /// Everything the maps contain.
 pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
@@ -68,22 +66,21 @@ fn failed(map: &'static str, source: std::io::Error) -> BpfError {
     BpfError::Map { map, source }
 }
 
-fn entries<K, V>(table: &Table<K, V>, name: &'static str) -> Result<HashMap<K, V>, BpfError>
+fn entries<K, V>(table: &Table<K, V>, name: &'static str) -> Result<Entries<K, V>, BpfError>
 where
     K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
     V: NoUninit + bytemuck::AnyBitPattern,
 {
-    table.entries().map_err(|e| failed(name, e))
+    table.entries(|_| true).map_err(|e| failed(name, e))
 }
 
 /// Of an array, the slots that are not all zero.
-fn slots<V>(table: &Table<u32, V>, name: &'static str) -> Result<HashMap<u32, V>, BpfError>
+fn slots<V>(table: &Table<u32, V>, name: &'static str) -> Result<Entries<u32, V>, BpfError>
 where
     V: NoUninit + bytemuck::AnyBitPattern,
 {
-    let mut all = entries(table, name)?;
-    all.retain(|_, v| bytes_of(v).iter().any(|b| *b != 0));
-    Ok(all)
+    let is_used = |v: &V| bytes_of(v).iter().any(|b| *b != 0);
+    table.entries(is_used).map_err(|e| failed(name, e))
 }
 
 fn set<K, V>(
@@ -115,24 +112,18 @@ where
     table.set_all(&zero).map_err(|e| failed(name, e))
 }
 
-/// The interfaces by which the peers are reached.
-pub fn observe_peer_interfaces(tables: &Tables) -> Result<Vec<u32>, BpfError> {
-    let peers = slots(&tables.peers, names::PEERS)?;
-    Ok(peers.values().map(|p| p.ifindex).filter(|i| *i != 0).collect())
-}
-
 /// All peers, by index.
-pub fn peers(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::PeerInfo>, BpfError> {
+pub fn peers(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PeerInfo>, BpfError> {
     slots(&tables.peers, names::PEERS)
 }
 
 /// All networks, by VNI.
-pub fn networks(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::NetworkInfo>, BpfError> {
+pub fn networks(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::NetworkInfo>, BpfError> {
     entries(&tables.networks, names::NETWORKS)
 }
 
 /// All ports, by interface.
-pub fn ports(tables: &Tables) -> Result<HashMap<u32, mesh_common::maps::PortInfo>, BpfError> {
+pub fn ports(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PortInfo>, BpfError> {
     entries(&tables.ports, names::PORTS)
 }
 

@@ -49,11 +49,14 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         anyhow::bail!("this kernel has no tcx (since Linux 6.6): leave --attach-mode out");
     }
     let mut host = open_when_free(place).await?;
-    let config_error = agent::start(&mut host, &settings).await?;
     if args.once {
+        let config_error = agent::start(&mut host, &settings).await?;
         return Ok(if config_error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
-    agent::run(host, settings, config_error).await?;
+    // Before anything is looked at, so that no change after it goes unnoticed.
+    let changes = host.net().watch()?;
+    let config_error = agent::start(&mut host, &settings).await?;
+    agent::run(host, settings, config_error, changes).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! bytes -> text -> tables (syntax) -> values (spec) -> Cluster (validate)
-//!            \________ faults of each, all reported together ________/
+//!   \        \_______ faults of each, all reported together ________/
+//!    \_____ a sound file of the plain form (plain) ____/
 //! ```
 //!
 //! # Even division
@@ -26,6 +27,7 @@ mod fault;
 mod fields;
 pub mod file;
 mod load;
+mod plain;
 mod prefixes;
 mod spec;
 mod syntax;
@@ -176,15 +178,33 @@ pub fn parse(bytes: &[u8]) -> Result<Cluster, Faults> {
 
 /// As [`parse`].
 pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
+    parse_plain(bytes).map_or_else(|| parse_toml(bytes), Ok)
+}
+
+/// A sound file of the plain form; any other is for [`parse_toml`] to judge.
+fn parse_plain(bytes: &[u8]) -> Option<Document> {
+    let text = str::from_utf8(bytes).ok()?;
+    document(&plain::read(text)?, &mut text::Findings::new(text))
+}
+
+/// `None` if there are faults.
+fn document(spec: &spec::Spec, findings: &mut text::Findings<'_>) -> Option<Document> {
+    let mut document = validate::validate(spec, findings)?;
+    let mtu = spec.cluster.as_ref().and_then(|c| c.mtu.as_ref());
+    document.mtu_at = mtu.map(|mtu| findings.position(mtu.place.offset));
+    Some(document)
+}
+
+fn parse_toml(bytes: &[u8]) -> Result<Document, Faults> {
     let decoded = text::decode(bytes).map_err(|fault| Faults(vec![fault]))?;
     let mut findings = text::Findings::new(&decoded.text);
     for (offset, message) in decoded.faults {
         findings.add_syntax(text::Place::new(offset, ""), message);
     }
-    let (document, errors) = DeTable::parse_recoverable(&decoded.text);
+    let (table, errors) = DeTable::parse_recoverable(&decoded.text);
     let mended;
     let sections = if errors.is_empty() {
-        vec![syntax::whole(document.into_inner())]
+        vec![syntax::whole(table.into_inner())]
     } else {
         mended = syntax::mend(&decoded.text, &mut findings);
         syntax::sections(&mended, &mut findings)
@@ -198,9 +218,7 @@ pub fn parse_document(bytes: &[u8]) -> Result<Document, Faults> {
             // What the parser saw may not show in any one section.
             syntax::report(&errors, &decoded.text, 0, "", &mut findings);
         }
-        if let Some(mut document) = validate::validate(&spec, &mut findings) {
-            let mtu = spec.cluster.as_ref().and_then(|c| c.mtu.as_ref());
-            document.mtu_at = mtu.map(|mtu| findings.position(mtu.place.offset));
+        if let Some(document) = document(&spec, &mut findings) {
             return Ok(document);
         }
     }

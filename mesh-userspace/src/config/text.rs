@@ -1,6 +1,6 @@
 //! The file as text: its encoding, its lines, and the faults found in it so far.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{cell::OnceCell, collections::BTreeSet, ops::Range};
 
 use super::fault::{Fault, Faults};
 
@@ -29,8 +29,8 @@ pub(super) struct At<T> {
 /// The lines of the file and what was found wrong in them.
 pub(super) struct Findings<'a> {
     text: &'a str,
-    /// Offset of the first byte of each line.
-    starts: Vec<usize>,
+    /// Offset of the first byte of each line, counted once there is something to say of one.
+    starts: OnceCell<Vec<usize>>,
     found: Vec<(Place, String)>,
     /// Lines that are no TOML: what was made of the rest of such a line is a guess.
     broken: BTreeSet<usize>,
@@ -38,14 +38,19 @@ pub(super) struct Findings<'a> {
 
 impl<'a> Findings<'a> {
     pub fn new(text: &'a str) -> Self {
-        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let starts = std::iter::once(0).chain(ends.map(|(i, _)| i + 1)).collect();
-        Self { text, starts, found: Vec::new(), broken: BTreeSet::new() }
+        Self { text, starts: OnceCell::new(), found: Vec::new(), broken: BTreeSet::new() }
+    }
+
+    fn starts(&self) -> &[usize] {
+        self.starts.get_or_init(|| {
+            let ends = self.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+            std::iter::once(0).chain(ends.map(|(i, _)| i + 1)).collect()
+        })
     }
 
     /// Line of a byte, from 1.
     pub fn line(&self, offset: usize) -> usize {
-        self.starts.partition_point(|start| *start <= offset)
+        self.starts().partition_point(|start| *start <= offset)
     }
 
     pub fn add(&mut self, place: &Place, message: impl Into<String>) {
@@ -74,7 +79,7 @@ impl<'a> Findings<'a> {
     /// Line and column of an offset, from 1.
     pub fn position(&self, offset: usize) -> (usize, usize) {
         let line = self.line(offset);
-        let before = self.text.get(self.starts[line - 1]..offset).unwrap_or_default();
+        let before = self.text.get(self.starts()[line - 1]..offset).unwrap_or_default();
         (line, before.chars().count() + 1)
     }
 
@@ -88,7 +93,7 @@ impl<'a> Findings<'a> {
         for (place, message) in std::mem::take(&mut self.found) {
             let here = self.line(place.offset);
             if here != line {
-                (line, column, offset) = (here, 1, self.starts[here - 1]);
+                (line, column, offset) = (here, 1, self.starts()[here - 1]);
             }
             column += self.text.get(offset..place.offset).unwrap_or_default().chars().count();
             offset = place.offset;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use rustc_hash::FxHashMap;
 
 use super::{
     Cluster, DEFAULT_NETWORK, Document, Encap, Network, Node, Vni,
@@ -74,7 +75,8 @@ fn check_unique<'s, T: 's + std::fmt::Display, K: Eq + Hash>(
     identity: impl Fn(&At<T>) -> K,
     findings: &mut Findings<'_>,
 ) {
-    let mut seen: HashMap<K, &At<T>> = HashMap::new();
+    let mut seen = FxHashMap::<K, &At<T>>::default();
+    seen.reserve(values.size_hint().1.unwrap_or_default());
     for at in values {
         match seen.entry(identity(at)) {
             Entry::Vacant(free) => {
@@ -291,7 +293,9 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
 }
 
 fn make_node(index: usize, node: &NodeSpec, segments: &[Segment<'_>]) -> Option<Node> {
-    let mut subnets = Vec::new();
+    let given =
+        |segment: &Segment<'_>| segment.given[index].map_or(segment.cidrs.len(), <[_]>::len);
+    let mut subnets = Vec::with_capacity(segments.iter().map(given).sum());
     for segment in segments {
         let vni = segment.vni?;
         match segment.given[index] {

@@ -149,7 +149,7 @@ impl Host {
             .endpoint_stats
             .clear(endpoint.id)
             .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
-        self.fill(cluster, me).await?;
+        self.refill(cluster, me).await?;
         attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
         self.give_headroom(pair.ifindex).await?;
         self.net.set_up(pair.ifindex).await?;
@@ -208,7 +208,7 @@ impl Host {
     ) -> Result<(), HostError> {
         let Some(endpoint) = self.state.endpoints.remove(name) else { return Ok(()) };
         // It goes whatever else is wrong; what is left of it in the maps, the next refresh removes.
-        let filled = self.fill(cluster, me).await;
+        let filled = self.refill(cluster, me).await;
         self.drop_interface(&endpoint).await?;
         self.save()?;
         filled

@@ -1,20 +1,20 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
     bpf::{
         BpfError, Pins,
         attach::{self, Interface, Mode},
-        load::{self, Loaded, Room},
+        load::{self, Identity, Loaded, Room},
         sync,
         tables::Tables,
     },
     cli::Place,
-    compile::{self, Facts},
+    compile::{self, ByAddress, Difference, Facts},
     config::{Cluster, Node},
-    net::{Net, NetError},
-    plan::{Observed, plan},
+    net::{Hop, Net, NetError},
+    plan::{Contents, Observed, plan, plan_difference},
     state::{RunDir, State, StateError},
 };
 
@@ -66,6 +66,13 @@ pub struct Host {
     tables: Option<Tables>,
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
+    /// What this process last made the maps contain; `None` if they must be read. Only who holds
+    /// the lock writes to them.
+    contents: Option<Contents>,
+    /// The kernel's routes to the other nodes from `hops_from`; see [`Host::forget_routes`].
+    hops: ByAddress<Option<Hop>>,
+    hops_from: Option<Ipv4Addr>,
+    next_hops: underlay::NextHops,
 }
 
 impl Host {
@@ -102,6 +109,10 @@ impl Host {
             cluster: None,
             tables: None,
             headroom: None,
+            contents: None,
+            hops: ByAddress::default(),
+            hops_from: None,
+            next_hops: underlay::NextHops::default(),
         })
     }
 
@@ -112,11 +123,6 @@ impl Host {
 
     pub fn net(&self) -> &Net {
         &self.net
-    }
-
-    /// Does the mesh send over this interface?
-    pub fn uses(&self, ifindex: u32) -> bool {
-        self.state.underlay.iter().any(|i| i.index == ifindex)
     }
 
     /// The cluster as it was applied last, by this process or one before.
@@ -144,6 +150,7 @@ impl Host {
         if done.is_err() {
             // They may be of maps that never came into use.
             self.tables = None;
+            self.contents = None;
         }
         done
     }
@@ -168,20 +175,44 @@ impl Host {
         let old_mode = self.state.mode.replace(mode);
         self.save()?;
 
-        let room = compile::room(&cluster).beside(&self.held());
-        let staged = load::stage(&self.pins, &room)?;
-        let maps = match staged.maps {
-            Loaded::Kept => self.pins.maps(),
-            Loaded::Fresh => self.pins.next_maps(),
+        let pinned =
+            self.state.pinned.take().filter(|p| Identity::of(&self.pins).as_ref() == Some(p));
+        let contents = self.contents.take().filter(|_| pinned.is_some());
+        // What was applied last is what the maps contain.
+        let last = self.cluster.as_ref().filter(|_| contents.is_some() && self.state.node == node);
+        let difference = last.and_then(|last| Difference::of(last, &cluster, node));
+        let observed = contents.or_else(|| self.observe_pinned());
+        let room = compile::room(&cluster).beside(&held(observed.as_ref()));
+        let staged = match pinned.filter(|pinned| pinned.is_in_use(&self.pins, &room)) {
+            Some(pinned) => {
+                self.state.pinned = Some(pinned);
+                None
+            }
+            None => Some(load::stage(&self.pins, &room)?),
         };
-        self.tables = Some(Tables::open(&maps)?);
+        let fresh = staged.as_ref().is_some_and(|staged| staged.maps == Loaded::Fresh);
+        let maps = if fresh { self.pins.next_maps() } else { self.pins.maps() };
+        let tables = Tables::open(&maps)?;
+        let observed = match observed {
+            Some(observed) if !fresh => observed,
+            _ => sync::observe(&tables)?,
+        };
+        self.tables = Some(tables);
         self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
         if self.state.endpoints.is_empty() {
             self.recover().await?;
         }
         self.ensure_headroom().await?;
-        self.fill(&cluster, &me).await?;
-        load::commit(&self.pins, staged)?;
+        // Also the routes to nodes that are gone are forgotten now and then.
+        let is_small = self.hops.len() <= 2 * cluster.nodes.len();
+        match difference.filter(|_| is_small && staged.is_none()) {
+            Some(difference) => self.fill_difference(&difference, &me, observed).await?,
+            None => self.fill(&cluster, &me, observed).await?,
+        }
+        if let Some(staged) = staged {
+            load::commit(&self.pins, staged)?;
+            self.state.pinned = Identity::of(&self.pins);
+        }
         self.attach_all(&me).await?;
         if let Some(old) = old_mode.filter(|old| *old != mode) {
             self.detach_all(old)?;
@@ -218,6 +249,7 @@ impl Host {
             return Err(HostError::User("the last config file that was good is gone".into()));
         };
         let node = self.state.node.clone();
+        self.contents = None;
         self.apply(cluster, &bytes, &node, self.mode()).await
     }
 
@@ -228,7 +260,10 @@ impl Host {
         self.forget_gone().await?;
         self.ensure_mesh0(cluster, &me, mtu).await?;
         self.ensure_headroom().await?;
-        self.fill(cluster, &me).await?;
+        // Also what somebody else did to the maps is put right.
+        self.contents = None;
+        let observed = sync::observe(self.tables()?)?;
+        self.fill(cluster, &me, observed).await?;
         self.attach_all(&me).await?;
         self.ensure_host_routes(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
@@ -247,43 +282,71 @@ impl Host {
         Ok(cluster)
     }
 
-    /// The room that is taken already: what is new is set before what is old is removed.
-    fn held(&self) -> Room {
-        let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let observed = Tables::open(&self.pins.maps()).and_then(|t| sync::observe(&t));
-        observed.map_or_else(
-            |_| Room::default(),
-            |o| Room {
-                peers: len(o.peers.len()),
-                prefixes: len(o.fib.len().max(o.fib_lpm.len())),
-                peer_networks: len(o.peer_by_addr.len()),
-                networks: len(o.networks.len()),
-            },
-        )
+    /// What the pinned maps contain, if they can be read.
+    fn observe_pinned(&self) -> Option<Observed> {
+        Tables::open(&self.pins.maps()).and_then(|tables| sync::observe(&tables)).ok()
     }
 
     fn tables(&self) -> Result<&Tables, HostError> {
         self.tables.as_ref().ok_or_else(|| HostError::User("the mesh is not up".into()))
     }
 
+    /// Fills the maps after something changed that is not in the network: no route is looked up,
+    /// and the maps contain what was last put there.
+    async fn refill(&mut self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
+        let observed = match self.contents.take() {
+            Some(contents) => contents,
+            None => sync::observe(self.tables()?)?,
+        };
+        self.fill(cluster, me, observed).await
+    }
+
     /// Compiles, compares with what the maps contain, and changes what differs.
-    async fn fill(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
-        let tables = self.tables()?;
-        let observed = sync::observe(tables)?;
-        let facts = self.facts(cluster, me, &observed).await?;
+    async fn fill(
+        &mut self,
+        cluster: &Cluster,
+        me: &Node,
+        observed: Observed,
+    ) -> Result<(), HostError> {
+        let others = cluster.nodes.iter().filter(|n| n.name != me.name).map(|n| n.underlay);
+        let others: Vec<Ipv4Addr> = others.collect();
+        self.keep_hops(&others);
+        let facts = self.facts(cluster, me, &others, &observed).await?;
         let desired = compile::compile(cluster, me, &facts);
         let plan = plan(&desired, &observed);
         if !plan.is_empty() {
             tracing::debug!(entries = plan.len(), "maps change");
-            sync::apply(tables, &plan)?;
+            sync::apply(self.tables()?, &plan)?;
         }
+        self.contents = Some(desired.maps);
         Ok(())
     }
 
+    /// [`Host::fill`] where the maps contain what the old cluster made of the same network: of the
+    /// other nodes only those that differ are looked at. A change of the network that nobody told of
+    /// yet is an event on its way, and that looks at everything.
+    async fn fill_difference(
+        &mut self,
+        difference: &Difference,
+        me: &Node,
+        mut contents: Contents,
+    ) -> Result<(), HostError> {
+        let nodes: Vec<Ipv4Addr> = difference.addresses().collect();
+        let facts = self.facts(difference.new_cluster(), me, &nodes, &contents).await?;
+        let plan = plan_difference(difference, me, &facts, &contents);
+        tracing::debug!(entries = plan.len(), nodes = nodes.len(), "maps change");
+        sync::apply(self.tables()?, &plan)?;
+        contents.follow(&plan);
+        self.contents = Some(contents);
+        Ok(())
+    }
+
+    /// What holds for this host, with the ways to `nodes`.
     async fn facts(
-        &self,
+        &mut self,
         cluster: &Cluster,
         me: &Node,
+        nodes: &[Ipv4Addr],
         observed: &Observed,
     ) -> Result<Facts, HostError> {
         let underlay = self.underlay(me).await?;
@@ -294,7 +357,7 @@ impl Host {
             l.up && l.kind.as_deref().is_some_and(|kind| foreign.contains(&kind))
         };
         Ok(Facts {
-            paths: self.paths(cluster, me, &links).await?,
+            paths: self.paths(nodes, me, &links).await?,
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
             foreign_gre: links.iter().any(is_foreign_gre),
@@ -387,8 +450,20 @@ fn own_inode() -> Result<u32, HostError> {
     Ok(stat.st_ino as u32)
 }
 
+/// The room that is taken already: what is new is set before what is old is removed.
+fn held(observed: Option<&Observed>) -> Room {
+    let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    observed.map_or_else(Room::default, |o| Room {
+        endpoints: len(o.endpoints.len()),
+        peers: len(o.peers.len()),
+        prefixes: len(o.fib.len().max(o.fib_lpm.len())),
+        peer_networks: len(o.peer_by_addr.len()),
+        networks: len(o.networks.len()),
+    })
+}
+
 /// The indices that nodes have in PEERS, read back from it.
-fn peer_indices(observed: &Observed) -> HashMap<std::net::Ipv4Addr, u32> {
+fn peer_indices(observed: &Observed) -> ByAddress<u32> {
     let remote = |(index, peer): (&u32, &mesh_common::maps::PeerInfo)| match peer.remote.into() {
         IpAddr::V4(remote) => Some((remote, *index)),
         IpAddr::V6(_) => None,

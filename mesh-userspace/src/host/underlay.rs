@@ -1,17 +1,20 @@
 //! The underlay as this host has it: our interface, and the way to each other node.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
 };
 
 use super::{Host, HostError};
 use crate::{
     bpf::attach::Interface,
-    compile::{self, Path},
+    compile::{self, ByAddress, Path},
     config::{Cluster, Node},
-    net::{Link, Neighbour},
+    net::{Hop, Link, Neighbour},
 };
+
+/// The MAC of each next hop in use, by its interface and address; `None` while it is not known.
+pub(super) type NextHops = HashMap<(u32, Ipv4Addr), Option<[u8; 6]>>;
 
 /// The interface that has our underlay address.
 pub(super) struct Underlay {
@@ -63,7 +66,7 @@ impl Host {
     pub(super) async fn underlay_interfaces(&self, me: &Node) -> Result<Vec<Interface>, HostError> {
         let own = self.underlay(me).await?.interface;
         let mut indices: BTreeSet<u32> =
-            crate::bpf::sync::observe_peer_interfaces(self.tables()?)?.into_iter().collect();
+            self.next_hops.keys().map(|(ifindex, _)| *ifindex).collect();
         indices.insert(own.index);
         let links = self.net.links().await?;
         Ok(links
@@ -73,59 +76,108 @@ impl Host {
             .collect())
     }
 
-    /// The way to each other node that has one.
+    /// The way to each of these nodes that has one.
     pub(super) async fn paths(
-        &self,
-        cluster: &Cluster,
+        &mut self,
+        nodes: &[Ipv4Addr],
         me: &Node,
         links: &[Link],
-    ) -> Result<HashMap<Ipv4Addr, Path>, HostError> {
+    ) -> Result<ByAddress<Path>, HostError> {
+        self.look_up_hops(nodes, me)?;
         let links: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
         let neighbours = self.net.neighbours().await?;
-        let mut paths = HashMap::new();
-        for peer in cluster.nodes.iter().filter(|n| n.name != me.name) {
-            if let Some(path) = self.path(me, peer, &links, &neighbours).await? {
-                paths.insert(peer.underlay, path);
+        let path = |to: &Ipv4Addr| {
+            let hop = self.hops.get(to)?.as_ref()?;
+            Some((*to, self.path(*to, hop, &links, &neighbours)?))
+        };
+        let paths: ByAddress<Path> = nodes.iter().filter_map(path).collect();
+        let next_hops: NextHops =
+            paths.values().map(|p| ((p.ifindex, p.next_hop), p.next_hop_mac)).collect();
+        for (ifindex, ip) in next_hops.keys() {
+            // What is not known is asked for, what may be old is confirmed: the answer is an event.
+            // Who does not answer is not asked again and again: the first packet to it asks.
+            if neighbours.get(&(*ifindex, IpAddr::V4(*ip))).is_none_or(|n| n.stale) {
+                self.confirm(*ifindex, IpAddr::V4(*ip)).await;
             }
         }
+        self.next_hops.extend(next_hops);
         Ok(paths)
     }
 
-    async fn path(
-        &self,
-        me: &Node,
-        peer: &Node,
-        links: &HashMap<u32, &Link>,
-        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
-    ) -> Result<Option<Path>, HostError> {
-        let (to, from) = (IpAddr::V4(peer.underlay), IpAddr::V4(me.underlay));
-        let Some(hop) = self.net.route_to(to, Some(from)).await? else { return Ok(None) };
-        // A route into the overlay itself would go round in circles.
-        let is_mesh0 = self.state.host.as_ref().is_some_and(|h| h.index == hop.ifindex);
-        let (Some(link), false, false) = (links.get(&hop.ifindex), hop.local, is_mesh0) else {
-            return Ok(None);
-        };
-        let (Some(mac), true, true) = (link.mac, link.ethernet, link.up) else { return Ok(None) };
-        // An IPv6 next hop for IPv4 (RFC 5549) is one that redirect_neigh cannot be told of here.
-        let next_hop = match hop.gateway.unwrap_or(to) {
-            IpAddr::V4(next_hop) => next_hop,
-            IpAddr::V6(_) => return Ok(None),
-        };
-        let neighbour = neighbours.get(&(hop.ifindex, IpAddr::V4(next_hop)));
-        // What is not known is asked for, what may be old is confirmed: the answer is an event.
-        // Who does not answer is not asked again and again: the first packet to it asks.
-        if neighbour.is_none_or(|n| n.stale)
-            && let Err(e) = self.net.resolve_neighbour(hop.ifindex, IpAddr::V4(next_hop)).await
-        {
+    /// Has the kernel find out, or confirm, the MAC of a next hop.
+    pub(super) async fn confirm(&self, ifindex: u32, ip: IpAddr) {
+        if let Err(e) = self.net.resolve_neighbour(ifindex, ip).await {
             // A full neighbour table, say: no reason to give up on all the others.
             tracing::debug!("{e}");
         }
-        Ok(Some(Path {
+    }
+
+    /// Asks the kernel for the routes to those nodes of which it was not asked before, or not since
+    /// [`Host::forget_routes`].
+    fn look_up_hops(&mut self, nodes: &[Ipv4Addr], me: &Node) -> Result<(), HostError> {
+        if self.hops_from != Some(me.underlay) {
+            self.forget_routes();
+            self.hops_from = Some(me.underlay);
+        }
+        let missing = || nodes.iter().filter(|to| !self.hops.contains_key(to)).copied();
+        let asked: Vec<IpAddr> = missing().map(IpAddr::V4).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let found = self.net.routes_to(&asked, Some(me.underlay.into()))?;
+        let found: Vec<_> = missing().zip(found).collect();
+        self.hops.extend(found);
+        Ok(())
+    }
+
+    /// Forgets all next hops but those to these nodes.
+    pub(super) fn keep_hops(&mut self, nodes: &[Ipv4Addr]) {
+        self.next_hops.clear();
+        if self.hops.len() > nodes.len() {
+            let kept: HashSet<&Ipv4Addr> = nodes.iter().collect();
+            self.hops.retain(|to, _| kept.contains(to));
+        }
+    }
+
+    /// Routes may have changed: they are looked up anew when they are needed next.
+    pub fn forget_routes(&mut self) {
+        self.hops = ByAddress::default();
+    }
+
+    /// Whether this news of a neighbour changes how the mesh sends. What only has to be confirmed
+    /// is.
+    pub async fn heeds(&self, ifindex: u32, ip: IpAddr, now: Option<Neighbour>) -> bool {
+        let IpAddr::V4(address) = ip else { return false };
+        let Some(mac) = self.next_hops.get(&(ifindex, address)) else { return false };
+        if now.filter(|n| n.usable).and_then(|n| n.mac) != *mac {
+            return true;
+        }
+        if now.is_some_and(|n| n.stale) {
+            self.confirm(ifindex, ip).await;
+        }
+        false
+    }
+
+    fn path(
+        &self,
+        to: Ipv4Addr,
+        hop: &Hop,
+        links: &HashMap<u32, &Link>,
+        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+    ) -> Option<Path> {
+        // A route into the overlay itself would go round in circles.
+        let is_mesh0 = self.state.host.as_ref().is_some_and(|h| h.index == hop.ifindex);
+        let link = links.get(&hop.ifindex).filter(|_| !hop.local && !is_mesh0)?;
+        let mac = link.mac.filter(|_| link.ethernet && link.up)?;
+        // An IPv6 next hop for IPv4 (RFC 5549) is one that redirect_neigh cannot be told of here.
+        let IpAddr::V4(next_hop) = hop.gateway.unwrap_or(to.into()) else { return None };
+        let neighbour = neighbours.get(&(hop.ifindex, IpAddr::V4(next_hop)));
+        Some(Path {
             ifindex: hop.ifindex,
             mtu: hop.mtu.filter(|m| *m < link.mtu).unwrap_or(link.mtu),
             mac,
             next_hop,
             next_hop_mac: neighbour.filter(|n| n.usable).and_then(|n| n.mac),
-        }))
+        })
     }
 }

@@ -7,6 +7,7 @@ mod address;
 mod bridge;
 mod driver;
 mod error;
+mod hops;
 mod link;
 mod neighbour;
 mod netns;

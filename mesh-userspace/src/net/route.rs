@@ -85,18 +85,7 @@ impl Net {
         dst: IpAddr,
         from: Option<IpAddr>,
     ) -> Result<Option<Hop>, NetError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(dst);
-        message.header.destination_prefix_length = bits(dst);
-        message.attributes.push(RouteAttribute::Destination(dst.into()));
-        if let Some(from) = from {
-            message.header.source_prefix_length = bits(from);
-            message.attributes.push(RouteAttribute::Source(from.into()));
-        }
-        // EINVAL is how the kernel answers for a black hole, and for a source that is not ours.
-        const NOWHERE: [i32; 5] =
-            [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAGAIN];
-        match self.get(RouteNetlinkMessage::GetRoute(message)).await {
+        match self.get(RouteNetlinkMessage::GetRoute(question(dst, from))).await {
             Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Ok(hop(message)),
             Ok(_) => Ok(None),
             Err(e) if e.is(&NOWHERE) => Ok(None),
@@ -174,6 +163,23 @@ impl Route {
             && self.source == spec.source
             && self.protocol == spec.protocol
     }
+}
+
+/// EINVAL is how the kernel answers for a black hole, and for a source that is not ours.
+pub(super) const NOWHERE: [i32; 5] =
+    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAGAIN];
+
+/// The way to `dst`, asked of the kernel.
+pub(super) fn question(dst: IpAddr, from: Option<IpAddr>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(dst);
+    message.header.destination_prefix_length = bits(dst);
+    message.attributes.push(RouteAttribute::Destination(dst.into()));
+    if let Some(from) = from {
+        message.header.source_prefix_length = bits(from);
+        message.attributes.push(RouteAttribute::Source(from.into()));
+    }
+    message
 }
 
 fn bits(ip: IpAddr) -> u8 {
@@ -256,7 +262,7 @@ fn ip(address: RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn hop(message: RouteMessage) -> Option<Hop> {
+pub(super) fn hop(message: RouteMessage) -> Option<Hop> {
     use RouteType::{BlackHole, Prohibit, Throw, Unreachable};
     if matches!(message.header.kind, BlackHole | Prohibit | Throw | Unreachable) {
         return None;

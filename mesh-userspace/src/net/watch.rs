@@ -18,7 +18,7 @@ pub enum Change {
     Link { ifindex: u32 },
     /// An address came or went.
     Address { ifindex: u32 },
-    /// Some route came or went, in any table.
+    /// Some route came or went, in any table, or a rule that says which table counts.
     Route,
     /// `now`: what is known of the neighbour; `None` if it was forgotten.
     Neighbour { ifindex: u32, ip: IpAddr, now: Option<Neighbour> },
@@ -53,8 +53,8 @@ impl Net {
 }
 
 fn subscribe() -> std::io::Result<TokioSocket> {
-    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link, Neigh};
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Neigh];
+    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Link, Neigh};
+    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Neigh];
     let groups = groups.into_iter().fold(0, |all, group| all | 1 << (group as u32 - 1));
     let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_ROUTE)?;
     socket.socket_mut().set_rx_buf_sz(QUEUE_BYTES)?;
@@ -125,7 +125,7 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
         NetlinkPayload::InnerMessage(message) => match message {
             M::NewLink(m) | M::DelLink(m) => Change::Link { ifindex: m.header.index },
             M::NewAddress(m) | M::DelAddress(m) => Change::Address { ifindex: m.header.index },
-            M::NewRoute(_) | M::DelRoute(_) => Change::Route,
+            M::NewRoute(_) | M::DelRoute(_) | M::NewRule(_) | M::DelRule(_) => Change::Route,
             M::NewNeighbour(m) => {
                 let ((ifindex, ip), now) = neighbour(m)?;
                 Change::Neighbour { ifindex, ip, now: Some(now) }

@@ -4,7 +4,10 @@ use mesh_common::maps::{Addr, EndpointKey, FibInfo, FibKey, LpmKey, PeerInfo, Pe
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::config::Encap;
+use crate::{
+    compile::compile,
+    config::{Cluster, Encap, Network, Node, Vni},
+};
 use layout::{BLOCKS, Edit, Layout, NODES, edges, layout, observed, peer_indices};
 use model::{Fate, Outer, apply};
 
@@ -27,7 +30,7 @@ fn rubbish() -> impl Strategy<Value = Observed> {
         vec(any::<u32>(), 0..8),
     );
     maps.prop_map(|(peers, fib, lpm, keys, numbers)| Observed {
-        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7, netns: 9 })].into(),
+        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7, netns: 9 })].into_iter().collect(),
         ports: numbers.iter().map(|n| (*n, PortInfo { ifindex: *n, ..PORT })).collect(),
         port_slots: numbers.iter().map(|n| (n % 4096, PortInfo { ifindex: *n, ..PORT })).collect(),
         endpoints: keys
@@ -331,6 +334,28 @@ proptest! {
         assert_converges(&next, maps_of(&old));
     }
 
+    /// What is left to do after only the nodes that differ were looked at is nothing.
+    #[test]
+    fn a_difference_is_all_that_changes(old in layout(), edits in vec(layout::edit(), 0..4)) {
+        let new = old.edited(&edits);
+        let (before, after) = (old.cluster(), new.cluster());
+        // The network is the same before and after.
+        let facts = new.facts(&Observed::default());
+        let maps = compile(&before, before.node("n0").unwrap(), &facts).maps;
+        if let Some(difference) = Difference::of(&before, &after, "n0") {
+            let (me, facts) = (after.node("n0").unwrap(), new.facts(&maps));
+            let desired = compile(&after, me, &facts);
+            let plan = plan_difference(&difference, me, &facts, &maps);
+            prop_assert_eq!(plan.len(), super::plan(&desired, &maps).len());
+            let mut followed = maps.clone();
+            followed.follow(&plan);
+            prop_assert_eq!(&followed, &desired.maps);
+            let mut applied = maps;
+            apply(&mut applied, &plan, |_| ());
+            prop_assert_eq!(applied, followed);
+        }
+    }
+
     #[test]
     fn any_cluster_follows_from_rubbish(next in layout(), maps in rubbish()) {
         assert_converges(&next, maps);
@@ -375,4 +400,43 @@ proptest! {
             maps = observed(desired);
         }
     }
+}
+
+/// n0 is this node.
+fn many(nodes: u32) -> Cluster {
+    let subnet = |n: u32| format!("10.{}.{}.0/24", n >> 8, n & 0xff).parse().unwrap();
+    let node = |n| Node {
+        name: format!("n{n}"),
+        underlay: Ipv4Addr::from_bits(0xac10_0001 + n),
+        subnets: vec![(Vni::DEFAULT, subnet(n))],
+    };
+    Cluster {
+        name: "many".into(),
+        encap: Encap::Gre,
+        mtu: None,
+        networks: vec![Network {
+            name: "default".into(),
+            vni: Vni::DEFAULT,
+            cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+        }],
+        nodes: (0..nodes).map(node).collect(),
+    }
+}
+
+#[test]
+fn a_change_of_one_node_among_a_thousand_changes_three_entries() {
+    let before = many(1000);
+    let mut after = before.clone();
+    after.nodes[500].subnets[0].1 = "10.255.0.0/24".parse().unwrap();
+    let facts = Facts { underlay_mtu: 1500, ..Default::default() };
+    let maps = compile(&before, &before.nodes[0], &facts).maps;
+    let facts = Facts { peer_indices: peer_indices(&maps), ..facts };
+
+    let difference = Difference::of(&before, &after, "n0").unwrap();
+    let underlay = after.nodes[500].underlay;
+    assert_eq!(difference.addresses().collect::<Vec<_>>(), [underlay; 2], "only it is looked at");
+    let plan = plan_difference(&difference, &after.nodes[0], &facts, &maps);
+    assert_eq!((plan.fib.set.len(), plan.fib.remove.len()), (1, 1));
+    assert_eq!((plan.peer_by_addr.set.len(), plan.len()), (1, 3));
+    assert!(Difference::of(&before, &after, "n500").is_none(), "this node itself changed");
 }

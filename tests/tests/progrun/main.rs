@@ -12,6 +12,7 @@ mod decap;
 mod deliver;
 mod encap;
 mod fuzz;
+mod growth;
 mod model;
 mod outer;
 mod packet;

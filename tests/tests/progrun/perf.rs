@@ -16,14 +16,15 @@ use mesh_common::{
     names,
 };
 
+use mesh_tests::{Figure, figure};
 use mesh_userspace::bpf::Store as _;
 
 use super::{
     decap::{Form, from_peer},
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
     world::{
-        A, B, BLUE, GRE, GRETAP, H3, ME, NEXT, NEXT_HOP_MAC, Port, REDIRECT, Skb, UNDERLAY,
-        UNDERLAY_MAC, World, gateway_mac, world,
+        A, B, BLUE, GRE, GRETAP, H3, HOST, ME, NEXT, NEXT_HOP_MAC, Peer, Port, REDIRECT, SHOT, Skb,
+        UNDERLAY, UNDERLAY_MAC, World, gateway_mac, world,
     },
 };
 
@@ -32,26 +33,29 @@ use super::{
 const H3_V4: Ipv4Addr = Ipv4Addr::new(10, 42, 128, 9);
 const H3_V6: Ipv6Addr = Ipv6Addr::new(0xfd42, 0, 0, 2, 0, 0, 0, 9);
 
+const NO_PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+
 /// What a program returns that only measures.
-const DONE: i32 = 0;
+pub const DONE: i32 = 0;
 
 /// Runs of each program in a row, and how often that is done, one program after the other so that
 /// what slows the machine down slows down all of them.
-const REPEAT: u32 = 20_000;
-const ROUNDS: usize = 31;
+pub const REPEAT: u32 = 20_000;
+pub const ROUNDS: usize = 31;
 /// Runs of a program that takes something off its packet, which can give only so much.
 const SHORT_REPEAT: u32 = 60;
 
 /// A program on a packet, again and again.
-struct Bench {
-    program: &'static str,
+#[derive(Clone)]
+pub struct Bench {
+    pub program: &'static str,
     /// What it returns.
-    code: i32,
-    ifindex: u32,
-    frame: Vec<u8>,
+    pub code: i32,
+    pub ifindex: u32,
+    pub frame: Vec<u8>,
     /// Bytes of the outer header, for the programs that only undo.
-    outer_len: u32,
-    repeat: u32,
+    pub outer_len: u32,
+    pub repeat: u32,
 }
 
 /// Median and least of all rounds.
@@ -166,20 +170,36 @@ fn others(w: &World) {
         let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, ip);
         Bench { program, code, ifindex, frame, outer_len: 0, repeat: REPEAT }
     };
-    let [empty, deliver, pass] = measure(
+    let nowhere = udp(ip(A.v4.unwrap(), Ipv4Addr::new(198, 51, 100, 1), 0), &[7; 64]);
+    let spoofed = udp(ip(B.v4.unwrap(), H3_V4, 0), &[7; 64]);
+    let from_host = udp(ip(HOST.v4.unwrap(), A.v4.unwrap(), 0), &[7; 64]);
+    let stranger = from_peer(Peer { underlay: NO_PEER, ..H3 }, Form::Gre, 0, 0, &local);
+    let [empty, deliver, host, pass, lost, spoof, unknown] = measure(
         w,
         [
             bench("perf_empty", DONE, UNDERLAY, &foreign),
             bench(names::FROM_CONTAINER, REDIRECT, A.ifindex, &local),
+            bench(names::FROM_HOST, REDIRECT, HOST.ifindex, &from_host),
             bench(names::FROM_UNDERLAY, NEXT, UNDERLAY, &foreign),
+            bench(names::FROM_CONTAINER, SHOT, A.ifindex, &nowhere),
+            bench(names::FROM_CONTAINER, SHOT, A.ifindex, &spoofed),
+            bench(names::FROM_UNDERLAY, SHOT, UNDERLAY, &stranger),
         ],
     );
     row("local delivery", deliver, deliver - empty);
+    row("from the host to a container", host, host - empty);
     row("foreign packet on the underlay", pass, pass - empty);
+    row("drop: no route", lost, lost - empty);
+    row("drop: spoofed source", spoof, spoof - empty);
+    row("drop: unknown peer", unknown, unknown - empty);
     row("nothing", empty, Ns::default());
 }
 
 fn row(title: &str, gross: Ns, net: Ns) {
+    if figure::measure().is_some() {
+        Figure::cost(title, "net", "ns", vec![net.median]).print();
+        return;
+    }
     let cell = |ns: Ns| format!("{:.1} ({:.1})", ns.median, ns.min);
     println!("{title:34} {:>15} {:>15}", cell(gross), cell(net));
 }
@@ -200,7 +220,7 @@ fn measure<const N: usize>(w: &World, benches: [Bench; N]) -> [Ns; N] {
 
 impl Bench {
     /// ns of one run, in the middle of many.
-    fn run(&self, program: &SchedClassifier) -> f64 {
+    pub fn run(&self, program: &SchedClassifier) -> f64 {
         let skb = Skb { ifindex: self.ifindex, mark: self.outer_len, ..Skb::default() };
         let start = cpu_time_ns();
         let ran = program

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     process::{Command, Stdio},
 };
@@ -18,8 +19,13 @@ use mesh_common::{
     verdict::{DropReason, Hook, Verdict},
 };
 use mesh_userspace::{
-    bpf::{Pins, load, sync, tables::Tables},
-    compile::{self, Attachment, Desired, Facts},
+    bpf::{
+        Pins,
+        load::{self, Room},
+        sync,
+        tables::Tables,
+    },
+    compile::{self, Attachment, ByAddress, Desired, Facts},
     config::{self, Cluster, Vni},
     plan::plan,
 };
@@ -159,9 +165,11 @@ pub struct Spec {
     pub foreign_gre: bool,
     /// More prefix lengths than `PrefixLens` holds.
     pub many_lengths: bool,
+    /// Room for so many more endpoints, prefixes and peers.
+    pub entries: u32,
 }
 
-pub const GRE: Spec = Spec { gretap: false, foreign_gre: false, many_lengths: false };
+pub const GRE: Spec = Spec { gretap: false, foreign_gre: false, many_lengths: false, entries: 0 };
 pub const GRETAP: Spec = Spec { gretap: true, ..GRE };
 
 pub struct World {
@@ -193,13 +201,20 @@ pub const REDIRECT: i32 = 7;
 /// Runs `test` in a world of its own, on a thread whose namespaces end with it: no pin, mount or
 /// interface outlives the test, however it ends.
 pub fn world(spec: Spec, test: impl FnOnce(&World) + Send) {
+    worlds([spec], |[world]| test(world));
+}
+
+/// The same with several worlds that share their interfaces.
+pub fn worlds<const N: usize>(specs: [Spec; N], test: impl FnOnce([&World; N]) + Send) {
     if !able() {
         return;
     }
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             isolate();
-            test(&World::new(spec));
+            let mut number = 0..;
+            let worlds = specs.map(|spec| World::new(spec, number.next().unwrap_or(0)));
+            test(worlds.each_ref());
         });
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
@@ -239,7 +254,7 @@ fn isolate() {
 }
 
 impl World {
-    fn new(spec: Spec) -> Self {
+    fn new(spec: Spec, number: u32) -> Self {
         let config = CONFIG
             .replace("ENCAP", if spec.gretap { "gretap" } else { "gre" })
             .replace("MANY", if spec.many_lengths { MANY } else { "" });
@@ -250,9 +265,15 @@ impl World {
             assert_eq!(desired.peer_indices[&peer.underlay], peer.index);
         }
 
-        let pins = Pins::new(Path::new("/sys/fs/bpf/mesh"));
+        let pins = Pins::new(Path::new(&format!("/sys/fs/bpf/mesh{number}")));
         pins.prepare().unwrap();
-        let staged = load::stage(&pins, &compile::room(&cluster)).unwrap();
+        let more = Room {
+            endpoints: spec.entries,
+            prefixes: spec.entries,
+            peer_networks: spec.entries,
+            ..Room::default()
+        };
+        let staged = load::stage(&pins, &compile::room(&cluster).beside(&more)).unwrap();
         let tables = Tables::open(&pins.next_maps()).unwrap();
         let changes = plan(&desired, &sync::observe(&tables).unwrap());
         sync::apply(&tables, &changes).unwrap();
@@ -283,6 +304,15 @@ impl World {
                 object.program(name).unwrap().try_into().unwrap()
             }
         }
+    }
+
+    /// Bytes of kernel memory that a map takes.
+    pub fn memory(&self, map: &str) -> u64 {
+        let map = aya::maps::MapData::from_pin(self.pins.map(map)).unwrap();
+        let fd = map.fd().as_fd().as_raw_fd();
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
+        bytes.trim().parse().unwrap()
     }
 
     /// What a container, or the host itself, sends.
@@ -411,7 +441,7 @@ fn facts(spec: Spec) -> Facts {
         (peer.underlay, path)
     };
     Facts {
-        paths: HashMap::from([
+        paths: ByAddress::from_iter([
             path(H2, UNDERLAY_MTU, Some(NEXT_HOP_MAC)),
             path(H3, UNDERLAY_MTU, Some(NEXT_HOP_MAC)),
             path(H5, H5_MTU, None),
@@ -420,7 +450,7 @@ fn facts(spec: Spec) -> Facts {
         underlay_mtu: UNDERLAY_MTU,
         foreign_gre: spec.foreign_gre,
         netns: 0,
-        peer_indices: HashMap::new(),
+        peer_indices: ByAddress::default(),
     }
 }
 

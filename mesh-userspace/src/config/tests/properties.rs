@@ -127,6 +127,14 @@ fn assert_sound(bytes: &[u8]) {
         );
         assert!(faults.0.is_sorted_by_key(|f| (f.line, f.column)), "{faults:?}");
     }
+    assert_agree(bytes);
+}
+
+/// What the reader of plain files takes, the parser of all files takes for the same.
+fn assert_agree(bytes: &[u8]) {
+    if let Some(document) = parse_plain(bytes) {
+        assert_eq!(parse_toml(bytes), Ok(document), "{}", String::from_utf8_lossy(bytes));
+    }
 }
 
 proptest! {
@@ -152,8 +160,26 @@ proptest! {
     }
 
     #[test]
+    fn mutated_written_cluster_is_the_same_to_both_readers(
+        (file, _) in cluster(),
+        changes in mutations(),
+    ) {
+        let mut bytes = toml::to_string(&file).unwrap().into_bytes();
+        for (at, len, new) in changes {
+            let at = at.index(bytes.len() + 1);
+            let end = (at + len / 4).min(bytes.len());
+            bytes.splice(at..end, new.bytes());
+        }
+        assert_agree(&bytes);
+    }
+
+    #[test]
     fn written_cluster_is_read_back((file, cluster) in cluster()) {
         let text = toml::to_string(&file).unwrap();
+        assert_agree(text.as_bytes());
+        if file.node.iter().all(|node| node.subnets.is_empty()) {
+            prop_assert!(parse_plain(text.as_bytes()).is_some(), "{}", text);
+        }
         prop_assert_eq!(parse(text.as_bytes()), Ok(cluster), "{}", text);
     }
 
@@ -210,6 +236,14 @@ fn many(nodes: u32) -> String {
         );
     }
     text + "[[network]]\nname = \"blue\"\nvni = 1\ncidr = \"10.0.0.0/8\"\n"
+}
+
+#[test]
+fn example_and_large_files_are_of_the_plain_form() {
+    for text in [EXAMPLE, &many(3)] {
+        assert!(parse_plain(text.as_bytes()).is_some(), "{text}");
+        assert_agree(text.as_bytes());
+    }
 }
 
 #[test]

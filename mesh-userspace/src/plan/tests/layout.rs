@@ -1,15 +1,12 @@
 //! Small clusters that are easy to change: a grid of blocks of addresses, each given to a node.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
-    compile::{Attachment, Desired, Facts, Path, compile},
+    compile::{Attachment, ByAddress, Desired, Facts, Path, compile},
     config::{Cluster, Encap, Network, Node, Vni, gateway},
     plan::Observed,
 };
@@ -210,6 +207,11 @@ impl Layout {
     /// Compiled on a host whose maps are `before`.
     pub fn desired(&self, before: &Observed) -> Desired {
         let cluster = self.cluster();
+        compile(&cluster, cluster.node("n0").unwrap(), &self.facts(before))
+    }
+
+    /// Of a host whose maps are `before`.
+    pub fn facts(&self, before: &Observed) -> Facts {
         let path = |u: Ipv4Addr| Path {
             ifindex: 2,
             mtu: 1500,
@@ -218,21 +220,19 @@ impl Layout {
             next_hop_mac: Some([4; 6]),
         };
         let reachable = (1..NODES).filter(|n| self.reachable(*n)).map(|n| self.underlay(n));
-        let facts = Facts {
+        Facts {
             netns: 9,
             paths: reachable.map(|u| (u, path(u))).collect(),
             attachments: self.attachments(),
             underlay_mtu: 1500,
             foreign_gre: false,
             peer_indices: peer_indices(before),
-        };
-        let me = cluster.nodes.iter().find(|n| n.name == "n0").unwrap();
-        compile(&cluster, me, &facts)
+        }
     }
 }
 
 /// The indices in use.
-pub fn peer_indices(maps: &Observed) -> HashMap<Ipv4Addr, u32> {
+pub fn peer_indices(maps: &Observed) -> ByAddress<u32> {
     let v4 = |(i, p): (&u32, &mesh_common::maps::PeerInfo)| match IpAddr::from(p.remote) {
         IpAddr::V4(remote) => Some((remote, *i)),
         IpAddr::V6(_) => None,

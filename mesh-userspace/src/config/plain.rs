@@ -1,0 +1,191 @@
+//! The plain form of a config file, read in one pass.
+//!
+//! The parser of all of TOML spends 25 times as long, most of it on where things stand. But nearly
+//! every file, and each large one, which a program wrote, has a key to a line, strings without
+//! escapes and lists on one line. What is not so, or has any fault, is left to that parser, which
+//! knows what to say. Both make the same of what they take; a test holds them together.
+
+use std::{net::Ipv4Addr, str::Lines};
+
+use ipnet::IpNet;
+
+use super::{
+    spec::{ClusterSpec, NetworkSpec, NodeSpec, Spec},
+    text::{At, Place},
+    value,
+};
+
+/// The file's content, or `None` if it is not of the plain form.
+pub(super) fn read(text: &str) -> Option<Spec> {
+    // Folded, not ended at the first: the compiler makes wide instructions of it.
+    let is_odd = |b: u8| !matches!(b, b'\n' | b'\t' | b' '..=b'~');
+    if text.bytes().fold(false, |odd, b| odd | is_odd(b)) {
+        return None;
+    }
+    let mut reader = Reader { text, lines: text.lines(), header: None };
+    let mut spec = Spec::default();
+    // Nothing may stand above the first header.
+    match reader.next() {
+        Some(Line::Header) => {}
+        _ => return None,
+    }
+    while let Some(header) = reader.header.take() {
+        match header {
+            "[cluster]" if spec.cluster.is_none() => spec.cluster = Some(cluster(&mut reader)?),
+            "[[network]]" => spec.networks.push(network(&mut reader)?),
+            "[[node]]" => spec.nodes.push(node(&mut reader)?),
+            _ => return None,
+        }
+    }
+    (spec.cluster.is_some() && !spec.nodes.is_empty()).then_some(spec)
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    lines: Lines<'t>,
+    /// Where the table before ended.
+    header: Option<&'t str>,
+}
+
+enum Line<'t> {
+    /// See [`Reader::header`].
+    Header,
+    Pair(&'t str, &'t str),
+    Odd,
+}
+
+impl<'t> Reader<'t> {
+    /// The next line that is not empty.
+    fn next(&mut self) -> Option<Line<'t>> {
+        let mut lines = self.lines.by_ref().map(trim);
+        let line = lines.find(|line| !line.is_empty() && !line.starts_with('#'))?;
+        if line.starts_with('[') {
+            self.header = Some(without_comment(line));
+            return Some(Line::Header);
+        }
+        let Some(equals) = line.bytes().position(|b| b == b'=') else { return Some(Line::Odd) };
+        Some(Line::Pair(trim(&line[..equals]), trim(&line[equals + 1..])))
+    }
+
+    /// The values of the table's keys, `None` where they are missing. Each key must be one of
+    /// `known` and may be there once.
+    fn table<const N: usize>(&mut self, known: [&str; N]) -> Option<[Option<&'t str>; N]> {
+        let mut values = [None; N];
+        while let Some(line) = self.next() {
+            let Line::Pair(key, value) = line else {
+                return self.header.is_some().then_some(values);
+            };
+            let place = known.iter().position(|known| *known == key)?;
+            if values[place].replace(value).is_some() {
+                return None;
+            }
+        }
+        Some(values)
+    }
+
+    /// With its offset, and without its key, which only faults show.
+    fn at<T>(&self, part: &str, value: T) -> At<T> {
+        let offset = part.as_ptr() as usize - self.text.as_ptr() as usize;
+        At { value, place: Place::new(offset, "") }
+    }
+
+    fn name(
+        &self,
+        value: &str,
+        fault: impl Fn(&str) -> Option<String>,
+    ) -> Option<Option<At<String>>> {
+        let name = string(value)?;
+        fault(name).is_none().then(|| Some(self.at(value, name.to_owned())))
+    }
+
+    fn underlay(&self, value: &str) -> Option<Option<At<Ipv4Addr>>> {
+        let address = string(value)?.parse().ok()?;
+        value::underlay_fault(address).is_none().then(|| Some(self.at(value, address)))
+    }
+
+    /// A prefix, or a list of them on one line.
+    fn prefixes(&self, value: &str) -> Option<Vec<At<IpNet>>> {
+        let Some(list) = value.strip_prefix('[') else {
+            return Some(vec![self.prefix(value)?]);
+        };
+        let list = without_comment(list).strip_suffix(']')?;
+        // A comma after the last one is allowed.
+        let list = trim(list);
+        let list = list.strip_suffix(',').unwrap_or(list);
+        list.split(',').map(|item| self.prefix(trim(item))).collect()
+    }
+
+    fn prefix(&self, value: &str) -> Option<At<IpNet>> {
+        let net: IpNet = string(value)?.parse().ok()?;
+        let is_fine = net == net.trunc() && value::prefix_fault(net).is_none();
+        is_fine.then(|| self.at(value, net))
+    }
+}
+
+fn cluster(reader: &mut Reader<'_>) -> Option<ClusterSpec> {
+    let [name, cidr, encap, mtu] = reader.table(super::spec::CLUSTER_KEYS)?;
+    let encap = match encap {
+        Some(text) => Some(reader.at(text, value::parse_encap(string(text)?).ok()?)),
+        None => None,
+    };
+    let mtu = match mtu {
+        Some(text) => Some(reader.at(text, value::parse_mtu(integer(text)?).ok()?)),
+        None => None,
+    };
+    let name = reader.name(name?, value::name_fault)?;
+    Some(ClusterSpec { name, cidr: reader.prefixes(cidr?)?, encap, mtu })
+}
+
+fn network(reader: &mut Reader<'_>) -> Option<NetworkSpec> {
+    let [name, vni, cidr] = reader.table(super::spec::NETWORK_KEYS)?;
+    let name = reader.name(name?, value::network_name_fault)?;
+    let vni = Some(reader.at(vni?, value::parse_vni(integer(vni?)?).ok()?));
+    Some(NetworkSpec { name, vni, cidr: reader.prefixes(cidr?)? })
+}
+
+fn node(reader: &mut Reader<'_>) -> Option<NodeSpec> {
+    let [name, underlay, subnet] = reader.table(["name", "underlay", "subnet"])?;
+    let place = reader.at(name?, ()).place;
+    let name = reader.name(name?, value::name_fault)?;
+    let underlay = reader.underlay(underlay?)?;
+    let subnet = match subnet {
+        Some(text) => Some(reader.prefixes(text)?),
+        None => None,
+    };
+    Some(NodeSpec { place, name, underlay, subnet, subnets: Vec::new(), is_whole: true })
+}
+
+/// Without the blanks at both ends. The text is ASCII.
+fn trim(text: &str) -> &str {
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+    let bytes = text.as_bytes();
+    let start = bytes.iter().take_while(|b| is_blank(b)).count();
+    let end = bytes[start..].iter().rev().take_while(|b| is_blank(b)).count();
+    &text[start..text.len() - end]
+}
+
+/// Of what has no `#` but in a comment: no name, address or prefix has one.
+fn without_comment(text: &str) -> &str {
+    let end = text.bytes().position(|b| b == b'#').unwrap_or(text.len());
+    trim(&text[..end])
+}
+
+/// A string in either kind of quotes that means what stands there.
+fn string(value: &str) -> Option<&str> {
+    let quote = *value.as_bytes().first()?;
+    if !matches!(quote, b'"' | b'\'') {
+        return None;
+    }
+    let rest = &value[1..];
+    let end = rest.bytes().position(|b| matches!(b, b'"' | b'\'' | b'\\'))?;
+    let (inner, after) = rest.split_at(end);
+    let is_closed = after.as_bytes()[0] == quote && without_comment(&after[1..]).is_empty();
+    is_closed.then_some(inner)
+}
+
+/// A number as most people write it.
+fn integer(value: &str) -> Option<i128> {
+    let digits = without_comment(value);
+    let is_number = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    digits.parse().ok().filter(|_| is_number && digits.len() < 20)
+}
