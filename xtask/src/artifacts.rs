@@ -67,6 +67,13 @@ pub fn tests() -> Result<(PathBuf, Vec<Built>)> {
     Ok((agent, built))
 }
 
+/// One file of `tests/tests`.
+pub fn test(name: &str) -> Result<PathBuf> {
+    let built = build(&["-p", "mesh-tests", "--test", name])?;
+    let test = built.into_iter().find(|built| built.name == name && built.is_test);
+    Ok(test.with_context(|| format!("cargo built no {name}"))?.path)
+}
+
 fn agent_in(built: &[Built]) -> Result<PathBuf> {
     let agent = built.iter().find(|b| b.name == "mesh" && b.kind == "bin" && !b.is_test);
     Ok(agent.context("cargo built no mesh")?.path.clone())

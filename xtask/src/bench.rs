@@ -20,10 +20,13 @@ use crate::{
 mod bars;
 mod candidate;
 mod compare;
+mod figures;
 mod machine;
 mod page;
+mod program;
 pub mod results;
 mod rounds;
+mod scale;
 mod table;
 mod traffic;
 mod tune;
@@ -44,6 +47,12 @@ pub struct BenchArgs {
     /// Print the results as JSON, and nothing else on standard output
     #[arg(long)]
     json: bool,
+    /// Measure the agent with 10 to 10,000 peers instead
+    #[arg(long)]
+    scale: bool,
+    /// Measure the programs alone instead, with 10 to 1,000,000 entries in the maps
+    #[arg(long, conflicts_with = "scale")]
+    program: bool,
     /// Which candidates to compare, separated by commas [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     candidates: Vec<String>,
@@ -75,6 +84,12 @@ fn other_mesh(text: &str) -> Result<(String, PathBuf), String> {
 
 /// Runs the benchmark, as root and by the release build, unless `MESH_BIN` says what to measure.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.scale {
+        return figures::run(&scale::SCALE, args.quick, args.json);
+    }
+    if args.program {
+        return figures::run(&program::PROGRAM, args.quick, args.json);
+    }
     // Before anything is built: a name that is wrong is told at once.
     let (candidates, plan) = (args.candidates()?, args.plan()?);
     let before = args.compare.then(|| compare::read(&accepted())).transpose()?;

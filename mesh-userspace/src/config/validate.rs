@@ -1,6 +1,7 @@
 //! What the values of a file must be to each other, and the [`Cluster`] that they make.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet, hash_map::Entry},
     hash::Hash,
 };
@@ -62,17 +63,23 @@ pub(super) fn validate(spec: &Spec, findings: &mut Findings<'_>) -> Option<Docum
 
 fn check_duplicates(spec: &Spec, findings: &mut Findings<'_>) {
     let (nodes, networks) = (&spec.nodes, &spec.networks);
-    // Host names are the same in capitals (RFC 4343).
-    let name = |at: &At<String>| at.value.to_ascii_lowercase();
-    check_unique(nodes.iter().filter_map(|n| n.name.as_ref()), name, findings);
+    check_unique(nodes.iter().filter_map(|n| n.name.as_ref()), host_name, findings);
     check_unique(nodes.iter().filter_map(|n| n.underlay.as_ref()), |at| at.value, findings);
-    check_unique(networks.iter().filter_map(|n| n.name.as_ref()), name, findings);
+    check_unique(networks.iter().filter_map(|n| n.name.as_ref()), host_name, findings);
     check_unique(networks.iter().filter_map(|n| n.vni.as_ref()), |at| at.value, findings);
+}
+
+/// Host names are the same in capitals (RFC 4343).
+fn host_name(at: &At<String>) -> Cow<'_, str> {
+    match at.value.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => at.value.to_ascii_lowercase().into(),
+        false => Cow::Borrowed(&at.value),
+    }
 }
 
 fn check_unique<'s, T: 's + std::fmt::Display, K: Eq + Hash>(
     values: impl Iterator<Item = &'s At<T>>,
-    identity: impl Fn(&At<T>) -> K,
+    identity: impl Fn(&'s At<T>) -> K,
     findings: &mut Findings<'_>,
 ) {
     let mut seen = FxHashMap::<K, &At<T>>::default();

@@ -182,10 +182,20 @@ pub(super) fn prefix_fault(net: IpNet) -> Option<String> {
             longest(net)
         ));
     }
+    if is_ordinary(net) {
+        return None;
+    }
     NEVER_OVERLAY.iter().find_map(|(never, what)| {
         let overlap = never.contains(&net) || net.contains(never);
         overlap.then(|| format!("{net} holds addresses of {never} ({what}), no container's"))
     })
+}
+
+/// Nearly all are: IPv4, and apart from [`NEVER_OVERLAY`] by the first octet.
+fn is_ordinary(net: IpNet) -> bool {
+    let IpNet::V4(net) = net else { return false };
+    let [first, ..] = net.addr().octets();
+    net.prefix_len() >= 8 && !matches!(first, 0 | 127 | 169 | 224..)
 }
 
 /// Longest prefix of this family that a subnet may have.

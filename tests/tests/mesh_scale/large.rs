@@ -83,8 +83,9 @@ impl<'t> Large<'t> {
         self.host().spawn(&config)
     }
 
-    pub fn stop(&mut self) -> Result<()> {
-        self.host().stop()
+    /// kill -9 to the agent.
+    pub fn kill(&mut self) {
+        self.host().kill9();
     }
 
     /// Puts another config in place. Returns when that was.

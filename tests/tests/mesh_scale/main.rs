@@ -5,6 +5,7 @@ mod measure;
 
 use anyhow::{Result, ensure};
 use large::{Large, moved};
+use mesh_common::maps::PeerInfo;
 use mesh_tests::{scenario::bare, wait};
 use mesh_userspace::{
     bpf::{Store as _, sync},
@@ -41,11 +42,15 @@ fn thousand_peers_are_in_the_maps_and_a_change_of_one_touches_no_other() {
         let mut large = Large::new(topology, 1000, 2)?;
         large.start()?;
         large.wait_for(&large.config.clone())?;
+        // The router has said who it is.
+        large.wait_until("the router's MAC", |tables| {
+            Ok(sync::peers(tables)?.values().all(|peer| peer.flags & PeerInfo::MAC_KNOWN != 0))
+        })?;
         let before = sync::observe(&large.tables()?)?;
         let sizes = (before.peers.len(), before.fib.len(), before.peer_by_addr.len());
         ensure!(sizes == (1000, 2002, 1000), "peers, prefixes, sources: {sizes:?}");
         // All have the same way, by the router.
-        let path = |p: &mesh_common::maps::PeerInfo| (p.ifindex, p.underlay_mtu, p.next_hop);
+        let path = |p: &PeerInfo| (p.ifindex, p.underlay_mtu, p.next_hop);
         let first = before.peers.values().next().map(path);
         ensure!(before.peers.values().all(|p| Some(path(p)) == first && p.ifindex != 0));
 
@@ -106,7 +111,7 @@ fn agent_that_comes_back_loads_no_program_again() {
         large.wait_for(&large.config.clone())?;
         large.wait_idle()?;
         let before = large.programs()?;
-        large.stop()?;
+        large.kill();
         let changed = moved(&large.config, 1);
         large.write(&changed)?;
         large.start()?;

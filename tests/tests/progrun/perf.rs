@@ -134,8 +134,8 @@ fn tunnel(w: &World, title: &str, port: Port, form: Form, v6: bool) {
     row(&format!("encap {title}"), encap, encap - empty - (encap_undo - short_empty));
     // The way back takes nothing out, but can not be measured without.
     row(&format!("decap {title}"), decap, decap - decap_undo + shrink);
-    row("  of it the kernel's: room made", adjust, adjust - empty - shrink);
-    row("  of it the kernel's: room taken", shrink + short_empty, shrink);
+    row(&format!("  {title}: the kernel's room"), adjust, adjust - empty - shrink);
+    row(&format!("  {title}: room taken back"), shrink + short_empty, shrink);
 }
 
 /// Lets what `port` sends to H3 be taken off again by the same host, all on the underlay's interface,
