@@ -64,7 +64,7 @@ pub fn run(source: &Source, quick: bool, json: bool) -> Result<ExitCode> {
     setup::packages(setup::DEMO)?;
     let mesh = match std::env::var_os(MESH_BIN) {
         Some(mesh) => mesh.into(),
-        None => artifacts::mesh_release()?,
+        None => artifacts::release()?.0,
     };
     let test = artifacts::test(source.file)?;
     let mut samples = Vec::new();
