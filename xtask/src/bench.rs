@@ -105,7 +105,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     for name in removal::sweep()? {
         say(format!("removed {name}, left behind by a run that was killed"));
     }
-    interrupt::on_interrupt(removal::destroy_own).context("catch Ctrl-C")?;
+    interrupt::on_interrupt(|| {
+        say("interrupted, removing everything");
+        removal::destroy_own();
+    })
+    .context("catch Ctrl-C")?;
     let (results, samples) = measure(&candidates, &plan)?;
     let moved = before.map(|before| compare::moved(&before, &results));
     if args.json {

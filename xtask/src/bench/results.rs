@@ -105,6 +105,7 @@ pub struct Sample {
     pub workload: String,
     pub metric: Metric,
     pub round: usize,
+    /// Not a number where it could not be told.
     pub value: f64,
     pub disturbed: bool,
 }
@@ -125,7 +126,8 @@ pub fn summarize(samples: &[Sample], candidates: &[&str], baselines: &[&str]) ->
             let same = |s: &&Sample| {
                 s.candidate == candidate && s.workload == workload && s.metric == *metric
             };
-            samples.iter().filter(same).map(|s| (s.round, s)).collect()
+            let known = samples.iter().filter(same).filter(|s| s.value.is_finite());
+            known.map(|s| (s.round, s)).collect()
         };
         for candidate in candidates {
             let own = of(candidate);
@@ -229,6 +231,14 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn round_without_a_value_is_missing() {
+        let samples = [sample("bare", 0, f64::NAN), sample("bare", 1, 2.0)];
+        let rows = summarize(&samples, &["bare"], &[]);
+        assert_eq!((rows[0].rounds, rows[0].median), (1, 2.0));
+        assert!(summarize(&samples[..1], &["bare"], &[]).is_empty());
     }
 
     #[test]

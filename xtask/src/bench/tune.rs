@@ -75,6 +75,8 @@ impl HostTuner {
         for netns in standing.namespaces(host) {
             rps.extend(netns.run_with_sysfs(rps_files)?);
         }
+        // A system may have another default.
+        rps.iter_mut().try_for_each(|file| write!(file, "0")).context("RPS off")?;
         let underlay =
             standing.namespaces(host).next().context("a host without namespace")?.clone();
         let threaded = format!("/sys/class/net/{UNDERLAY}/threaded");

@@ -152,13 +152,13 @@ impl Workload {
     pub fn metrics(&self, m: &Measured) -> Vec<(Metric, f64)> {
         let (higher, lower) = (Better::Higher, Better::Lower);
         let gbit = m.bytes as f64 * 8.0 / 1e9;
+        let busy = if m.usage.busy < LEAST_BUSY { f64::NAN } else { m.usage.busy };
         let per_second = |n: u64| n as f64 / m.usage.wall;
         let transactions = m.latency.map_or(0, |latency| latency.transactions);
         let mut all = match self.kind {
             Kind::Stream { wire } => {
                 let throughput = (Metric::new("throughput", "Gbit/s", higher), gbit / m.usage.wall);
-                let efficiency =
-                    (Metric::new("efficiency", "Gbit/CPU-s", higher), gbit / m.usage.busy);
+                let efficiency = (Metric::new("efficiency", "Gbit/CPU-s", higher), gbit / busy);
                 if wire { vec![efficiency, throughput] } else { vec![throughput, efficiency] }
             }
             Kind::Udp => {
@@ -180,11 +180,8 @@ impl Workload {
                 all.push((Metric::new("rate", "transactions/s", higher), per_second(transactions)));
             }
         }
-        let cpu = m.usage.busy * 1e9 / m.packets as f64;
+        let cpu = busy * 1e9 / m.packets as f64;
         all.push((Metric::new("cpu", "ns/packet", lower), cpu));
-        if m.usage.busy < LEAST_BUSY {
-            all.retain(|(metric, _)| metric.name != "cpu" && metric.name != "efficiency");
-        }
         all
     }
 }

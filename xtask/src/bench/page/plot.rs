@@ -71,7 +71,7 @@ fn draw(svg: &mut String, rows: &[&Row], samples: &[Sample]) -> Drawn {
         let own = |s: &&Sample| {
             s.candidate == row.candidate && s.workload == row.workload && s.metric == row.metric
         };
-        for sample in samples.iter().filter(own).filter(|s| s.value <= limit) {
+        for sample in samples.iter().filter(own).filter(|s| s.value.is_finite()) {
             // A disturbed round is hollow.
             let style = if sample.disturbed { DOT.stroke_width(1) } else { DOT.mix(0.7).filled() };
             canvas.draw(&Circle::new(place(sample.value), 3, style))?;
