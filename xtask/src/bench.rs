@@ -187,12 +187,13 @@ fn chosen<T: Clone>(all: &[T], names: &[String], name: impl Fn(&T) -> &str) -> R
 fn measure(candidates: &[Candidate], plan: &Plan) -> Result<(Results, Vec<Sample>)> {
     let start = Instant::now();
     let (mut standing, mut skipped) = set_up(candidates)?;
-    let machine = {
+    let mut machine = {
         let (first, _) = standing.first().context("no candidate can run here")?;
         machine::machine(first.underlay(), notes(plan))?
     };
     let (samples, failed) = rounds::run(plan, &mut standing);
     skipped.extend(failed);
+    machine.notes.push(rounds::disturbance(&samples));
     say(format!("done in {} s, removing everything", start.elapsed().as_secs()));
     drop(standing);
     let names: Vec<&str> = candidates.iter().map(|candidate| &*candidate.name).collect();

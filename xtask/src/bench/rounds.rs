@@ -100,6 +100,14 @@ fn samples(trials: &[Trial]) -> Vec<Sample> {
     samples
 }
 
+/// How many of the measurements others disturbed, for people.
+pub fn disturbance(samples: &[Sample]) -> String {
+    let all: BTreeMap<_, _> =
+        samples.iter().map(|s| ((s.round, &s.workload, &s.candidate), s.disturbed)).collect();
+    let disturbed = all.values().filter(|disturbed| **disturbed).count();
+    format!("others on the machine disturbed {disturbed} of {} measurements", all.len())
+}
+
 /// Shares of the window above which it counts as disturbed.
 const STEAL: f64 = 0.03;
 const OTHERS: f64 = 0.05;
