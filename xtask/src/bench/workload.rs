@@ -117,7 +117,7 @@ impl Workload {
         let mut calling = Process::start(&client.netns, &job(role, 0))?;
         if apart { serving.answer() } else { calling.answer() }.map_err(|e| {
             let causes = [serving.end(), calling.end()].concat();
-            e.context(causes.trim().replace('\n', "; "))
+            if causes.is_empty() { e } else { e.context(causes.trim().replace('\n', "; ")) }
         })
     }
 

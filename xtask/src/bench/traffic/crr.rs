@@ -12,8 +12,8 @@ use rustix::net::sockopt::set_socket_linger;
 use super::{Job, Latency, Measured, PATIENCE, anywhere, tell};
 use crate::bench::usage::Snapshot;
 
-/// SYN, SYN and ACK, ACK, request, answer, RST.
-const PACKETS: u64 = 6;
+/// SYN, SYN and ACK, ACK, request, its ACK, answer, its ACK, FIN of the server, RST.
+const PACKETS: u64 = 9;
 
 pub fn server() -> Result<()> {
     let listener = TcpListener::bind(anywhere()).context("listen")?;
