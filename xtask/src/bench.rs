@@ -197,7 +197,7 @@ fn measure(candidates: &[Candidate], plan: &Plan) -> Result<(Results, Vec<Sample
     say(format!("done in {} s, removing everything", start.elapsed().as_secs()));
     drop(standing);
     let names: Vec<&str> = candidates.iter().map(|candidate| &*candidate.name).collect();
-    let others = candidates.iter().filter(|candidate| !candidate.is_mesh());
+    let others = candidates.iter().filter(|candidate| candidate.is_baseline());
     let baselines: Vec<&str> = others.map(|candidate| &*candidate.name).collect();
     let results = results::summarize(&samples, &names, &baselines);
     Ok((Results { machine, results, skipped }, samples))

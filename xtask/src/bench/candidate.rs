@@ -54,8 +54,9 @@ impl Candidate {
         Self::new(&format!("mesh-{name}"), &what, Kind::Mesh(mesh))
     }
 
-    pub fn is_mesh(&self) -> bool {
-        matches!(self.kind, Kind::Mesh(_))
+    /// Whether others are compared with it: with all but mesh as it is.
+    pub fn is_baseline(&self) -> bool {
+        !matches!(self.kind, Kind::Mesh(Mesh { binary: None, .. }))
     }
 
     /// Whether it runs on every machine that mesh runs on.
@@ -78,7 +79,11 @@ pub fn all() -> Vec<Candidate> {
     all.extend(mesh);
     all.extend([
         other("vxlan-bridge", "kernel VXLAN and a bridge, br_netfilter off", wire::vxlan_bridge),
-        other("vxlan-bridge-nf", "the same, br_netfilter at its default", wire::vxlan_bridge_nf),
+        other(
+            "vxlan-bridge-nf",
+            "kernel VXLAN and a bridge, br_netfilter on",
+            wire::vxlan_bridge_nf,
+        ),
         other("kernel-gre", "kernel GRE and IP routes", wire::kernel_gre),
         other("kernel-gretap", "kernel GRETAP and a bridge", wire::kernel_gretap),
         other("kernel-wireguard", "kernel WireGuard and IP routes", wire::kernel_wireguard),

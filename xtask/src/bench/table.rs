@@ -90,8 +90,13 @@ fn block(rows: &[&Row]) -> Table {
         }
     }
     let main: Vec<_> = rows.iter().filter(|row| row.metric == *first).collect();
-    let bases: Vec<_> =
-        COLUMNS.into_iter().filter(|b| main.iter().any(|row| row.candidate == *b)).collect();
+    let ratios = || main.iter().flat_map(|row| row.ratio.keys().map(String::as_str));
+    let mut bases: Vec<_> = COLUMNS.into_iter().filter(|b| ratios().any(|r| r == *b)).collect();
+    for other_mesh in ratios().filter(|base| base.starts_with("mesh-")) {
+        if !bases.contains(&other_mesh) {
+            bases.push(other_mesh);
+        }
+    }
 
     let mut header = vec!["".to_owned(), format!("{} {}", first.name, first.unit), "spread".into()];
     header.extend(bases.iter().map(|base| format!("/{base}")));

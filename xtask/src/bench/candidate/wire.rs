@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -168,15 +168,31 @@ pub fn kernel_gretap(topology: &Topology) -> Result<()> {
 }
 
 pub fn vxlan_bridge(topology: &Topology) -> Result<()> {
-    vxlan(topology, "0")
+    vxlan(topology)?;
+    // Where br_netfilter is not loaded there is nothing to turn off.
+    let off = |host: &Host| match Path::new("/proc/sys/net/bridge").exists() {
+        true => netfilter(host, "0"),
+        false => Ok(()),
+    };
+    each(topology, |host, _, _| off(host))
 }
 
 pub fn vxlan_bridge_nf(topology: &Topology) -> Result<()> {
-    vxlan(topology, "1")
+    // Where it is built in, or there are no modules, this fails and says nothing.
+    exec::succeeds(Command::new("modprobe").arg("br_netfilter"));
+    vxlan(topology)?;
+    each(topology, |host, _, _| netfilter(host, "1"))
+}
+
+/// Whether iptables see what the bridges carry.
+fn netfilter(host: &Host, on: &str) -> Result<()> {
+    ["iptables", "ip6tables", "arptables"].into_iter().try_for_each(|protocol| {
+        sysctl(&host.netns, &format!("bridge/bridge-nf-call-{protocol}"), on)
+    })
 }
 
 /// As Docker and flannel have it: no learning on the tunnel, each remote MAC has an entry.
-fn vxlan(topology: &Topology, netfilter: &str) -> Result<()> {
+fn vxlan(topology: &Topology) -> Result<()> {
     let mtu = UNDERLAY_MTU - VXLAN_OVERHEAD;
     each(topology, |host, h, o| {
         let (local, remote) = (underlay(h), underlay(o));
@@ -185,9 +201,6 @@ fn vxlan(topology: &Topology, netfilter: &str) -> Result<()> {
         plug(host, h, mtu, Net::Bridged)?;
         bridge(host, mtu)?;
         host.netns.exec(&format!("bridge fdb add {} dev {TUNNEL} dst {remote}", mac(o)))?;
-        for protocol in ["iptables", "ip6tables", "arptables"] {
-            sysctl(&host.netns, &format!("bridge/bridge-nf-call-{protocol}"), netfilter)?;
-        }
         Ok(())
     })
 }
