@@ -161,9 +161,10 @@ fn accepted() -> PathBuf {
 
 impl BenchArgs {
     fn candidates(&self) -> Result<Vec<Candidate>> {
-        let mut all = candidate::all();
-        all.extend(self.mesh.iter().map(|(name, path)| Candidate::other_mesh(name, path.clone())));
-        chosen(&all, &self.candidates, |candidate| &candidate.name)
+        let other = |(name, path): &(String, PathBuf)| Candidate::other_mesh(name, path.clone());
+        let mut all = chosen(&candidate::all(), &self.candidates, |candidate| &candidate.name)?;
+        all.extend(self.mesh.iter().map(other));
+        Ok(all)
     }
 
     fn plan(&self) -> Result<Plan> {

@@ -42,6 +42,9 @@ pub fn read(path: &Path) -> Result<Results> {
 
 pub fn write(path: &Path, results: &Results) -> Result<()> {
     let text = serde_json::to_string_pretty(results)? + "\n";
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
