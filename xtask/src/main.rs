@@ -19,6 +19,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 /// Sets up, builds, runs and tests mesh
 ///
@@ -50,6 +51,8 @@ enum Task {
     Traffic { job: String },
     /// Run all tests that this machine can run, and say what was skipped and why
     Test(test::TestArgs),
+    /// Run a command on another kernel, in an emulated machine with this one's files
+    Vm(vm::VmArgs),
     /// Run what CI runs besides the tests: format, lints, licences, the README's commands
     Ci,
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Traffic { job } => bench::traffic(&job).map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
+        Task::Vm(args) => vm::run(args),
         Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|e| {
