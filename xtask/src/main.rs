@@ -49,6 +49,13 @@ enum Task {
     /// Make traffic for `bench`
     #[command(hide = true)]
     Traffic { job: String },
+    /// Measure on the kernel of an emulated machine, for `bench --vm`
+    #[command(hide = true)]
+    VmBench {
+        rounds: usize,
+        #[arg(value_delimiter = ',')]
+        candidates: Vec<String>,
+    },
     /// Run all tests that this machine can run, and say what was skipped and why
     Test(test::TestArgs),
     /// Run a command on another kernel, in an emulated machine with this one's files
@@ -64,6 +71,9 @@ fn main() -> ExitCode {
         Task::Run { demo, .. } => run_demo(demo),
         Task::Bench(args) => bench::run(&args),
         Task::Traffic { job } => bench::traffic(&job).map(|()| ExitCode::SUCCESS),
+        Task::VmBench { rounds, candidates } => {
+            bench::in_guest(rounds, &candidates).map(|()| ExitCode::SUCCESS)
+        }
         Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::run(args),
         Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
