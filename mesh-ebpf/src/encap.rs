@@ -1,8 +1,11 @@
 //! One encapsulation for all: the outer headers are data, prepared by user space for each peer.
 //! What the packet itself decides is filled in here: lengths, TOS, checksum, VNI.
 
-use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+use aya_ebpf::{
+    Global,
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+    },
 };
 use mesh_common::{
     maps::PeerInfo,
@@ -21,7 +24,11 @@ use crate::{
 /// `BPF_F_ADJ_ROOM_*`: what the kernel is to make of the new bytes, for segmentation and offloads.
 const ENCAP_IP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE) as u64;
 /// With an inner Ethernet header, whose length is in the top byte (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
-const ENCAP_ETHERNET: u64 = ENCAP_IP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | (ETH_LEN as u64) << 56;
+const ENCAP_ETHERNET: u64 = ENCAP_IP | (ETH_LEN as u64) << 56;
+/// And that it is Ethernet, for kernels that know the flag (5.13, d01b59c9ae94); 0 for others, which
+/// find it out from the GRE header.
+#[unsafe(no_mangle)]
+static ENCAP_L2_ETH: Global<u64> = Global::new(BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64);
 
 /// Where the headers end with a key.
 const KEY_END: usize = OUTER_LEN + GRE_KEY_LEN;
@@ -61,7 +68,7 @@ pub fn send(
     bytes: u32,
 ) -> Result<Done, DropReason> {
     let peer = route.peer;
-    let inner = if route.ethernet { ENCAP_ETHERNET } else { ENCAP_IP };
+    let inner = if route.ethernet { ENCAP_ETHERNET | ENCAP_L2_ETH.load() } else { ENCAP_IP };
     let told = packet.grow(route.overhead, if TELL_INNER { inner } else { 0 });
     if told.is_err() {
         // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as

@@ -15,7 +15,12 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
-    Netns, packet::is_timeout, socket, socket::Fragment, traffic::UdpPair, wait::until_true,
+    Netns,
+    packet::is_timeout,
+    socket,
+    socket::Fragment,
+    traffic::UdpPair,
+    wait::{patient, until_true},
 };
 
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -122,7 +127,7 @@ impl fmt::Display for Report {
 
 fn send(socket: &UdpSocket, stop: &AtomicBool) -> Sent {
     let (start, mut sent) = (Instant::now(), Sent { count: 0, errors: 0 });
-    while !stop.load(Ordering::Relaxed) && start.elapsed() < LONGEST {
+    while !stop.load(Ordering::Relaxed) && start.elapsed() < patient(LONGEST) {
         if socket.send(&sent.count.to_be_bytes()).is_err() {
             sent.errors += 1;
         }
@@ -137,7 +142,7 @@ fn send(socket: &UdpSocket, stop: &AtomicBool) -> Sent {
 
 fn receive(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) -> Vec<u64> {
     let (mut numbers, mut buffer, start) = (Vec::new(), [0; 8], Instant::now());
-    while start.elapsed() < LONGEST + QUIET {
+    while start.elapsed() < patient(LONGEST) + QUIET {
         // Read before the call: silence counts only if it began after the sender was told to stop.
         let stopping = stop.load(Ordering::Relaxed);
         match socket.recv(&mut buffer) {

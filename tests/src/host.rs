@@ -94,7 +94,7 @@ impl Host {
         let pid = Pid::from_child(&child);
         let (done, output) = mpsc::channel();
         thread::spawn(move || done.send(child.wait_with_output()));
-        match output.recv_timeout(LONGEST) {
+        match output.recv_timeout(wait::patient(LONGEST)) {
             Ok(output) => output.context("wait for mesh"),
             Err(_) => {
                 kill_process(pid, Signal::KILL)?;

@@ -14,6 +14,7 @@ use crate::{
     Netns,
     packet::is_timeout,
     socket::{self, Fragment},
+    wait::patient,
 };
 
 /// A connection that makes no progress for this long has failed.
@@ -77,14 +78,14 @@ fn tcp_pair(from: &Netns, to: &Netns, target: IpAddr) -> Result<(TcpStream, TcpS
     let listener = to.run(|| Ok(TcpListener::bind((any(target), 0))?)).context("listen")?;
     let target = SocketAddr::new(target, listener.local_addr()?.port());
     let connect = || {
-        TcpStream::connect_timeout(&target, STALLED)
+        TcpStream::connect_timeout(&target, patient(STALLED))
             .with_context(|| format!("TCP {} -> {target}", from.name()))
     };
     let client = from.run(connect)?;
     let (server, _) = listener.accept().context("accept")?;
     for stream in [&client, &server] {
-        stream.set_read_timeout(Some(STALLED))?;
-        stream.set_write_timeout(Some(STALLED))?;
+        stream.set_read_timeout(Some(patient(STALLED)))?;
+        stream.set_write_timeout(Some(patient(STALLED)))?;
     }
     Ok((client, server))
 }

@@ -1,6 +1,8 @@
 //! Waiting on conditions.
 
 use std::{
+    env,
+    sync::OnceLock,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -8,6 +10,15 @@ use std::{
 use anyhow::{Result, bail};
 
 const INTERVAL: Duration = Duration::from_millis(10);
+/// Set to a number by which every deadline is multiplied: emulated machines take longer.
+const PATIENCE: &str = "MESH_TESTS_PATIENCE";
+
+/// How long to wait here for what takes less than `limit` on a real machine.
+pub fn patient(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = || env::var(PATIENCE).ok()?.parse().ok();
+    limit * *FACTOR.get_or_init(|| factor().unwrap_or(1))
+}
 
 /// Repeats `probe` until it succeeds. The error names `what` was waited for and the last answer.
 pub fn until<T>(
@@ -15,6 +26,7 @@ pub fn until<T>(
     limit: Duration,
     mut probe: impl FnMut() -> Result<T, String>,
 ) -> Result<T> {
+    let limit = patient(limit);
     let deadline = Instant::now() + limit;
     loop {
         match probe() {

@@ -31,6 +31,7 @@ mod table;
 mod traffic;
 mod tune;
 mod usage;
+mod vm;
 mod workload;
 
 use candidate::{Candidate, Standing};
@@ -38,6 +39,7 @@ use results::{Results, Sample, Skipped};
 use rounds::{Plan, Tuned};
 pub use traffic::run as traffic;
 use tune::Tuner;
+pub use vm::guest as in_guest;
 
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
@@ -74,6 +76,10 @@ pub struct BenchArgs {
     /// Where to write the page with the plots [default: bench.html in the target folder]
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Count instructions for each packet on this kernel instead, in an emulated machine: `6.1`,
+    /// or as `cargo xtask vm` takes it
+    #[arg(long, value_name = "KERNEL")]
+    vm: Option<String>,
 }
 
 fn other_mesh(text: &str) -> Result<(String, PathBuf), String> {
@@ -89,6 +95,17 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if args.program {
         return figures::run(&program::PROGRAM, args.quick, args.json);
+    }
+    if let Some(kernel) = &args.vm {
+        let candidates = chosen(&vm::candidates(), &args.candidates, |candidate| &candidate.name)?;
+        let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 9 });
+        let results = vm::run(kernel, rounds as usize, &candidates)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&results)?);
+        } else {
+            vm::print(&results);
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     // Before anything is built: a name that is wrong is told at once.
     let (candidates, plan) = (args.candidates()?, args.plan()?);

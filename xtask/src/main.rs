@@ -19,6 +19,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 /// Sets up, builds, runs and tests mesh
 ///
@@ -48,8 +49,17 @@ enum Task {
     /// Make traffic for `bench`
     #[command(hide = true)]
     Traffic { job: String },
+    /// Measure on the kernel of an emulated machine, for `bench --vm`
+    #[command(hide = true)]
+    VmBench {
+        rounds: usize,
+        #[arg(value_delimiter = ',')]
+        candidates: Vec<String>,
+    },
     /// Run all tests that this machine can run, and say what was skipped and why
     Test(test::TestArgs),
+    /// Run a command on another kernel, in an emulated machine with this one's files
+    Vm(vm::VmArgs),
     /// Run what CI runs besides the tests: format, lints, licences, the README's commands
     Ci,
 }
@@ -61,7 +71,11 @@ fn main() -> ExitCode {
         Task::Run { demo, .. } => run_demo(demo),
         Task::Bench(args) => bench::run(&args),
         Task::Traffic { job } => bench::traffic(&job).map(|()| ExitCode::SUCCESS),
+        Task::VmBench { rounds, candidates } => {
+            bench::in_guest(rounds, &candidates).map(|()| ExitCode::SUCCESS)
+        }
         Task::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
+        Task::Vm(args) => vm::run(args),
         Task::Ci => ci::run_all().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|e| {

@@ -20,11 +20,23 @@ use crate::{
     setup, toolchain,
 };
 
+mod kernels;
+mod verified;
+
+use kernels::Matrix;
+
 #[derive(Debug, Args)]
 pub struct TestArgs {
     /// Fail if anything is skipped
     #[arg(long, env = "CI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub no_skip: bool,
+    /// Run the tests of programs and hosts on these kernels instead, in emulated machines: as
+    /// `6.1,6.12`, or `all`
+    #[arg(long, value_name = "KERNELS", value_delimiter = ',')]
+    pub kernel: Vec<String>,
+    /// Keep what the verifiers took as what they may take (tests/verified.json)
+    #[arg(long)]
+    pub record: bool,
     /// Run only tests with this in their own name or in that of their file
     pub filter: Option<String>,
 }
@@ -67,19 +79,18 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     }
     let mut tiers = Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0 };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
-    for test in unit {
-        tiers.step(&test, None, report)?;
-    }
-    if tiers.filter.is_none() {
-        report.step("unit: examples in docs", || {
-            exec::run(cargo("test").args(["--doc", "--quiet"]).args(artifacts::TESTED))?;
-            Ok(Outcome::Passed(String::new()))
-        });
-    }
     // Single programs before whole hosts: what fails first is nearest to the cause.
     upper.sort_by_key(|test| (!test.name.starts_with("prog"), test.name.clone()));
-    for test in upper {
-        tiers.step(&test, no_privilege.as_ref(), report)?;
+    if args.kernel.is_empty() {
+        tiers.native(&unit, &upper, no_privilege.as_ref(), report)?;
+        tiers.oldest(&upper, report)?;
+    } else {
+        let upper: Vec<_> = upper.iter().collect();
+        let mut matrix = Matrix::default();
+        for name in kernels::named(&args.kernel) {
+            matrix.run(&name, &upper, &mut tiers, report)?;
+        }
+        matrix.finish(args.record, report);
     }
     if tiers.filter.as_ref().is_none_or(|filter| BENCH.contains(filter.as_str())) {
         tiers.ran += 1;
@@ -89,7 +100,8 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
         });
     }
     match (&tiers.filter, tiers.ran) {
-        (Some(filter), 0) => bail!("no test has `{filter}` in its name"),
+        (Some(filter), 0) => bail!("no test ran: is there one with `{filter}` in its name?"),
+        (None, 0) => bail!("no test ran"),
         _ => Ok(()),
     }
 }
@@ -112,6 +124,39 @@ fn is_upper(test: &Built) -> bool {
 }
 
 impl Tiers {
+    /// All tests, on this machine as it is.
+    fn native(
+        &mut self,
+        unit: &[Built],
+        upper: &[Built],
+        no_privilege: Option<&anyhow::Error>,
+        report: &mut Report,
+    ) -> Result<()> {
+        for test in unit {
+            self.step(test, None, report)?;
+        }
+        if self.filter.is_none() {
+            report.step("unit: examples in docs", || {
+                exec::run(cargo("test").args(["--doc", "--quiet"]).args(artifacts::TESTED))?;
+                Ok(Outcome::Passed(String::new()))
+            });
+        }
+        for test in upper {
+            self.step(test, no_privilege, report)?;
+        }
+        Ok(())
+    }
+
+    /// The part that every run tests on another kernel too.
+    fn oldest(&mut self, upper: &[Built], report: &mut Report) -> Result<()> {
+        let (name, test) = kernels::ALWAYS;
+        let tests: Vec<_> = upper.iter().filter(|built| built.name == test).collect();
+        let mut matrix = Matrix::default();
+        matrix.run(name, &tests, self, report)?;
+        matrix.finish(false, report);
+        Ok(())
+    }
+
     /// Runs one test binary as a step of its own; none if the filter leaves nothing of it.
     fn step(
         &mut self,
@@ -164,6 +209,17 @@ impl Tiers {
     }
 
     fn command(&self, test: &Built) -> Command {
+        let vars = self.vars(test);
+        if is_upper(test) {
+            return as_root(&test.path, vars);
+        }
+        let mut command = Command::new(&test.path);
+        command.envs(vars);
+        command
+    }
+
+    /// What a test sees of the environment.
+    fn vars(&self, test: &Built) -> Vec<(OsString, OsString)> {
         let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
         for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
@@ -171,12 +227,7 @@ impl Tiers {
         if self.no_skip {
             vars.push((NO_SKIP.into(), "1".into()));
         }
-        if is_upper(test) {
-            return as_root(&test.path, vars);
-        }
-        let mut command = Command::new(&test.path);
-        command.envs(vars);
-        command
+        vars
     }
 
     /// What is left to choose within a test binary.

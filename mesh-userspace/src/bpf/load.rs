@@ -11,12 +11,15 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     programs::{ProgramInfo, SchedClassifier},
-    util::KernelVersion,
 };
 use mesh_common::names;
 use serde::{Deserialize, Serialize};
 
-use super::{BpfError, Pins, attach, raw};
+use super::{
+    BpfError, Pins, attach,
+    probe::{BPF_F_ADJ_ROOM_ENCAP_L2_ETH, KernelFeatures},
+    raw,
+};
 
 /// The compiled programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh"));
@@ -103,8 +106,14 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     for name in names::ALL_MAPS {
         loader.map_pin_path(name, dir.join(name));
     }
-    let decap_l3 = u32::from(has_decap_l3());
+    let features = KernelFeatures::probe();
+    let decap_l3 = u32::from(features.decap_l3.is_present());
+    let inner_ethernet = match features.encap_ethernet.is_present() {
+        true => BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        false => 0,
+    };
     loader.override_global("DECAP_L3", &decap_l3, true);
+    loader.override_global("ENCAP_L2_ETH", &inner_ethernet, true);
     let short_move = short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
@@ -222,11 +231,6 @@ fn least(name: &str) -> u32 {
         names::PEERS | names::PEER_STATS | names::NETWORKS => 1024,
         _ => 8192,
     }
-}
-
-/// BPF_F_ADJ_ROOM_DECAP_L3_*, since 6.3 (kernel commit d219df60a70e).
-fn has_decap_l3() -> bool {
-    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 3, 0))
 }
 
 /// Bytes of a short way up in memory, on which `rep movsb` is slow on this CPU, or 0.

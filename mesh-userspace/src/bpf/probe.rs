@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
+
+use mesh_common::wire::{ETH_LEN, gre_overhead};
 
 use super::raw;
 
@@ -34,6 +36,10 @@ pub struct KernelFeatures {
     pub redirect_neigh: Feature,
     /// Making room for the outer headers (Linux 5.2 with what mesh asks of it).
     pub adjust_room: Feature,
+    /// Taking off outer headers of another IP version than the inner one (Linux 6.3).
+    pub decap_l3: Feature,
+    /// Telling the kernel of an inner Ethernet header (Linux 5.13).
+    pub encap_ethernet: Feature,
 }
 
 impl KernelFeatures {
@@ -58,8 +64,46 @@ impl KernelFeatures {
             ),
             // R1 is the packet already.
             adjust_room: helper(BPF_FUNC_SKB_ADJUST_ROOM, &[mov(R2, 0), mov(R3, 0), mov(R4, 0)]),
+            decap_l3: room_flags(-OVERHEAD, DECAP_L3_IPV4),
+            encap_ethernet: room_flags(OVERHEAD, ENCAP_ETHERNET),
         }
     }
+}
+
+/// Of GRE with Ethernet inside.
+const OVERHEAD: i32 = gre_overhead(0, true) as i32;
+/// BPF_F_ADJ_ROOM_DECAP_L3_IPV4.
+const DECAP_L3_IPV4: u64 = 1 << 7;
+/// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, _ENCAP_L4_GRE, _ENCAP_L2_ETH and the length of that.
+const ENCAP_ETHERNET: u64 = 1 << 1 | 1 << 3 | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | (ETH_LEN as u64) << 56;
+/// What old kernels do not know of it.
+pub const BPF_F_ADJ_ROOM_ENCAP_L2_ETH: u64 = 1 << 6;
+
+/// Does `bpf_skb_adjust_room` know these flags? Asked with a packet that has the room.
+fn room_flags(diff: i32, flags: u64) -> Feature {
+    let [low, high] = wide(R4, flags);
+    let known = load(&[mov(R2, diff), mov(R3, BPF_ADJ_ROOM_MAC), low, high, ADJUST_ROOM, EXIT])
+        .and_then(|program| test_run(&program));
+    match known {
+        Ok(0) => Feature::Present,
+        Ok(error) if error == -libc::EINVAL => Feature::Absent,
+        Ok(error) => Feature::Unseen(-error),
+        Err(e) => Feature::Unseen(errno(&e)),
+    }
+}
+
+/// What a program returns for an IPv4 packet of [`OVERHEAD`] bytes and more.
+fn test_run(program: &OwnedFd) -> io::Result<i32> {
+    let mut packet = [0u8; 128];
+    packet[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0x00]);
+    let mut attr = TestRunAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: packet.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        ..TestRunAttr::default()
+    };
+    raw::bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval as i32)
 }
 
 fn errno(e: &io::Error) -> i32 {
@@ -93,6 +137,8 @@ const R4: u8 = 4;
 const MOV_R0_0: Insn = mov(0, 0);
 const EXIT: Insn = Insn { code: 0x95, registers: 0, offset: 0, immediate: 0 };
 const BPF_FUNC_SKB_ADJUST_ROOM: i32 = 50;
+const BPF_ADJ_ROOM_MAC: i32 = 1;
+const ADJUST_ROOM: Insn = call(BPF_FUNC_SKB_ADJUST_ROOM);
 const BPF_FUNC_REDIRECT_NEIGH: i32 = 152;
 const BPF_FUNC_REDIRECT_PEER: i32 = 155;
 
@@ -104,7 +150,14 @@ const fn call(id: i32) -> Insn {
     Insn { code: 0x85, registers: 0, offset: 0, immediate: id }
 }
 
+/// A 64-bit value, which takes two instructions.
+const fn wide(register: u8, value: u64) -> [Insn; 2] {
+    let low = Insn { code: 0x18, registers: register, offset: 0, immediate: value as i32 };
+    [low, Insn { code: 0, registers: 0, offset: 0, immediate: (value >> 32) as i32 }]
+}
+
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -137,6 +190,20 @@ struct QueryAttr {
     link_ids: u64,
     link_attach_flags: u64,
     revision: u64,
+}
+
+/// `union bpf_attr` for BPF_PROG_TEST_RUN.
+#[repr(C)]
+#[derive(Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
 }
 
 fn load(program: &[Insn]) -> io::Result<OwnedFd> {

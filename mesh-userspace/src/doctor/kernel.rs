@@ -33,6 +33,7 @@ pub(super) fn findings(release: &str, features: KernelFeatures, root: bool) -> V
         ("adjust_room", features.adjust_room, "put the outer headers on and take them off"),
     ];
     findings.extend(needed.map(|(name, feature, what)| helper(name, feature, what)));
+    findings.push(decap_l3(features.decap_l3));
     findings.push(memlock(release, rustix::process::getrlimit(rustix::process::Resource::Memlock)));
     findings
 }
@@ -138,6 +139,25 @@ fn helper(name: &'static str, feature: Feature, what: &str) -> Finding {
         }
         Feature::Unseen(_) => {
             Finding::new(name, Info, "unseen", format!("Used to {what}; shown only to root."))
+                .mended_by(AS_ROOT)
+        }
+    }
+}
+
+fn decap_l3(feature: Feature) -> Finding {
+    let finding = |status, value, meaning| Finding::new("decap_ipv6", status, value, meaning);
+    match feature {
+        Feature::Present => {
+            finding(Ok, "direct", "IPv6 packets go straight into containers, as IPv4 ones do.")
+        }
+        Feature::Absent => finding(
+            Info,
+            "queued",
+            "IPv6 packets from other hosts pass through the queue of the container's veth, which \
+             takes more time; IPv4 does not. Linux 6.3 and later need no queue.",
+        ),
+        Feature::Unseen(_) => {
+            finding(Info, "unseen", "How IPv6 packets reach containers: shown only to root.")
                 .mended_by(AS_ROOT)
         }
     }

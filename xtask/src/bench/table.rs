@@ -10,16 +10,21 @@ use super::{
 };
 
 /// Baselines with a column of their own, where they were measured.
-const COLUMNS: [&str; 3] = ["bare", "routed", "vxlan-bridge"];
+const COLUMNS: [&str; 4] = ["bare", "routed", "kernel-gre", "vxlan-bridge"];
 
 pub fn print(results: &Results) {
+    print_as(results, workload::ALL.iter().map(|workload| (workload.name, workload.what)));
+}
+
+/// With each workload's name and what it is.
+pub fn print_as<'a>(results: &Results, workloads: impl Iterator<Item = (&'a str, &'a str)>) {
     let m = &results.machine;
     println!("{}, {} cores, Linux {}, {}", m.cpu, m.cores, m.kernel, m.date);
     m.notes.iter().for_each(|note| println!("{note}"));
-    for workload in workload::ALL {
-        let rows = results.of_workload(workload.name);
+    for (name, what) in workloads {
+        let rows = results.of_workload(name);
         if !rows.is_empty() {
-            println!("\n{}: {}\n{}", workload.name, workload.what, block(&rows));
+            println!("\n{name}: {what}\n{}", block(&rows));
         }
     }
     goals(results);
@@ -130,7 +135,8 @@ fn block(rows: &[&Row]) -> Table {
 /// With three digits that matter, and a k for thousands.
 pub fn number(value: f64) -> String {
     match value.abs() {
-        v if v >= 9999.5 => format!("{:.0}k", value / 1e3),
+        v if v >= 99_950.0 => format!("{:.0}k", value / 1e3),
+        v if v >= 9999.5 => format!("{:.1}k", value / 1e3),
         v if v >= 99.95 => format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

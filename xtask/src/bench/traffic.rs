@@ -22,6 +22,8 @@ mod rr;
 mod stream;
 mod udp;
 
+pub use udp::UdpBatch;
+
 /// What one process is to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {

@@ -4,13 +4,15 @@
 use std::{
     io,
     mem::zeroed,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     ptr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+
+use mesh_tests::Netns;
 
 use super::{Job, LONGEST, Measured, PATIENCE, anywhere, tell};
 use crate::bench::usage::Snapshot;
@@ -70,6 +72,39 @@ impl Batch {
     fn number(&self, i: usize) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.payloads[i];
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// Both ends of a path in one process, for where one processor does all the work.
+pub struct UdpBatch {
+    batch: Batch,
+    sender: UdpSocket,
+    receiver: UdpSocket,
+}
+
+impl UdpBatch {
+    /// Of one batch.
+    pub const PACKETS: usize = BATCH;
+
+    pub fn connect(client: &Netns, server: &Netns, address: IpAddr) -> Result<Self> {
+        let receiver = server.run(|| Ok(UdpSocket::bind((address, 0))?))?;
+        receiver.set_read_timeout(Some(PATIENCE))?;
+        mesh_tests::socket::set_receive_buffer(&receiver, RECEIVE_BUFFER)?;
+        let sender = client.run(|| Ok(UdpSocket::bind(anywhere())?))?;
+        sender.connect(receiver.local_addr()?).context("connect")?;
+        Ok(Self { batch: Batch::new(), sender, receiver })
+    }
+
+    /// Sends that many batches, and receives each before the next.
+    pub fn round_trip(&mut self, batches: usize) -> Result<()> {
+        for _ in 0..batches {
+            let mut left = self.batch.send(&self.sender).context("send")?;
+            ensure!(left == BATCH, "sent only {left} packets of {BATCH}");
+            while left > 0 {
+                left -= self.batch.receive(&self.receiver).context("receive")?.min(left);
+            }
+        }
+        Ok(())
     }
 }
 

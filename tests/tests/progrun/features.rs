@@ -1,0 +1,24 @@
+//! What the kernel can do, as it is asked and as its history has it.
+
+use aya::util::KernelVersion;
+use mesh_userspace::bpf::probe::{Feature, KernelFeatures};
+
+use super::world::{GRE, world};
+
+#[test]
+fn kernel_has_what_its_version_promises() {
+    world(GRE, |_| {
+        let since = |major, minor| {
+            let there = KernelVersion::current().unwrap() >= KernelVersion::new(major, minor, 0);
+            if there { Feature::Present } else { Feature::Absent }
+        };
+        let features = KernelFeatures::probe();
+        assert_eq!(features.load, Feature::Present);
+        assert_eq!(features.redirect_peer, since(5, 10));
+        assert_eq!(features.redirect_neigh, since(5, 10));
+        assert_eq!(features.adjust_room, since(5, 2));
+        assert_eq!(features.encap_ethernet, since(5, 13));
+        assert_eq!(features.decap_l3, since(6, 3));
+        assert_eq!(features.tcx, since(6, 6));
+    });
+}
