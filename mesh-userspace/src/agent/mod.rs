@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     bpf::attach::Mode,
     config::{self, Cluster},
+    docker::{self, Docker},
     host::{Host, HostError},
     net::Change,
 };
@@ -39,6 +40,8 @@ pub struct Settings {
     pub node: Option<String>,
     pub mode: Mode,
     pub socket: PathBuf,
+    /// `None`: no plugin for Docker, and no names.
+    pub docker: Option<docker::Settings>,
 }
 
 /// Reads the file and applies it. Returns the faults of the file, if it has any and there is an
@@ -94,8 +97,21 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
+    let mut docker = settings.docker.clone().map(|docker| Docker::start(&mut host, docker));
+    if let Some(docker) = &docker {
+        docker.shared().start();
+    }
+    // The config file that the other agents are known by.
+    let mut told = None;
     loop {
         host.check()?;
+        let generation = Some(host.state.generation);
+        if let (Some(docker), Some(cluster)) = (&docker, host.cluster())
+            && told != generation
+        {
+            told = generation;
+            docker.shared().set_roster(docker::roster(cluster, &host.state.node));
+        }
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {
@@ -105,6 +121,11 @@ pub async fn run(
                 }
                 // A caller that went away does not need its answer.
                 let _ = answer.send(agent.answer(&mut host, request, fd).await);
+            }
+            work = next(&mut docker) => {
+                if let Some(docker) = &mut docker {
+                    docker.work(&mut host, work).await;
+                }
             }
             Some(()) = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
@@ -130,6 +151,14 @@ pub async fn run(
     tracing::info!("ending; the data plane stays as it is (`mesh down` takes it away)");
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// What there is to do for Docker; never returns if that is off.
+async fn next(docker: &mut Option<Docker>) -> docker::Work {
+    match docker {
+        Some(docker) => docker.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn down(host: Host, answer: tokio::sync::oneshot::Sender<Response>) -> anyhow::Result<()> {

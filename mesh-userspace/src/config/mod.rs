@@ -38,6 +38,7 @@ mod tests;
 
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
+pub use prefixes::share;
 
 /// Name of the cluster's own network.
 pub const DEFAULT_NETWORK: &str = "default";
