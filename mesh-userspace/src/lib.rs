@@ -15,6 +15,7 @@ pub mod docker;
 pub mod doctor;
 pub mod host;
 pub mod mountns;
+pub mod names;
 pub mod net;
 pub mod peers;
 pub mod plan;

@@ -25,12 +25,17 @@ pub struct TestArgs {
     /// Fail if anything is skipped
     #[arg(long, env = "CI", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     pub no_skip: bool,
+    /// Run only the tests with real Docker daemons
+    #[arg(long)]
+    pub docker: bool,
     /// Run only tests with this in their own name or in that of their file
     pub filter: Option<String>,
 }
 
 /// Forbids a test to skip itself: where it can not run, it fails.
 const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
+/// Tells the tests where a Docker engine is.
+const DOCKER: &str = "MESH_DOCKER";
 /// How a test that skips itself says why, at the start of a line.
 const SKIP: &str = "SKIP: ";
 
@@ -41,6 +46,8 @@ struct Tiers {
     agent: PathBuf,
     no_skip: bool,
     ran: usize,
+    /// Where a Docker engine is, once it was asked for.
+    docker: Option<PathBuf>,
 }
 
 pub fn run(args: TestArgs) -> Result<()> {
@@ -63,12 +70,16 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     if built.is_empty() {
         return Ok(());
     }
-    let mut tiers = Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0 };
+    if args.docker {
+        built.retain(needs_docker);
+    }
+    let mut tiers =
+        Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0, docker: None };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
     for test in unit {
         tiers.step(&test, None, report)?;
     }
-    if tiers.filter.is_none() {
+    if tiers.filter.is_none() && !args.docker {
         report.step("unit: examples in docs", || {
             exec::run(cargo("test").args(["--doc", "--quiet"]).args(artifacts::TESTED))?;
             Ok(Outcome::Passed(String::new()))
@@ -103,6 +114,11 @@ fn privilege() -> Result<()> {
     setup::packages(&[setup::DEMO, setup::BENCH, setup::TESTS].concat())
 }
 
+/// Tests with real Docker daemons.
+fn needs_docker(test: &Built) -> bool {
+    is_upper(test) && test.name.starts_with("docker")
+}
+
 /// Tests of whole programs and hosts, in `tests/tests`.
 fn is_upper(test: &Built) -> bool {
     test.kind == "test" && test.package == toolchain::workspace().join("tests")
@@ -125,6 +141,16 @@ impl Tiers {
         if let (true, Some(why)) = (is_upper(test), no_privilege) {
             report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
             return Ok(());
+        }
+        if needs_docker(test) && self.docker.is_none() {
+            match setup::docker_engine() {
+                Ok(root) => self.docker = Some(root),
+                Err(why) => {
+                    let why = format!("{count} tests: no Docker engine: {why:#}");
+                    report.step(&name, || Ok(Outcome::Skipped(why)));
+                    return Ok(());
+                }
+            }
         }
         let mut skips = Vec::new();
         report.step(&name, || {
@@ -164,6 +190,9 @@ impl Tiers {
         let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
         for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
+        }
+        if let Some(root) = self.docker.as_ref().filter(|_| needs_docker(test)) {
+            vars.push((DOCKER.into(), root.into()));
         }
         if self.no_skip {
             vars.push((NO_SKIP.into(), "1".into()));

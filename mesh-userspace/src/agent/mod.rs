@@ -40,8 +40,6 @@ pub struct Settings {
     pub node: Option<String>,
     pub mode: Mode,
     pub socket: PathBuf,
-    /// `None`: no plugin for Docker, and no names.
-    pub docker: Option<docker::Settings>,
 }
 
 /// Reads the file and applies it. Returns the faults of the file, if it has any and there is an
@@ -97,9 +95,9 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
-    let mut docker = settings.docker.clone().map(|docker| Docker::start(&mut host, docker));
+    let mut docker = Docker::start_if_wanted(&host);
     if let Some(docker) = &docker {
-        docker.shared().start();
+        docker.serve();
     }
     // The config file that the other agents are known by.
     let mut told = None;

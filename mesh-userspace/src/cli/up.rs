@@ -12,7 +12,6 @@ use super::Place;
 use crate::{
     agent::{self, Settings},
     bpf::{attach::Mode, probe::KernelFeatures},
-    docker,
     host::{Host, HostError},
     state::{self, StateError},
 };
@@ -45,10 +44,6 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         node: args.node,
         mode: args.attach_mode.unwrap_or(if has_tcx { Mode::Tcx } else { Mode::Clsact }),
         socket: state::socket(&place.run_dir),
-        docker: Some(docker::Settings {
-            socket: "/run/docker.sock".into(),
-            plugin_socket: "/run/docker/plugins/mesh.sock".into(),
-        }),
     };
     if settings.mode == Mode::Tcx && !has_tcx {
         anyhow::bail!("this kernel has no tcx (since Linux 6.6): leave --attach-mode out");

@@ -182,6 +182,15 @@ where
 }
 
 impl Api {
+    /// Is there a Docker, and does it make its networks in our namespace? Agents of several hosts
+    /// may run on one machine.
+    pub async fn is_ours(&self) -> bool {
+        let Ok(stream) = UnixStream::connect(&self.socket).await else { return false };
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        pid.is_some_and(|pid| namespace(&pid.to_string()) == namespace("self"))
+    }
+
     /// The networks of a driver, without the containers in them.
     pub async fn networks(&self, driver: &str) -> Result<Vec<Network>, ApiError> {
         let filter = format!(r#"{{"driver":["{driver}"]}}"#);

@@ -66,6 +66,7 @@ impl Docker {
                 }
             }
         }
+        self.changes.send_modify(|n| *n += 1);
         self.shared.publish(|d| d.set_view(view));
     }
 

@@ -11,7 +11,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    path::PathBuf,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -22,12 +21,14 @@ use tokio::{
 };
 
 use crate::{
-    config::{Cluster, Vni, gateway},
+    config::{self, Cluster, Vni, gateway},
     host::{AddedNetwork, Host},
+    names::Resolver,
     peers::{Directory, Roster, Shared},
 };
 
 mod api;
+mod askers;
 mod containers;
 mod driver;
 pub mod http;
@@ -40,21 +41,13 @@ mod server;
 mod watch;
 
 use api::Api;
+pub use askers::Askers;
 use saved::Saved;
 use server::Asked;
 use watch::{Event, Watcher};
 
 /// Calls and events that may wait for the agent.
 const QUEUE: usize = 1024;
-
-/// Where Docker is.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Docker's API.
-    pub socket: PathBuf,
-    /// Where Docker looks for the plugin: the file's name is the driver's.
-    pub plugin_socket: PathBuf,
-}
 
 /// Something for the agent to do.
 #[derive(Debug)]
@@ -87,12 +80,20 @@ pub struct Docker {
     incoming: mpsc::Receiver<Event>,
     calls: mpsc::Receiver<Asked>,
     peers: channel::Receiver<u64>,
+    /// Counts what happened to containers here.
+    changes: channel::Sender<u64>,
     watcher: AbortHandle,
 }
 
 impl Docker {
+    /// `None` if the config file says so.
+    pub fn start_if_wanted(host: &Host) -> Option<Self> {
+        let settings = host.cluster()?.docker.clone();
+        settings.plugin.then(|| Self::start(host, settings))
+    }
+
     /// Takes up what was saved, and begins to serve as soon as there is a Docker.
-    pub fn start(host: &mut Host, settings: Settings) -> Self {
+    fn start(host: &Host, settings: config::Docker) -> Self {
         let saved: Option<Saved> =
             host.docker().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let mut saved = saved.unwrap_or_default();
@@ -127,12 +128,23 @@ impl Docker {
             events,
             incoming,
             calls,
+            changes: channel::Sender::new(0),
             watcher: tokio::spawn(watcher.run()).abort_handle(),
         }
     }
 
     pub fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    /// Speaks with the other agents and serves names, from now on.
+    pub fn serve(&self) {
+        self.shared.start();
+        let changes = self.changes.subscribe();
+        Resolver::start(
+            self.shared.clone(),
+            Askers::new(self.api.clone(), self.shared.clone(), changes),
+        );
     }
 
     /// The next thing to do. May be dropped while it waits: nothing is lost.
@@ -203,7 +215,7 @@ impl Drop for Docker {
 
 /// Who speaks to whom.
 pub fn roster(cluster: &Cluster, me: &str) -> Roster {
-    let addresses = |node: &crate::config::Node| -> Vec<IpAddr> {
+    let addresses = |node: &config::Node| -> Vec<IpAddr> {
         let own: Vec<IpAddr> = node.subnets_of(Vni::DEFAULT).map(gateway).collect();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
         [first(true), first(false)].into_iter().flatten().collect()

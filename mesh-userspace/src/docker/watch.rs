@@ -68,8 +68,10 @@ impl Watcher {
     pub async fn run(self) {
         let mut server: Option<Server> = None;
         let mut complaint = String::new();
+        // One for all lives of Docker: its count only grows.
+        let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
         loop {
-            if self.api.socket.exists() {
+            if self.api.is_ours().await {
                 if !server.as_ref().is_some_and(Server::is_there) {
                     // The old one first: it removes its socket.
                     server = None;
@@ -78,7 +80,7 @@ impl Watcher {
                         Err(e) => tracing::warn!("{}: {e}", self.plugin_socket.display()),
                     }
                 }
-                if let Err(e) = self.follow().await {
+                if let Err(e) = self.follow(&mut inspector).await {
                     let e = e.to_string();
                     if e != complaint {
                         tracing::info!("{e}");
@@ -91,20 +93,19 @@ impl Watcher {
     }
 
     /// Until Docker ends.
-    async fn follow(&self) -> Result<(), ApiError> {
+    async fn follow(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
         // First listen, then look: nothing is lost in between.
         let mut events = self.api.events().await?;
-        let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
         let mut due = Instant::now();
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.happened(event, &mut inspector).await?,
+                    Some(event) => self.happened(event, inspector).await?,
                     None => return Ok(()),
                 },
                 () = self.look.notified() => self.look_at_networks().await?,
                 () = tokio::time::sleep_until(due) => {
-                    self.look_at_all(&mut inspector).await?;
+                    self.look_at_all(inspector).await?;
                     due = Instant::now() + PERIOD;
                 }
             }

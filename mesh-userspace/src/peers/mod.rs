@@ -91,6 +91,15 @@ impl Shared {
         });
     }
 
+    /// This node's overlay addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.roster.borrow().addresses.clone()
+    }
+
+    pub fn watch_addresses(&self) -> watch::Receiver<Roster> {
+        self.roster.subscribe()
+    }
+
     /// Takes what a peer told.
     fn absorb(&self, from: &str, news: &protocol::News) {
         if self.lock().absorb(from, news) {
