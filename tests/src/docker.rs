@@ -28,15 +28,15 @@ const ENDING: Duration = Duration::from_secs(15);
 const HOLD: &str = r#"
 set -e
 hostname "$2"
-mkdir -p "$1/run-$2" && mount -t tmpfs -o mode=755 tmpfs "$1/run-$2"
-mkdir -p "$1/run-$2/${1#/run/}" && mount --bind "$1" "$1/run-$2/${1#/run/}"
-mount --move "$1/run-$2" /run
+mkdir -p "$1/run-$2" && mount -n -t tmpfs -o mode=755 tmpfs "$1/run-$2"
+mkdir -p "$1/run-$2/${1#/run/}" && mount -n --bind "$1" "$1/run-$2/${1#/run/}"
+mount -n --move "$1/run-$2" /run
 mkdir -p /run/lock /run/cgroups
-cp -f "$1/$2.resolv" /run/resolv.conf && mount --bind /run/resolv.conf /etc/resolv.conf
-mount --rbind /sys/fs/cgroup /run/cgroups
-umount -l /sys && mount -t sysfs sysfs /sys
-mount --rbind /run/cgroups /sys/fs/cgroup && umount -l /run/cgroups
-mount -t bpf bpf /sys/fs/bpf
+cp -f "$1/$2.resolv" /run/resolv.conf && mount -n --bind /run/resolv.conf /etc/resolv.conf
+mount -n --rbind /sys/fs/cgroup /run/cgroups
+umount -n -l /sys && mount -n -t sysfs sysfs /sys
+mount -n --rbind /run/cgroups /sys/fs/cgroup && umount -n -l /run/cgroups
+mount -n -t bpf bpf /sys/fs/bpf
 touch "$1/$2.ready"
 exec sleep infinity
 "#;
@@ -136,6 +136,7 @@ impl Docker {
             "overlay2",
         ]);
         command.args(["-H", "unix:///run/docker.sock", "--cgroup-parent", &self.cgroup(at)]);
+        command.args(["--shutdown-timeout", "1"]);
         let subnet = &self.topology.cluster.nodes[at].subnet[0];
         let overlay = subnet.replace(".0/24", ".1");
         command.args(["--dns", &overlay]).args(args);

@@ -217,7 +217,9 @@ impl Docker {
         if let Some(fault) = network.size_fault(&cluster) {
             return Err(DriverError::User(fault));
         }
-        let local = Local { name: options.network, subnets, options: given, spec: None };
+        // Not even one that an agent made has its name at once: a list that Docker was asked for
+        // before does not have it, and a network that was there and is not is one that was removed.
+        let local = Local { name: None, subnets, options: given, spec: None };
         self.saved.networks.insert(made.network, local);
         // Its name is known once Docker is done with this call.
         self.look.notify_one();
@@ -225,6 +227,7 @@ impl Docker {
     }
 
     async fn delete_network(&mut self, host: &mut Host, id: &str) -> Result<Value, DriverError> {
+        self.deleted.insert(id.to_owned());
         if let Some(Local { name: Some(name), .. }) = self.saved.networks.remove(id) {
             self.removed_here(&name);
             self.apply_networks(host).await?;

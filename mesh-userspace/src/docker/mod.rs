@@ -67,6 +67,8 @@ pub struct Docker {
     /// As the data plane has them.
     applied: Vec<AddedNetwork>,
     containers: BTreeMap<String, containers::Seen>,
+    /// Docker's ids of networks that it deleted just now.
+    deleted: HashSet<String>,
     /// Networks that Docker is making or removing for us.
     busy: HashSet<String>,
     /// Why a network is not as it should be here.
@@ -120,6 +122,7 @@ impl Docker {
             saved,
             applied: host.state.networks.clone(),
             containers: BTreeMap::new(),
+            deleted: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
             suspects: BTreeSet::new(),
@@ -166,7 +169,7 @@ impl Docker {
                 Ok(())
             }
             Work::Peers => {
-                self.keep_used();
+                self.keep_used(host);
                 self.look.notify_one();
                 let applied = self.apply_networks(host).await;
                 applied.and_then(|()| self.save(host))

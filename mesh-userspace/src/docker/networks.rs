@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Docker,
     api::{self, ApiError},
-    driver::DriverError,
+    driver::{DriverError, endpoint_name},
     options::{self, Options},
     protocol::ip,
     saved::Local,
@@ -28,8 +28,11 @@ impl Docker {
     pub(super) async fn reconcile(
         &mut self,
         host: &mut Host,
-        list: Vec<api::Network>,
+        mut list: Vec<api::Network>,
     ) -> Result<(), DriverError> {
+        // A list from before they were deleted has them still.
+        self.deleted.retain(|id| list.iter().any(|n| n.id == *id));
+        list.retain(|n| !self.deleted.contains(&n.id));
         let ids: BTreeSet<&str> = list.iter().map(|n| n.id.as_str()).collect();
         let gone = |(id, local): (&String, &Local)| {
             (!ids.contains(id.as_str())).then(|| Some((id.clone(), local.name.clone()?))).flatten()
@@ -45,7 +48,7 @@ impl Docker {
         for network in &list {
             self.learn(network);
         }
-        self.keep_used();
+        self.keep_used(host);
         self.apply_networks(host).await?;
         self.mirror(&list);
         self.save(host)
@@ -121,10 +124,12 @@ impl Docker {
     }
 
     /// A network that another node removed, though containers here are in it, is there still.
-    pub(super) fn keep_used(&mut self) {
+    pub(super) fn keep_used(&mut self, host: &Host) {
         for (id, local) in &self.saved.networks {
             let (Some(name), Some(spec)) = (&local.name, &local.spec) else { continue };
-            let is_used = self.saved.endpoints.values().any(|note| note.network == *id);
+            let mut notes = self.saved.endpoints.iter().filter(|(_, note)| note.network == *id);
+            let is_used = notes
+                .any(|(endpoint, _)| host.state.endpoints.contains_key(&endpoint_name(endpoint)));
             if is_used && self.shared.lock().is_removed(name) {
                 tracing::warn!(
                     "network {name} was removed elsewhere, but containers here are in it"

@@ -88,18 +88,21 @@ async fn answer(State(calls): State<mpsc::Sender<Asked>>, uri: Uri, body: Bytes)
             Ok(answer) => (StatusCode::OK, answer),
             Err(e) => {
                 tracing::warn!("{method}: {e}");
-                (StatusCode::OK, json!({"Err": e.to_string()}))
+                (StatusCode::OK, error(&e))
             }
         },
-        Err(e @ ProtocolError::Unknown(_)) => {
-            (StatusCode::NOT_FOUND, json!({"Err": e.to_string()}))
-        }
+        Err(e @ ProtocolError::Unknown(_)) => (StatusCode::NOT_FOUND, error(&e)),
         Err(e) => {
             tracing::warn!("{e}");
-            (StatusCode::OK, json!({"Err": e.to_string()}))
+            (StatusCode::OK, error(&e))
         }
     };
     (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], answer.to_string()).into_response()
+}
+
+/// Network drivers call it one way and IPAM drivers another.
+fn error(e: &dyn std::error::Error) -> Value {
+    json!({"Err": e.to_string(), "Error": e.to_string()})
 }
 
 async fn ask(calls: &mpsc::Sender<Asked>, call: Call) -> Result<Value, DriverError> {

@@ -62,6 +62,12 @@ async fn by_tcp(to: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// The host's resolvers that a container reaches too.
+pub fn public_resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    resolvers(&text).into_iter().filter(|resolver| !resolver.is_loopback()).collect()
+}
+
 /// resolv.conf(5)
 fn resolvers(text: &str) -> Vec<IpAddr> {
     let address = |line: &str| {

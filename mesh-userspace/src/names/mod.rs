@@ -15,7 +15,7 @@ use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 
 use crate::{docker::Askers, peers::Shared};
 
-mod forward;
+pub mod forward;
 mod server;
 mod zone;
 
