@@ -1,6 +1,13 @@
 //! `docker network create -d mesh`, with real Docker daemons.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Ipv4Addr, UdpSocket},
+    os::unix::net::UnixStream,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
@@ -190,5 +197,66 @@ fn many_containers_at_once_neither_collide_nor_leak() {
             ensure!(ours.count() == left, "{links}");
         }
         Ok(())
+    });
+}
+
+#[test]
+fn bad_input_gets_an_error_and_harms_nothing() {
+    scenario(1, |docker| {
+        docker.run(0, CREATE)?;
+        let host = &docker.topology.hosts[0];
+        let inside = host.inside.context("a host with namespaces of its own")?;
+        let plugin = format!("/proc/{inside}/root/run/docker/plugins/mesh.sock");
+        let post = |method: &str, body: &[u8]| -> Result<String> {
+            let mut stream = UnixStream::connect(&plugin)?;
+            stream.set_read_timeout(Some(NAMES))?;
+            let len = body.len();
+            let head = format!("POST /{method} HTTP/1.1\r\nHost: \r\nContent-Length: {len}\r\n");
+            stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())?;
+            // Who says no before all is read closes.
+            let _ = stream.write_all(body);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        for (method, body) in [
+            ("NetworkDriver.Join", &b"{\"NetworkID\":"[..]),
+            ("NetworkDriver.Join", b""),
+            (
+                "NetworkDriver.CreateNetwork",
+                b"{\"NetworkID\":\"a\",\"IPv4Data\":[{\"Pool\":\"x\"}]}",
+            ),
+            ("IpamDriver.RequestPool", b"{\"Pool\":\"10.0.9.1/99\"}"),
+            ("IpamDriver.RequestAddress", b"{\"PoolID\":\"x\"}"),
+            ("No.Such", b"{}"),
+        ] {
+            let answer = post(method, body)?;
+            ensure!(answer.contains("\"Err\":"), "{method}: {answer}");
+        }
+        let long = post("NetworkDriver.Join", &vec![b'x'; 10 << 20])?;
+        ensure!(long.is_empty() || long.starts_with("HTTP/1.1 413"), "{long}");
+        // What Docker never made is no trouble to take away.
+        let unknown = post("NetworkDriver.Leave", b"{\"NetworkID\":\"a\",\"EndpointID\":\"b\"}")?;
+        ensure!(unknown.starts_with("HTTP/1.1 200") && !unknown.contains("Err"), "{unknown}");
+
+        let overlay = host.overlay_addresses()?[0];
+        let socket = host.netns.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        socket.set_read_timeout(Some(NAMES))?;
+        socket.connect((overlay, 53))?;
+        for bytes in [&[][..], &[0; 3], &[0xff; 300], &[0; 11]] {
+            socket.send(bytes)?;
+        }
+        // A name that points to itself: counted as a question, and refused.
+        let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1];
+        let mut answer = [0; 512];
+        socket.send(&question)?;
+        let len = socket.recv(&mut answer)?;
+        ensure!(answer[..2] == [7, 7] && answer[3] & 0xf == 1, "{:x?}", &answer[..len]);
+        question.truncate(12);
+        socket.send(&question)?;
+        socket.recv(&mut answer)?;
+        ensure!(answer[3] & 0xf == 1, "{:x?}", &answer[..12]);
+        docker.run(0, WEB)?;
+        get(docker, 0, "http://web")
     });
 }

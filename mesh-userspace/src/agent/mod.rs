@@ -96,9 +96,6 @@ pub async fn run(
 
     let mut agent = Agent { config_error, retry: None, due: None };
     let mut docker = Docker::start_if_wanted(&host);
-    if let Some(docker) = &docker {
-        docker.serve();
-    }
     // The config file that the other agents are known by.
     let mut told = None;
     loop {

@@ -35,6 +35,7 @@ pub mod http;
 mod ipam;
 mod networks;
 mod options;
+mod pools;
 mod protocol;
 mod saved;
 mod server;
@@ -67,6 +68,7 @@ pub struct Docker {
     /// As the data plane has them.
     applied: Vec<AddedNetwork>,
     containers: BTreeMap<String, containers::Seen>,
+    is_served: bool,
     /// Docker's ids of networks that it deleted just now.
     deleted: HashSet<String>,
     /// Networks that Docker is making or removing for us.
@@ -122,6 +124,7 @@ impl Docker {
             saved,
             applied: host.state.networks.clone(),
             containers: BTreeMap::new(),
+            is_served: false,
             deleted: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
@@ -140,8 +143,12 @@ impl Docker {
         &self.shared
     }
 
-    /// Speaks with the other agents and serves names, from now on.
-    pub fn serve(&self) {
+    /// Speaks with the other agents and serves names, from when there is a Docker here: a mesh
+    /// without any says nothing.
+    fn serve(&mut self) {
+        if std::mem::replace(&mut self.is_served, true) {
+            return;
+        }
         self.shared.start();
         let changes = self.changes.subscribe();
         Resolver::start(
@@ -161,6 +168,7 @@ impl Docker {
     }
 
     pub async fn work(&mut self, host: &mut Host, work: Work) {
+        self.serve();
         let done = match work {
             Work::Call((call, answer)) => {
                 let result = self.answer(host, call).await;

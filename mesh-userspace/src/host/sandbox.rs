@@ -54,6 +54,9 @@ impl Host {
         let ifname = host_ifname.replacen("mesh", "mc", 1);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
+        if self.headroom.is_none() {
+            self.ensure_headroom().await?;
+        }
         let veth = Veth {
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
@@ -106,6 +109,7 @@ impl Host {
         let me = super::find(cluster, &self.state.node)?;
         self.fill(cluster, &me).await?;
         attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        self.give_headroom(pair.ifindex).await?;
         if network.has_ipv6() {
             // The kernel confirms a neighbour only from a link-local address, which Docker leaves
             // to the kernel.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// answer in a second.
 const PERIOD: Duration = Duration::from_secs(5);
 const PERIOD_PER_PEER: Duration = Duration::from_millis(50);
-/// After an error.
+/// After an error, at first.
 const RETRY: Duration = Duration::from_secs(1);
 /// Periods of silence after which a node's names are forgotten.
 const SILENT_PERIODS: u32 = 3;
@@ -69,6 +69,7 @@ async fn follow(shared: Shared, peer: String, address: IpAddr, period: Duration)
     let mut own = shared.own.subscribe();
     // What the peer said it has of our names.
     let mut has = None;
+    let mut retry = RETRY;
     loop {
         own.borrow_and_update();
         let news = shared.lock().news_for(&peer, has);
@@ -80,12 +81,15 @@ async fn follow(shared: Shared, peer: String, address: IpAddr, period: Duration)
                     has = None;
                 }
                 shared.absorb(&peer, &answer);
+                retry = RETRY;
                 if has.is_none() { RETRY } else { period }
             }
             failed => {
                 tracing::debug!("exchange with {peer}: {failed:?}");
                 has = None;
-                RETRY
+                // A node without Docker never answers.
+                retry = (retry * 2).min(period);
+                retry
             }
         };
         tokio::select! {

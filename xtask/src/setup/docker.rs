@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{output, run, say, succeeds},
-    setup::apt::{Need, packages},
+    setup::apt::{Need, packages, update},
     toolchain::{self, on_path},
 };
 
@@ -51,7 +51,10 @@ fn fetch(into: &Path) -> Result<()> {
         "fetching {} (apt, 66 MB) for the Docker tests; nothing is installed",
         PACKAGES.join(" ")
     ));
-    run(Command::new("apt-get").args(["-q", "download"]).args(PACKAGES).current_dir(into))?;
+    let download =
+        || run(Command::new("apt-get").args(["-q", "download"]).args(PACKAGES).current_dir(into));
+    // The lists may be missing or stale.
+    download().or_else(|_| update().and_then(|()| download()))?;
     for entry in fs::read_dir(into)? {
         let package = entry?.path();
         if package.extension().is_some_and(|e| e == "deb") {
