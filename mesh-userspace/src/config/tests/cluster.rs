@@ -47,7 +47,7 @@ fn docker_that_can_not_be_is_a_fault() {
         ("sockt = \"/a.sock\"", "docker.sockt", "did you mean"),
     ] {
         let text = format!("{EXAMPLE}[docker]\n{line}\n");
-        assert_only(&text, &format!("23 {key}"), says);
+        assert_only(&text, &format!("22 {key}"), says);
     }
 }
 
