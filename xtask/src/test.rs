@@ -90,7 +90,7 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     for test in upper {
         tiers.step(&test, no_privilege.as_ref(), report)?;
     }
-    if tiers.filter.is_none() {
+    if tiers.filter.is_none() && !args.docker {
         report.step("bench: a short run", || match &no_privilege {
             Some(why) => Ok(Outcome::Skipped(format!("{why:#}"))),
             None => bench::smoke(&tiers.agent).map(|()| Outcome::Passed(String::new())),
