@@ -137,6 +137,7 @@ impl Difference {
             nodes: nodes.to_vec(),
             name: cluster.name.clone(),
             networks: cluster.networks.clone(),
+            docker: cluster.docker.clone(),
             ..*cluster
         };
         is_same.then(|| Self { old: of(old, a), new: of(new, b), lens })

@@ -5,6 +5,7 @@
 //! <run-dir>/mesh.sock      the running agent
 //! <run-dir>/state.json     what was made here
 //! <run-dir>/cluster.toml   the last config file that was good, as it was
+//! <run-dir>/docker.json    what Docker was given here, and which networks there are
 //! ```
 
 use std::{
@@ -18,9 +19,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::bpf::{
-    attach::{Interface, Mode},
-    load::Identity,
+use crate::{
+    bpf::{
+        attach::{Interface, Mode},
+        load::Identity,
+    },
+    host::AddedNetwork,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +65,8 @@ pub struct State {
     /// `mesh0`.
     pub host: Option<Interface>,
     pub endpoints: BTreeMap<String, Endpoint>,
+    /// Networks besides those of the config file.
+    pub networks: Vec<AddedNetwork>,
 }
 
 /// A container's attachment.
@@ -77,6 +83,9 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     pub addresses: Vec<IpAddr>,
     pub mtu: u32,
+    /// What the interface was asked to have at most.
+    #[serde(default)]
+    pub mtu_max: Option<u32>,
     /// How its namespace was named, for people and for a change of MTU.
     pub netns: String,
     /// Device and inode of the namespace, to know it again.
@@ -190,6 +199,15 @@ impl RunDir {
         write().map_err(|source| StateError::Io { what: "writing", path: path.clone(), source })
     }
 
+    /// What Docker was given; nothing if there is no such file, or none that makes sense.
+    pub fn docker(&self) -> Option<Vec<u8>> {
+        fs::read(self.dir.join("docker.json")).ok()
+    }
+
+    pub fn save_docker(&self, bytes: &[u8]) -> Result<(), StateError> {
+        self.replace("docker.json", bytes)
+    }
+
     /// Removes our files, and the folder if nothing else is in it.
     pub fn remove(self) -> Result<(), StateError> {
         for name in [
@@ -197,6 +215,8 @@ impl RunDir {
             "state.json.next",
             "cluster.toml",
             "cluster.toml.next",
+            "docker.json",
+            "docker.json.next",
             "mesh.sock",
             "lock",
         ] {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     env,
+    ffi::OsStr,
     fs::{self, File},
     net::IpAddr,
     os::unix::process::CommandExt,
@@ -39,6 +40,8 @@ pub struct Host {
     pub private_mounts: bool,
     /// Another `mesh` than [`mesh_binary`].
     pub binary: Option<PathBuf>,
+    /// Runs everything in the namespaces of this process, which must be in this host's.
+    pub inside: Option<u32>,
     /// `--attach-mode`, where it is not left to mesh.
     pub attach_mode: Option<&'static str>,
     agent: Option<Child>,
@@ -64,6 +67,7 @@ impl Host {
             pin_dir: dir.join("bpf").join(&name),
             private_mounts: false,
             binary: None,
+            inside: None,
             attach_mode: None,
             agent: None,
             name,
@@ -75,7 +79,9 @@ impl Host {
     /// `mesh --run-dir .. --pin-dir ..` inside this host.
     pub fn mesh(&self) -> Result<Command> {
         let binary = self.binary.clone().map_or_else(mesh_binary, Ok)?;
-        let mut command = if self.private_mounts {
+        let mut command = if self.inside.is_some() {
+            self.command(&binary)
+        } else if self.private_mounts {
             let mut ip = Command::new("ip");
             ip.args(["netns", "exec", self.netns.name()]).arg(binary);
             ip
@@ -84,6 +90,15 @@ impl Host {
         };
         command.arg("--run-dir").arg(&self.run_dir).arg("--pin-dir").arg(&self.pin_dir);
         Ok(command)
+    }
+
+    /// A command that will run in this host's namespaces, the mount namespace too if it has one.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some(pid) = self.inside else { return self.netns.command(program) };
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--uts", "--target", &pid.to_string(), "--"]);
+        command.arg(program);
+        command
     }
 
     /// Runs `mesh ARGS` to its end, whatever that is. One that does not end is killed.

@@ -12,6 +12,7 @@
 pub mod capture;
 pub mod cluster;
 pub mod container;
+pub mod docker;
 pub mod figure;
 pub mod flow;
 pub mod host;

@@ -15,9 +15,11 @@ use crate::{
 };
 
 mod apt;
+mod docker;
 mod linker;
 
 pub use apt::{Need, packages, unpacked};
+pub use docker::engine as docker_engine;
 
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[

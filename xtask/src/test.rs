@@ -37,6 +37,9 @@ pub struct TestArgs {
     /// Keep what the verifiers took as what they may take (tests/verified.json)
     #[arg(long)]
     pub record: bool,
+    /// Run only the tests with real Docker daemons
+    #[arg(long)]
+    pub docker: bool,
     /// Run only tests with this in their own name or in that of their file
     pub filter: Option<String>,
 }
@@ -45,6 +48,8 @@ pub struct TestArgs {
 const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
 /// The last step, and its name for the filter.
 const BENCH: &str = "bench: a short run";
+/// Tells the tests where a Docker engine is.
+const DOCKER: &str = "MESH_DOCKER";
 /// How a test that skips itself says why, at the start of a line.
 const SKIP: &str = "SKIP: ";
 
@@ -55,6 +60,8 @@ struct Tiers {
     agent: PathBuf,
     no_skip: bool,
     ran: usize,
+    /// Where a Docker engine is, once it was asked for.
+    docker: Option<PathBuf>,
 }
 
 pub fn run(args: TestArgs) -> Result<()> {
@@ -77,7 +84,11 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     if built.is_empty() {
         return Ok(());
     }
-    let mut tiers = Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0 };
+    if args.docker {
+        built.retain(needs_docker);
+    }
+    let mut tiers =
+        Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0, docker: None };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
     // Single programs before whole hosts: what fails first is nearest to the cause.
     upper.sort_by_key(|test| (!test.name.starts_with("prog"), test.name.clone()));
@@ -92,7 +103,8 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
         }
         matrix.finish(args.record, report);
     }
-    if tiers.filter.as_ref().is_none_or(|filter| BENCH.contains(filter.as_str())) {
+    let is_wanted = tiers.filter.as_ref().is_none_or(|filter| BENCH.contains(filter.as_str()));
+    if is_wanted && !args.docker {
         tiers.ran += 1;
         report.step(BENCH, || match &no_privilege {
             Some(why) => Ok(Outcome::Skipped(format!("{why:#}"))),
@@ -118,6 +130,11 @@ fn privilege() -> Result<()> {
     setup::packages(&[setup::DEMO, setup::BENCH, setup::TESTS].concat())
 }
 
+/// Tests with real Docker daemons.
+fn needs_docker(test: &Built) -> bool {
+    is_upper(test) && test.name.starts_with("docker")
+}
+
 /// Tests of whole programs and hosts, in `tests/tests`.
 fn is_upper(test: &Built) -> bool {
     test.kind == "test" && test.package == toolchain::workspace().join("tests")
@@ -135,7 +152,7 @@ impl Tiers {
         for test in unit {
             self.step(test, None, report)?;
         }
-        if self.filter.is_none() {
+        if self.filter.is_none() && !unit.is_empty() {
             report.step("unit: examples in docs", || {
                 exec::run(cargo("test").args(["--doc", "--quiet"]).args(artifacts::TESTED))?;
                 Ok(Outcome::Passed(String::new()))
@@ -151,6 +168,9 @@ impl Tiers {
     fn oldest(&mut self, upper: &[Built], report: &mut Report) -> Result<()> {
         let (name, test) = kernels::ALWAYS;
         let tests: Vec<_> = upper.iter().filter(|built| built.name == test).collect();
+        if tests.is_empty() {
+            return Ok(());
+        }
         let mut matrix = Matrix::default();
         matrix.run(name, &tests, self, report)?;
         matrix.finish(false, report);
@@ -173,6 +193,16 @@ impl Tiers {
         if let (true, Some(why)) = (is_upper(test), no_privilege) {
             report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
             return Ok(());
+        }
+        if needs_docker(test) && self.docker.is_none() {
+            match setup::docker_engine() {
+                Ok(root) => self.docker = Some(root),
+                Err(why) => {
+                    let why = format!("{count} tests: no Docker engine: {why:#}");
+                    report.step(&name, || Ok(Outcome::Skipped(why)));
+                    return Ok(());
+                }
+            }
         }
         let mut skips = Vec::new();
         report.step(&name, || {
@@ -223,6 +253,9 @@ impl Tiers {
         let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
         for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
+        }
+        if let Some(root) = self.docker.as_ref().filter(|_| needs_docker(test)) {
+            vars.push((DOCKER.into(), root.into()));
         }
         if self.no_skip {
             vars.push((NO_SKIP.into(), "1".into()));

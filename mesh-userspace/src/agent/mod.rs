@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     bpf::attach::Mode,
     config::{self, Cluster},
+    docker::{self, Docker},
     host::{Host, HostError},
     net::{Change, Watch},
 };
@@ -95,9 +96,19 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
+    let mut docker = Docker::start_if_wanted(&host);
+    // The config file that the other agents are known by.
+    let mut told = None;
     return_memory();
     loop {
         host.check()?;
+        let generation = Some(host.state.generation);
+        if let (Some(docker), Some(cluster)) = (&docker, host.cluster())
+            && told != generation
+        {
+            told = generation;
+            docker.shared().set_roster(docker::roster(cluster, &host.state.node));
+        }
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {
@@ -107,6 +118,11 @@ pub async fn run(
                 }
                 // A caller that went away does not need its answer.
                 let _ = answer.send(agent.answer(&mut host, request, fd).await);
+            }
+            work = next(&mut docker) => {
+                if let Some(docker) = &mut docker {
+                    docker.work(&mut host, work).await;
+                }
             }
             Some(()) = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
@@ -132,6 +148,14 @@ pub async fn run(
     tracing::info!("ending; the data plane stays as it is (`mesh down` takes it away)");
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// What there is to do for Docker; never returns if that is off.
+async fn next(docker: &mut Option<Docker>) -> docker::Work {
+    match docker {
+        Some(docker) => docker.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn down(host: Host, answer: tokio::sync::oneshot::Sender<Response>) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// Each with its reason.
-const KEPT: [Capability; 6] = [
+const KEPT: [Capability; 7] = [
     // Links, routes, neighbours, attaching programs.
     Capability::CAP_NET_ADMIN,
     // Maps, programs, pins.
@@ -15,6 +15,8 @@ const KEPT: [Capability; 6] = [
     // Finding the namespace of a container again by its pid, when the MTU changes: a process may
     // not look at one that has powers it gave up itself.
     Capability::CAP_SYS_PTRACE,
+    // Answering for names on port 53.
+    Capability::CAP_NET_BIND_SERVICE,
     // Reading the config file, whoever owns it.
     Capability::CAP_DAC_READ_SEARCH,
 ];

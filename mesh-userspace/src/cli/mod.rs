@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 mod attach;
 mod check;
 mod detach;
+mod docker;
 mod doctor;
 mod down;
 mod generate;
@@ -55,6 +56,9 @@ pub enum Verb {
     Check(check::CheckArgs),
     /// Find out what this kernel and host can do, and what to mend
     Doctor(doctor::DoctorArgs),
+    /// Prepare this host's Docker for the names of the mesh
+    #[command(subcommand)]
+    Docker(docker::DockerVerb),
     /// Print the completions for a shell
     Completions(generate::CompletionsArgs),
     /// Write the man pages into a folder
@@ -96,6 +100,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Status(args) => status::run(args, &place).await,
         Verb::Check(args) => check::run(args).await,
         Verb::Doctor(args) => doctor::run(args, &place).await,
+        Verb::Docker(verb) => docker::run(verb, &place).await,
         Verb::Completions(args) => generate::completions(args, Cli::command()),
         Verb::Man(args) => generate::man(args, Cli::command()),
     }
@@ -105,7 +110,12 @@ impl Verb {
     fn touches_pins(&self) -> bool {
         matches!(
             self,
-            Self::Up(_) | Self::Down(_) | Self::Attach(_) | Self::Detach(_) | Self::Status(_)
+            Self::Up(_)
+                | Self::Down(_)
+                | Self::Attach(_)
+                | Self::Detach(_)
+                | Self::Status(_)
+                | Self::Docker(_)
         )
     }
 }

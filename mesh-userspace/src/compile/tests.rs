@@ -33,7 +33,7 @@ fn node(name: &str, underlay: Ipv4Addr, subnets: &[(u32, &str)]) -> Node {
 fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
     let network = |n: &u32| Network { name: format!("net{n}"), vni: vni(*n), cidrs: Vec::new() };
     let networks = vnis.iter().map(network).collect();
-    Cluster { name: "test".into(), encap, mtu, networks, nodes }
+    Cluster { name: "test".into(), encap, mtu, networks, nodes, docker: Default::default() }
 }
 
 fn attachment(n: u32, ifindex: u32, addresses: &[&str]) -> Attachment {

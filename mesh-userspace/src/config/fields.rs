@@ -91,6 +91,18 @@ impl Reader<'_, '_> {
         }
     }
 
+    /// The same for a boolean, as it stands.
+    pub fn boolean(&mut self, value: &Value<'_>, key: String) -> Option<At<bool>> {
+        let place = self.place(value, key);
+        match value.get_ref() {
+            DeValue::Boolean(value) => Some(At { value: *value, place }),
+            _ => {
+                self.wrong_type(value, &place, "true or false, without quotes");
+                None
+            }
+        }
+    }
+
     /// The same for an integer.
     pub fn integer<T>(
         &mut self,

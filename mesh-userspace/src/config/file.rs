@@ -13,6 +13,10 @@ use serde::Serialize;
 #[schemars(title = "mesh config", deny_unknown_fields)]
 pub struct File {
     pub cluster: ClusterTable,
+    /// Where Docker is on each host. Default: /run/docker.sock, served where it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "DockerTable")]
+    pub docker: Option<DockerTable>,
     /// The hosts of the mesh. File order counts where a network is divided evenly.
     #[schemars(length(min = 1))]
     pub node: Vec<NodeTable>,
@@ -40,6 +44,25 @@ pub struct ClusterTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "u16", range(min = super::value::MTU_MIN, max = MTU_MAX))]
     pub mtu: Option<u16>,
+}
+
+/// Docker, which mesh is a network driver of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(title = "docker", deny_unknown_fields)]
+pub struct DockerTable {
+    /// Serve the driver `mesh`, and names of containers. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "bool")]
+    pub plugin: Option<bool>,
+    /// The socket of Docker's API. Default: /run/docker.sock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "String")]
+    pub socket: Option<String>,
+    /// The socket where Docker finds the plugin; the file's name is the driver's. Default:
+    /// /run/docker/plugins/mesh.sock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "String")]
+    pub plugin_socket: Option<String>,
 }
 
 /// 65535 less the GRE overhead of network 0.

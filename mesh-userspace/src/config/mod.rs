@@ -17,7 +17,7 @@ use std::{
     collections::HashSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
@@ -40,6 +40,7 @@ mod tests;
 
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
+pub use prefixes::share;
 
 /// Name of the cluster's own network.
 pub const DEFAULT_NETWORK: &str = "default";
@@ -106,6 +107,27 @@ pub struct Cluster {
     pub networks: Vec<Network>,
     /// In file order.
     pub nodes: Vec<Node>,
+    pub docker: Docker,
+}
+
+/// Where each host's Docker is, and whether it is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Docker {
+    pub plugin: bool,
+    /// Docker's API.
+    pub socket: PathBuf,
+    /// Where Docker looks for the plugin: the file's name is the driver's.
+    pub plugin_socket: PathBuf,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self {
+            plugin: true,
+            socket: "/run/docker.sock".into(),
+            plugin_socket: "/run/docker/plugins/mesh.sock".into(),
+        }
+    }
 }
 
 impl Cluster {

@@ -61,7 +61,7 @@ pub(super) fn share_len(net: IpNet, nodes: usize) -> Option<u8> {
 }
 
 /// The share of the node in place `index`.
-pub(super) fn share(net: IpNet, nodes: usize, index: usize) -> Option<IpNet> {
+pub fn share(net: IpNet, nodes: usize, index: usize) -> Option<IpNet> {
     let len = share_len(net, nodes)?;
     match net {
         IpNet::V4(net) => {

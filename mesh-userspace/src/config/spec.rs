@@ -1,6 +1,6 @@
 //! What the file says, value by value, before anything is compared.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
@@ -14,6 +14,7 @@ use super::{
 };
 
 pub(super) const CLUSTER_KEYS: [&str; 4] = ["name", "cidr", "encap", "mtu"];
+pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
 pub(super) const NODE_KEYS: [&str; 4] = ["name", "underlay", "subnet", "subnets"];
 
@@ -23,6 +24,7 @@ pub(super) struct Spec {
     pub cluster: Option<ClusterSpec>,
     pub networks: Vec<NetworkSpec>,
     pub nodes: Vec<NodeSpec>,
+    pub docker: Option<DockerSpec>,
     /// Given, but as something that is no table.
     unreadable: Vec<Kind>,
 }
@@ -33,6 +35,13 @@ pub(super) struct ClusterSpec {
     pub cidr: Vec<At<IpNet>>,
     pub encap: Option<At<Encap>>,
     pub mtu: Option<At<u16>>,
+}
+
+#[derive(Debug)]
+pub(super) struct DockerSpec {
+    pub plugin: Option<At<bool>>,
+    pub socket: Option<At<PathBuf>>,
+    pub plugin_socket: Option<At<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -80,6 +89,7 @@ impl Spec {
         match section.kind {
             Kind::Root => self.read_root(body, reader),
             Kind::Cluster => self.set_cluster(body, place, section.is_list, reader),
+            Kind::Docker => self.set_docker(body, place, section.is_list, reader),
             Kind::Network | Kind::Node => {
                 if !section.is_list {
                     reader.findings.add(place, brackets(&place.key));
@@ -108,6 +118,7 @@ impl Spec {
             let name: &str = key.get_ref();
             let kind = match value::nearest(name, TABLES) {
                 Some("cluster") => Kind::Cluster,
+                Some("docker") => Kind::Docker,
                 Some("network") => Kind::Network,
                 Some("node") => Kind::Node,
                 _ => Kind::Unknown,
@@ -118,6 +129,13 @@ impl Spec {
             }
             match kind {
                 Kind::Cluster => self.read_cluster(value, reader),
+                Kind::Docker => {
+                    let place = reader.place(value, "docker".into());
+                    match value.get_ref() {
+                        DeValue::Table(table) => self.set_docker(table, &place, false, reader),
+                        _ => reader.wrong_type(value, &place, "a table: [docker]"),
+                    }
+                }
                 Kind::Network | Kind::Node => self.read_list(kind, value, reader),
                 _ => {}
             }
@@ -163,6 +181,26 @@ impl Spec {
             mtu: mtu.and_then(|v| reader.integer(v, "cluster.mtu".into(), value::parse_mtu)),
         };
         self.cluster.get_or_insert(spec);
+    }
+
+    fn set_docker(
+        &mut self,
+        table: &DeTable<'_>,
+        place: &Place,
+        is_list: bool,
+        reader: &mut Reader<'_, '_>,
+    ) {
+        if self.docker.is_some() || is_list {
+            reader.findings.add(place, "there is one: write [docker] once, in single brackets");
+        }
+        let [plugin, socket, plugin_socket] = reader.fields(table, place, DOCKER_KEYS, 3);
+        let mut path = |v, key: &str| reader.string(v, format!("docker.{key}"), value::parse_path);
+        let spec = DockerSpec {
+            socket: socket.and_then(|v| path(v, "socket")),
+            plugin_socket: plugin_socket.and_then(|v| path(v, "plugin_socket")),
+            plugin: plugin.and_then(|v| reader.boolean(v, "docker.plugin".into())),
+        };
+        self.docker.get_or_insert(spec);
     }
 
     fn read_list(&mut self, kind: Kind, value: &Value<'_>, reader: &mut Reader<'_, '_>) {

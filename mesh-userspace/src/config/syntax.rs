@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Tables at the top of the file.
-pub(super) const TABLES: [&str; 3] = ["cluster", "network", "node"];
+pub(super) const TABLES: [&str; 4] = ["cluster", "docker", "network", "node"];
 /// Further syntax faults are counted only: such a file is something else than TOML.
 const MAX_FAULTS: usize = 1000;
 
@@ -25,6 +25,7 @@ pub(super) enum Kind {
     /// The whole file, or what stands above the first header.
     Root,
     Cluster,
+    Docker,
     Network,
     Node,
     /// `[node.subnets]` of the node above.
@@ -108,6 +109,7 @@ fn cut(text: &str) -> Vec<Piece> {
                 (Kind::Subnets, format!("node[{}].subnets", nodes.max(1) - 1))
             }
             Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
+            Some("docker") => (Kind::Docker, "docker".to_owned()),
             Some("node") => {
                 nodes += 1;
                 (Kind::Node, format!("node[{}]", nodes - 1))

@@ -4,13 +4,14 @@ use std::{
     borrow::Cow,
     collections::{HashMap, HashSet, hash_map::Entry},
     hash::Hash,
+    path::PathBuf,
 };
 
 use ipnet::{IpNet, Ipv4Net};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Cluster, DEFAULT_NETWORK, Document, Encap, Network, Node, Vni,
+    Cluster, DEFAULT_NETWORK, Docker, Document, Encap, Network, Node, Vni,
     prefixes::{Cover, overlaps, share, share_len},
     spec::{NodeSpec, Spec},
     syntax::join,
@@ -293,10 +294,24 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
             mtu: cluster.mtu.as_ref().map(|at| at.value),
             networks: networks.collect::<Option<_>>()?,
             nodes: nodes.collect::<Option<_>>()?,
+            docker: docker(spec),
         },
         divided,
         mtu_at: None,
     })
+}
+
+fn docker(spec: &Spec) -> Docker {
+    let default = Docker::default();
+    let Some(docker) = &spec.docker else { return default };
+    let path = |given: &Option<At<PathBuf>>, default| {
+        given.as_ref().map_or(default, |at| at.value.clone())
+    };
+    Docker {
+        plugin: docker.plugin.as_ref().is_none_or(|at| at.value),
+        socket: path(&docker.socket, default.socket),
+        plugin_socket: path(&docker.plugin_socket, default.plugin_socket),
+    }
 }
 
 fn make_node(index: usize, node: &NodeSpec, segments: &[Segment<'_>]) -> Option<Node> {

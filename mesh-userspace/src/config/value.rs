@@ -3,7 +3,10 @@
 //! A value that can be read but may not be used is still returned by `parse_*` and refused by
 //! `*_fault`, so that a duplicate or an overlap of it is found in the same run.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -84,6 +87,17 @@ pub(super) fn parse_encap(text: &str) -> Result<Encap, String> {
             Err(format!("\"{text}\" follows later: until then write \"gre\" or \"gretap\""))
         }
         _ => Err(format!("{text:?} is no encapsulation: write \"gre\" or \"gretap\"")),
+    }
+}
+
+/// Of a socket.
+pub(super) fn parse_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    // linux/un.h
+    match text.len() {
+        0..108 if path.is_absolute() => Ok(path),
+        0..108 => Err(format!("{text:?} is no absolute path, such as /run/docker.sock")),
+        len => Err(format!("the path of a socket has at most 107 bytes, and this one {len}")),
     }
 }
 

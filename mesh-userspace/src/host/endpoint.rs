@@ -26,7 +26,7 @@ use mesh_common::names;
 
 /// The host's end takes any size, so that what is too big for the mesh reaches the program, which
 /// answers, and is not dropped by the veth, which does not.
-const HOST_SIDE_MTU: u32 = 65_535;
+pub(super) const HOST_SIDE_MTU: u32 = 65_535;
 
 /// What `mesh attach` asks for. The namespace itself comes as a descriptor.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -117,6 +117,7 @@ impl Host {
             mac,
             addresses,
             mtu,
+            mtu_max: None,
             netns: request.netns,
             netns_id: id_of(netns),
         };
@@ -200,7 +201,7 @@ impl Host {
         done
     }
 
-    async fn remove_endpoint(
+    pub(super) async fn remove_endpoint(
         &mut self,
         cluster: &Cluster,
         me: &Node,
@@ -215,7 +216,7 @@ impl Host {
     }
 
     /// Removes what is left of an attachment that was interrupted before it was noted.
-    async fn clear_away(&self, host_ifname: &str) -> Result<(), HostError> {
+    pub(super) async fn clear_away(&self, host_ifname: &str) -> Result<(), HostError> {
         let is_known = self.state.endpoints.values().any(|e| e.host.name == host_ifname);
         match self.net.link_by_name(host_ifname).await? {
             Some(link) if !is_known && super::mesh0::is_ours(&link) => {
@@ -262,6 +263,7 @@ impl Host {
         for (name, endpoint) in &mut self.state.endpoints {
             let Some(vni) = Vni::new(endpoint.vni) else { continue };
             let mtu = compile::container_mtu(cluster, vni, underlay_mtu).unwrap_or_else(|m| m);
+            let mtu = endpoint.mtu_max.map_or(mtu, |most| most.min(mtu));
             if mtu == endpoint.mtu {
                 continue;
             }

@@ -23,13 +23,17 @@ mod endpoint;
 mod headroom;
 mod identity;
 mod mesh0;
+mod networks;
 mod recover;
+mod sandbox;
 mod status;
 mod teardown;
 mod underlay;
 
 pub use endpoint::{AttachRequest, Attached};
 pub use identity::which_node;
+pub use networks::{AddedNetwork, with_added};
+pub use sandbox::SandboxRequest;
 pub use status::{Count, Status};
 
 use mesh_common::names;
@@ -121,6 +125,11 @@ impl Host {
         Ok(self.run.check()?)
     }
 
+    /// The cluster as this process applied it last.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     pub fn net(&self) -> &Net {
         &self.net
     }
@@ -129,12 +138,21 @@ impl Host {
     pub fn last_cluster(&self) -> Option<Cluster> {
         self.cluster
             .clone()
-            .or_else(|| self.run.cluster().and_then(|bytes| crate::config::parse(&bytes).ok()))
+            .or_else(|| Some(with_added(self.file_cluster()?, &self.state.networks)))
     }
 
     /// The last config file that was good, as it was.
     pub fn last_config(&self) -> Option<Vec<u8>> {
         self.run.cluster()
+    }
+
+    /// What Docker was given, as [`Host::save_docker`] kept it.
+    pub fn docker(&self) -> Option<Vec<u8>> {
+        self.run.docker()
+    }
+
+    pub fn save_docker(&self, bytes: &[u8]) -> Result<(), HostError> {
+        Ok(self.run.save_docker(bytes)?)
     }
 
     /// Brings the host to what `cluster` says, from whatever it is now. `bytes`: the file it came
@@ -163,6 +181,7 @@ impl Host {
         mode: Mode,
     ) -> Result<(), HostError> {
         self.check()?;
+        let cluster = with_added(cluster, &self.state.networks);
         let me = find(&cluster, node)?;
         // Everything that can be wrong is looked at before anything is changed.
         let underlay = self.underlay(&me).await?;
@@ -245,7 +264,7 @@ impl Host {
 
     /// Brings the host to what the last good file says, from whatever is left of it.
     pub async fn restore(&mut self) -> Result<(), HostError> {
-        let (Some(cluster), Some(bytes)) = (self.last_cluster(), self.last_config()) else {
+        let (Some(cluster), Some(bytes)) = (self.file_cluster(), self.last_config()) else {
             return Err(HostError::User("the last config file that was good is gone".into()));
         };
         let node = self.state.node.clone();

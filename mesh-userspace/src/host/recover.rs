@@ -45,6 +45,7 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         mac: mac_bytes(port.mac),
         addresses: [v4, v6].into_iter().flatten().collect(),
         mtu: port.mtu,
+        mtu_max: None,
         netns: "?".into(),
         netns_id: (0, 0),
     }

@@ -91,13 +91,20 @@ impl Net {
 
     /// No IPv6 link-local address is made up when the interface goes up.
     pub async fn set_no_link_local(&self, ifindex: u32) -> Result<(), NetError> {
-        let message = link_message_with(ifindex, no_link_local());
+        let message = link_message_with(ifindex, address_generation(In6AddrGenMode::None));
         let attempt = |dev: &str| format!("switch IPv6 address generation off on {dev}");
         match self.set_link(message, attempt).await {
             // There is no IPv6 on it: the kernel has none, or the MTU is below 1280.
             Err(e) if e.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
             done => done,
         }
+    }
+
+    /// Lets the kernel make a link-local address when the interface comes up.
+    pub async fn set_link_local(&self, ifindex: u32) -> Result<(), NetError> {
+        let message = link_message_with(ifindex, address_generation(In6AddrGenMode::Eui64));
+        let attempt = |dev: &str| format!("switch IPv6 address generation on on {dev}");
+        self.set_link(message, attempt).await
     }
 
     /// Before Linux 6.2 the interface must be down.
@@ -169,10 +176,8 @@ fn link_message_with(ifindex: u32, attribute: LinkAttribute) -> LinkMessage {
     message
 }
 
-fn no_link_local() -> LinkAttribute {
-    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-        In6AddrGenMode::None,
-    )])])
+fn address_generation(mode: In6AddrGenMode) -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
 }
 
 fn get_link(mut message: LinkMessage) -> RouteNetlinkMessage {

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     compile::compile,
-    config::{Cluster, Encap, Network, Node, Vni},
+    config::{Cluster, Docker, Encap, Network, Node, Vni},
 };
 use layout::{BLOCKS, Edit, Layout, NODES, edges, layout, observed, peer_indices};
 use model::{Fate, Outer, apply};
@@ -411,6 +411,7 @@ fn many(nodes: u32) -> Cluster {
         subnets: vec![(Vni::DEFAULT, subnet(n))],
     };
     Cluster {
+        docker: Docker::default(),
         name: "many".into(),
         encap: Encap::Gre,
         mtu: None,

@@ -122,7 +122,7 @@ fn require_root(packages: &[&str]) -> Result<()> {
     bail!("apt-get install --no-install-recommends {} {}", packages.join(" "), how_to_be_root(),)
 }
 
-fn update() -> Result<()> {
+pub fn update() -> Result<()> {
     say("updating apt's lists: they are missing or stale");
     run(&mut apt_get(&["update"], &[]))
 }

@@ -25,9 +25,30 @@ fn example_is_the_cluster_it_describes() {
             node("h1", [192, 0, 2, 11], "10.42.0.0/18", "10.43.0.0/17"),
             node("h2", [192, 0, 2, 12], "10.42.64.0/18", "10.43.128.0/17"),
         ],
+        docker: Docker::default(),
     };
     assert_eq!(document.cluster, expected);
     assert_eq!(document.divided, HashSet::from([blue]));
+}
+
+#[test]
+fn docker_is_where_the_file_says() {
+    let text = format!("{EXAMPLE}[docker]\nplugin = false\nsocket = \"/a.sock\"\n");
+    let docker = parse(text.as_bytes()).unwrap().docker;
+    let expected = Docker { plugin: false, socket: "/a.sock".into(), ..Docker::default() };
+    assert_eq!(docker, expected);
+}
+
+#[test]
+fn docker_that_can_not_be_is_a_fault() {
+    for (line, key, says) in [
+        ("plugin = \"no\"", "docker.plugin", "true or false"),
+        ("socket = \"a.sock\"", "docker.socket", "absolute"),
+        ("sockt = \"/a.sock\"", "docker.sockt", "did you mean"),
+    ] {
+        let text = format!("{EXAMPLE}[docker]\n{line}\n");
+        assert_only(&text, &format!("22 {key}"), says);
+    }
 }
 
 #[test]
@@ -179,6 +200,11 @@ fn schema_has_the_keys_that_are_read_and_fits_the_example() {
     };
     check(&schema, &super::super::syntax::TABLES, &example);
     check(table("ClusterTable"), &spec::CLUSTER_KEYS, &example["cluster"]);
+    let docker = serde_json::json!({});
+    let mut docker_table = table("DockerTable").clone();
+    // None is required.
+    docker_table["required"] = serde_json::json!([]);
+    check(&docker_table, &spec::DOCKER_KEYS, &docker);
     check(table("NodeTable"), &spec::NODE_KEYS, &example["node"][0]);
     check(table("NetworkTable"), &spec::NETWORK_KEYS, &example["network"][0]);
 }

@@ -20,6 +20,7 @@ fn cluster() -> impl Strategy<Value = (File, Cluster)> {
             mtu,
             networks: Vec::new(),
             nodes: Vec::new(),
+            docker: Docker::default(),
         };
         file.cluster = ClusterTable {
             name: cluster.name.clone(),

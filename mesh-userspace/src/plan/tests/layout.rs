@@ -177,6 +177,7 @@ impl Layout {
             mtu: None,
             networks: networks.map(network).collect(),
             nodes,
+            docker: Default::default(),
         }
     }
 

@@ -1,0 +1,130 @@
+//! `mesh docker`
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Place, print,
+    session::{self, Session},
+};
+use crate::{
+    agent::protocol::{Request, Response},
+    names::forward,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum DockerVerb {
+    /// Make containers ask the agent for names: `dns` in Docker's daemon.json
+    Configure(ConfigureArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigureArgs {
+    /// Docker's config file; everything else in it stays as it is
+    #[arg(long, default_value = "/etc/docker/daemon.json")]
+    pub file: PathBuf,
+    /// Show the difference and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
+    let DockerVerb::Configure(args) = verb;
+    let status = match session::open(place, &Request::Status, None, false).await? {
+        Session::Agent(Response::Status(status)) => *status,
+        Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
+        Session::Direct(mut host) => host.status().await?,
+    };
+    let mut dns = status.addresses;
+    // For when the agent is away.
+    dns.extend(forward::public_resolvers());
+    dns.dedup();
+    let before = match fs::read_to_string(&args.file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(e).with_context(|| args.file.display().to_string()),
+    };
+    let file = args.file.display();
+    let Some(after) = merged(&before, &dns).with_context(|| file.to_string())? else {
+        print(&format!("{file} is right already; nothing to do"))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    print(&difference(&before, &after))?;
+    if args.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    write(&args.file, &before, &after).with_context(|| file.to_string())?;
+    print(&format!("{file} is written; restart Docker for it (`systemctl restart docker`)"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file with these resolvers; `None` if it has them.
+fn merged(before: &str, dns: &[IpAddr]) -> anyhow::Result<Option<String>> {
+    let mut settings: Map<String, Value> = match before.trim() {
+        "" => Map::new(),
+        text => serde_json::from_str(text).context("it is no JSON object")?,
+    };
+    let dns = json!(dns);
+    if settings.get("dns") == Some(&dns) {
+        return Ok(None);
+    }
+    settings.insert("dns".into(), dns);
+    Ok(Some(serde_json::to_string_pretty(&settings)? + "\n"))
+}
+
+/// The lines that go and those that come.
+fn difference(before: &str, after: &str) -> String {
+    let missing = |sign: char, lines: &str, other: &str| -> String {
+        let others: Vec<&str> = other.lines().map(str::trim_end).collect();
+        let only = lines.lines().filter(|line| !others.contains(&line.trim_end()));
+        only.map(|line| format!("{sign} {line}\n")).collect()
+    };
+    missing('-', before, after) + &missing('+', after, before)
+}
+
+/// Keeps what was there beside it.
+fn write(path: &Path, before: &str, after: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if !before.is_empty() {
+        fs::write(path.with_extension("json.before-mesh"), before)?;
+    }
+    let next = path.with_extension("json.next");
+    fs::write(&next, after)?;
+    fs::rename(next, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dns() -> Vec<IpAddr> {
+        vec!["10.42.0.1".parse().unwrap()]
+    }
+
+    #[test]
+    fn what_else_is_in_the_file_stays() {
+        let before = "{\n  \"log-driver\": \"local\",\n  \"dns\": [\"192.0.2.1\"]\n}\n";
+        let after = merged(before, &dns()).unwrap().unwrap();
+        let value: Value = serde_json::from_str(&after).unwrap();
+        assert_eq!(value, json!({"log-driver": "local", "dns": ["10.42.0.1"]}));
+        assert_eq!(merged(&after, &dns()).unwrap(), None);
+        assert!(difference(before, &after).contains("+     \"10.42.0.1\""));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_made_and_one_that_makes_no_sense_is_not() {
+        assert!(merged("", &dns()).unwrap().unwrap().contains("10.42.0.1"));
+        assert!(merged("[]", &dns()).is_err());
+        assert!(merged("{", &dns()).is_err());
+    }
+}

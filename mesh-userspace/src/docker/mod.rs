@@ -1,0 +1,240 @@
+//! Docker: its network and IPAM driver, and the names of its containers.
+//!
+//! ```text
+//! dockerd -> plugin socket (server) -> calls  \
+//! dockerd <- API (watch, mirror)    -> events  > agent's loop: driver, networks, containers -> Host
+//! other agents <-> peers::Shared    -> changes /
+//! ```
+//!
+//! A network's id in Docker differs from host to host: what it is in the mesh goes by its name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{Notify, mpsc, watch as channel},
+    task::AbortHandle,
+};
+
+use crate::{
+    config::{self, Cluster, Vni, gateway},
+    host::{AddedNetwork, Host},
+    names::Resolver,
+    peers::{Directory, Roster, Shared},
+};
+
+mod api;
+mod askers;
+mod containers;
+mod driver;
+pub mod http;
+mod ipam;
+mod networks;
+mod options;
+mod pools;
+mod protocol;
+mod saved;
+mod server;
+mod watch;
+
+use api::Api;
+pub use askers::Askers;
+use saved::Saved;
+use server::Asked;
+use watch::{Event, Watcher};
+
+/// Calls and events that may wait for the agent.
+const QUEUE: usize = 1024;
+
+/// Something for the agent to do.
+#[derive(Debug)]
+pub enum Work {
+    Call(Asked),
+    Event(Event),
+    /// Another node's networks.
+    Peers,
+}
+
+/// The agent's part for Docker.
+pub struct Docker {
+    node: String,
+    api: Api,
+    shared: Shared,
+    saved: Saved,
+    /// As the data plane has them.
+    applied: Vec<AddedNetwork>,
+    containers: BTreeMap<String, containers::Seen>,
+    is_served: bool,
+    /// Docker's ids of networks that it deleted just now.
+    deleted: HashSet<String>,
+    /// Networks that Docker is making or removing for us.
+    busy: HashSet<String>,
+    /// Why a network is not as it should be here.
+    troubles: BTreeMap<String, String>,
+    /// Endpoints, and addresses, that Docker did not know at the last look.
+    suspects: BTreeSet<String>,
+    loose: BTreeSet<IpAddr>,
+    /// Asks the watcher for the networks.
+    look: Arc<Notify>,
+    events: mpsc::Sender<Event>,
+    incoming: mpsc::Receiver<Event>,
+    calls: mpsc::Receiver<Asked>,
+    peers: channel::Receiver<u64>,
+    /// Counts what happened to containers here.
+    changes: channel::Sender<u64>,
+    watcher: AbortHandle,
+}
+
+impl Docker {
+    /// `None` if the config file says so.
+    pub fn start_if_wanted(host: &Host) -> Option<Self> {
+        let settings = host.cluster()?.docker.clone();
+        settings.plugin.then(|| Self::start(host, settings))
+    }
+
+    /// Takes up what was saved, and begins to serve as soon as there is a Docker.
+    fn start(host: &Host, settings: config::Docker) -> Self {
+        let saved: Option<Saved> =
+            host.docker().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut saved = saved.unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
+        saved.epoch = u64::try_from(now).unwrap_or(0).max(saved.epoch + 1);
+        let records = saved.records.clone();
+        let shared = Shared::new(Directory::new(host.state.node.clone(), saved.epoch, records));
+        let (calls_sender, calls) = mpsc::channel(QUEUE);
+        let (events, incoming) = mpsc::channel(QUEUE);
+        let look = Arc::new(Notify::new());
+        let api = Api { socket: settings.socket };
+        let watcher = Watcher {
+            api: api.clone(),
+            plugin_socket: settings.plugin_socket,
+            calls: calls_sender,
+            events: events.clone(),
+            look: look.clone(),
+        };
+        Self {
+            node: host.state.node.clone(),
+            api,
+            peers: shared.watch_networks(),
+            shared,
+            saved,
+            applied: host.state.networks.clone(),
+            containers: BTreeMap::new(),
+            is_served: false,
+            deleted: HashSet::new(),
+            busy: HashSet::new(),
+            troubles: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            loose: BTreeSet::new(),
+            look,
+            events,
+            incoming,
+            calls,
+            changes: channel::Sender::new(0),
+            watcher: tokio::spawn(watcher.run()).abort_handle(),
+        }
+    }
+
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Speaks with the other agents and serves names, from when there is a Docker here: a mesh
+    /// without any says nothing.
+    fn serve(&mut self) {
+        if std::mem::replace(&mut self.is_served, true) {
+            return;
+        }
+        self.shared.start();
+        let changes = self.changes.subscribe();
+        Resolver::start(
+            self.shared.clone(),
+            Askers::new(self.api.clone(), self.shared.clone(), changes),
+        );
+    }
+
+    /// The next thing to do. May be dropped while it waits: nothing is lost.
+    pub async fn next(&mut self) -> Work {
+        tokio::select! {
+            Some(call) = self.calls.recv() => Work::Call(call),
+            Some(event) = self.incoming.recv() => Work::Event(event),
+            Ok(()) = self.peers.changed() => Work::Peers,
+            else => std::future::pending().await,
+        }
+    }
+
+    pub async fn work(&mut self, host: &mut Host, work: Work) {
+        self.serve();
+        let done = match work {
+            Work::Call((call, answer)) => {
+                let result = self.answer(host, call).await;
+                // A caller that went away does not need its answer.
+                let _ = answer.send(result);
+                Ok(())
+            }
+            Work::Peers => {
+                self.keep_used(host);
+                self.look.notify_one();
+                let applied = self.apply_networks(host).await;
+                applied.and_then(|()| self.save(host))
+            }
+            Work::Event(event) => self.happened(host, event).await,
+        };
+        if let Err(e) = done {
+            tracing::warn!("{e}");
+        }
+    }
+
+    async fn happened(&mut self, host: &mut Host, event: Event) -> Result<(), driver::DriverError> {
+        match event {
+            Event::Networks(list) => return self.reconcile(host, list).await,
+            Event::All { networks, running, count } => {
+                self.seen_all(host, &networks, &running, count).await?;
+                return self.reconcile(host, networks).await;
+            }
+            Event::Container { id, count, container } => {
+                self.seen(id, count, container.map(|c| *c));
+            }
+            Event::Left { container, network, count } => self.left(&container, &network, count),
+            Event::Made { name, result } => self.made(&name, result),
+            Event::Removed { name, result } => self.removed(&name, result),
+        }
+        Ok(())
+    }
+
+    /// This node's name.
+    fn me(&self) -> &str {
+        &self.node
+    }
+
+    fn save(&mut self, host: &Host) -> Result<(), driver::DriverError> {
+        self.saved.records = self.shared.lock().records();
+        let bytes = serde_json::to_vec_pretty(&self.saved).unwrap_or_default();
+        Ok(host.save_docker(&bytes)?)
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+/// Who speaks to whom.
+pub fn roster(cluster: &Cluster, me: &str) -> Roster {
+    let addresses = |node: &config::Node| -> Vec<IpAddr> {
+        let own: Vec<IpAddr> = node.subnets_of(Vni::DEFAULT).map(gateway).collect();
+        let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
+        [first(true), first(false)].into_iter().flatten().collect()
+    };
+    let peers = cluster.nodes.iter().filter(|n| n.name != me);
+    Roster {
+        me: me.to_owned(),
+        addresses: cluster.node(me).map(addresses).unwrap_or_default(),
+        peers: peers.map(|n| (n.name.clone(), addresses(n))).collect(),
+    }
+}

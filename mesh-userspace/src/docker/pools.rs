@@ -1,0 +1,155 @@
+//! Subnets and addresses, as Docker's IPAM asks for them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use super::{
+    Docker,
+    driver::{DriverError, cluster},
+    ipam::overlap,
+    options,
+    protocol::{PoolId, RequestAddress, RequestPool, ip},
+    saved::Local,
+};
+use crate::host::{AddedNetwork, Host, HostError};
+
+/// Where networks without `--subnet` come from.
+const CHOSEN_V4: [u8; 2] = [10, 201];
+const CHOSEN_V6: [u16; 3] = [0xfd6d, 0x6573, 0x6800];
+
+impl Docker {
+    pub(super) async fn request_pool(
+        &mut self,
+        host: &Host,
+        asked: RequestPool,
+    ) -> Result<Value, DriverError> {
+        if !asked.sub_pool.is_empty() {
+            return Err(DriverError::User(format!(
+                "--ip-range {}: each node has its own part of a subnet already, leave it out",
+                asked.sub_pool
+            )));
+        }
+        let pool = if asked.pool.is_empty() {
+            self.choose_pool(host, asked.v6).await?
+        } else {
+            let net: IpNet = asked.pool.parse().map_err(|_| {
+                DriverError::User(format!("{:?} is no subnet, such as 10.0.9.0/24", asked.pool))
+            })?;
+            let net = net.trunc();
+            let name = asked.options.get(options::NETWORK).map(String::as_str);
+            self.check_free(host, net, name).await?;
+            if self.saved.ipam.contains(net) {
+                return Err(DriverError::User(format!("{net} is another mesh network's subnet")));
+            }
+            net
+        };
+        self.saved.ipam.add(pool);
+        let id = PoolId(pool).to_string();
+        Ok(json!({"PoolID": id, "Pool": pool.to_string(), "Data": {}}))
+    }
+
+    /// A subnet that nobody has. Each node begins to look at another place, so that two do not come
+    /// to the same.
+    async fn choose_pool(&self, host: &Host, v6: bool) -> Result<IpNet, DriverError> {
+        let start = self.me().bytes().fold(0u8, |h, b| h.wrapping_mul(31).wrapping_add(b));
+        for n in 0..=255u8 {
+            let n = n.wrapping_add(start);
+            let net: IpNet = if v6 {
+                let [a, b, c] = CHOSEN_V6;
+                ipnet::Ipv6Net::new_assert([a, b, c, n.into(), 0, 0, 0, 0].into(), 64).into()
+            } else {
+                let [a, b] = CHOSEN_V4;
+                ipnet::Ipv4Net::new_assert([a, b, n, 0].into(), 24).into()
+            };
+            let is_free = self.saved.ipam.overlapping(net).is_none();
+            if is_free && self.check_free(host, net, None).await.is_ok() {
+                return Ok(net);
+            }
+        }
+        Err(DriverError::User("no subnet is left to choose: give one with --subnet".into()))
+    }
+
+    /// Fails if a subnet is somebody's: another network's than `name`, the underlay's, the host's.
+    pub(super) async fn check_free(
+        &self,
+        host: &Host,
+        net: IpNet,
+        name: Option<&str>,
+    ) -> Result<(), DriverError> {
+        let cluster = cluster(host)?;
+        if let Some(node) = cluster.nodes.iter().find(|n| net.contains(&IpAddr::V4(n.underlay))) {
+            return Err(DriverError::User(format!(
+                "{net} holds {}, the underlay address of node {}: choose another subnet",
+                node.underlay, node.name
+            )));
+        }
+        for network in cluster.networks.iter().filter(|n| Some(n.name.as_str()) != name) {
+            if let Some(cidr) = network.cidrs.iter().find(|cidr| overlap(**cidr, net)) {
+                return Err(DriverError::User(format!(
+                    "{net} overlaps {cidr} of network {}: choose another subnet",
+                    network.name
+                )));
+            }
+        }
+        let routes = host.net().routes().await.map_err(HostError::from)?;
+        let taken = routes.iter().find(|r| r.dst.prefix_len() > 0 && overlap(r.dst, net));
+        match taken {
+            Some(route) => Err(DriverError::User(format!(
+                "{net} overlaps a route of host {}, {route}: choose another subnet",
+                self.me()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn request_address(
+        &mut self,
+        host: &Host,
+        asked: &RequestAddress,
+    ) -> Result<Value, DriverError> {
+        let pool = asked.pool.0;
+        let wanted = match asked.address.as_str() {
+            "" => None,
+            text => Some(
+                ip(text)
+                    .filter(|ip| pool.contains(ip))
+                    .ok_or_else(|| DriverError::User(format!("{text} is no address of {pool}")))?,
+            ),
+        };
+        let address = if asked.is_gateway() {
+            self.saved.ipam.gateway(pool, wanted)
+        } else if let (None, Some(aux)) = (self.network_of(pool), wanted) {
+            // Of a network that is about to be made: set aside by its maker.
+            self.saved.ipam.hold(pool, aux);
+            aux
+        } else {
+            let blocks = self.own_blocks(host, &[pool])?;
+            self.saved.ipam.take(pool, &blocks, wanted)?
+        };
+        Ok(json!({"Address": format!("{address}/{}", pool.prefix_len()), "Data": {}}))
+    }
+
+    /// The local network that has this pool.
+    fn network_of(&self, pool: IpNet) -> Option<&Local> {
+        self.saved.networks.values().find(|n| n.subnets.iter().any(|s| s.net == pool))
+    }
+
+    /// This node's parts of pools of one network.
+    pub(super) fn own_blocks(
+        &self,
+        host: &Host,
+        pools: &[IpNet],
+    ) -> Result<Vec<IpNet>, DriverError> {
+        let name = pools.first().and_then(|p| self.network_of(*p)).and_then(|n| n.name.clone());
+        let first = name.and_then(|name| Some(self.shared.lock().network(&name)?.first.clone()));
+        let network = AddedNetwork {
+            name: String::new(),
+            vni: 0,
+            cidrs: pools.to_vec(),
+            first: first.unwrap_or_else(|| self.me().to_owned()),
+        };
+        Ok(network.blocks(&cluster(host)?, self.me()))
+    }
+}

@@ -1,0 +1,198 @@
+//! Follows the local Docker: what there is, and what changes. Also when Docker comes later, or comes
+//! back.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, Semaphore, mpsc},
+    time::Instant,
+};
+
+use super::{
+    api::{self, Api, ApiError},
+    networks::DRIVER,
+    server::{Asked, Server},
+};
+
+/// Between two looks for a Docker that is not there.
+const ABSENT: Duration = Duration::from_millis(500);
+/// Between two looks at everything, for changes that nobody told of.
+const PERIOD: Duration = Duration::from_secs(30);
+/// Containers that are asked about at once. Docker answers for one that starts only when it has
+/// started.
+const AT_ONCE: usize = 64;
+
+/// What was seen.
+#[derive(Debug)]
+pub enum Event {
+    /// The networks of this driver.
+    Networks(Vec<api::Network>),
+    /// All of them with the containers in them, and the ids of all containers that run.
+    All {
+        networks: Vec<api::Network>,
+        running: Vec<String>,
+        count: u64,
+    },
+    /// `count`: the later question wins.
+    Container {
+        id: String,
+        count: u64,
+        container: Option<Box<api::Container>>,
+    },
+    Left {
+        container: String,
+        network: String,
+        count: u64,
+    },
+    Made {
+        name: String,
+        result: Result<(), ApiError>,
+    },
+    Removed {
+        name: String,
+        result: Result<(), ApiError>,
+    },
+}
+
+pub struct Watcher {
+    pub api: Api,
+    pub plugin_socket: PathBuf,
+    pub calls: mpsc::Sender<Asked>,
+    pub events: mpsc::Sender<Event>,
+    /// Told when the networks are to be looked at.
+    pub look: Arc<Notify>,
+}
+
+impl Watcher {
+    /// Never ends. Serves the plugin from when there is a Docker.
+    pub async fn run(self) {
+        let mut server: Option<Server> = None;
+        let mut complaint = String::new();
+        // One for all lives of Docker: its count only grows.
+        let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
+        loop {
+            if self.api.is_ours().await {
+                if !server.as_ref().is_some_and(Server::is_there) {
+                    // The old one first: it removes its socket.
+                    server = None;
+                    match Server::start(&self.plugin_socket, self.calls.clone()) {
+                        Ok(started) => server = Some(started),
+                        Err(e) => tracing::warn!("{}: {e}", self.plugin_socket.display()),
+                    }
+                }
+                if let Err(e) = self.follow(&mut inspector).await {
+                    let e = e.to_string();
+                    if e != complaint {
+                        tracing::info!("{e}");
+                    }
+                    complaint = e;
+                }
+            }
+            tokio::time::sleep(ABSENT).await;
+        }
+    }
+
+    /// Until Docker ends.
+    async fn follow(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
+        // First listen, then look: nothing is lost in between.
+        let mut events = self.api.events().await?;
+        let mut due = Instant::now();
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.happened(event, inspector).await?,
+                    None => return Ok(()),
+                },
+                () = self.look.notified() => self.look_at_networks().await?,
+                () = tokio::time::sleep_until(due) => {
+                    self.look_at_all(inspector).await?;
+                    due = Instant::now() + PERIOD;
+                }
+            }
+        }
+    }
+
+    async fn happened(&self, event: api::Event, inspector: &mut Inspector) -> Result<(), ApiError> {
+        let attribute = |name: &str| event.actor.attributes.get(name).cloned().unwrap_or_default();
+        match (event.kind.as_str(), event.action.as_str()) {
+            ("network", "create" | "destroy") if attribute("type") == DRIVER => {
+                self.look_at_networks().await?;
+            }
+            ("network", "connect") => inspector.ask(attribute("container")),
+            ("network", "disconnect") => {
+                let (container, network) = (attribute("container"), event.actor.id.clone());
+                let count = inspector.next();
+                self.send(Event::Left { container, network, count }).await;
+            }
+            ("container", "start" | "rename" | "die" | "destroy") => inspector.ask(event.actor.id),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn look_at_networks(&self) -> Result<(), ApiError> {
+        let networks = self.api.networks(DRIVER).await?;
+        self.send(Event::Networks(networks)).await;
+        Ok(())
+    }
+
+    async fn look_at_all(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
+        let count = inspector.next();
+        let mut networks = Vec::new();
+        for listed in self.api.networks(DRIVER).await? {
+            match self.api.network(&listed.id).await {
+                Ok(network) => networks.push(network),
+                Err(ApiError::NotFound(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let running = self.api.running().await?;
+        for id in &running {
+            inspector.ask(id.clone());
+        }
+        self.send(Event::All { networks, running, count }).await;
+        Ok(())
+    }
+
+    async fn send(&self, event: Event) {
+        // Fails only when the agent ends.
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// Asks about containers, many at once.
+struct Inspector {
+    api: Api,
+    events: mpsc::Sender<Event>,
+    at_once: Arc<Semaphore>,
+    count: u64,
+}
+
+impl Inspector {
+    fn new(api: Api, events: mpsc::Sender<Event>) -> Self {
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        Self { api, events, at_once, count: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    fn ask(&mut self, id: String) {
+        let count = self.next();
+        let (api, events, at_once) = (self.api.clone(), self.events.clone(), self.at_once.clone());
+        tokio::spawn(async move {
+            let _permit = at_once.acquire_owned().await;
+            let container = match api.container(&id).await {
+                Ok(container) => Some(Box::new(container)),
+                Err(ApiError::NotFound(_)) => None,
+                Err(e) => {
+                    tracing::debug!("container {id}: {e}");
+                    return;
+                }
+            };
+            let _ = events.send(Event::Container { id, count, container }).await;
+        });
+    }
+}

@@ -1,0 +1,120 @@
+//! Containers of Docker: mesh makes the interface, and Docker moves it into the container, names it
+//! and gives it its addresses.
+
+use std::{net::IpAddr, os::fd::AsFd};
+
+use super::{ALIAS, Host, HostError, choice, endpoint};
+use crate::{
+    bpf::attach::{self, Interface},
+    compile,
+    config::{Cluster, Network},
+    net::{Veth, VethPair, open_netns},
+    state::Endpoint,
+};
+use mesh_common::names;
+
+/// An interface for a container.
+#[derive(Clone, Debug)]
+pub struct SandboxRequest {
+    /// Of the endpoint.
+    pub name: String,
+    pub network: String,
+    pub addresses: Vec<IpAddr>,
+    pub mac: [u8; 6],
+    /// Path of the container's namespace.
+    pub netns: String,
+    /// The interface gets no more than this.
+    pub mtu: Option<u32>,
+}
+
+impl Host {
+    /// Makes an interface in this namespace, ready to be moved, and returns its name. One of the
+    /// same endpoint that is left from before is replaced.
+    pub async fn make_sandbox(&mut self, request: SandboxRequest) -> Result<String, HostError> {
+        let cluster = self.adopt()?;
+        let done = self.make_sandbox_in(&cluster, request).await;
+        self.cluster = Some(cluster);
+        done
+    }
+
+    async fn make_sandbox_in(
+        &mut self,
+        cluster: &Cluster,
+        request: SandboxRequest,
+    ) -> Result<String, HostError> {
+        let me = super::find(cluster, &self.state.node)?;
+        let network = choice::find_network(cluster, Some(&request.network))?;
+        if self.state.endpoints.contains_key(&request.name) {
+            self.remove_endpoint(cluster, &me, &request.name).await?;
+        }
+        let mtu = compile::container_mtu(cluster, network.vni, self.underlay(&me).await?.mtu)
+            .unwrap_or_else(|largest| largest);
+        let mtu = request.mtu.map_or(mtu, |most| most.min(mtu));
+        let host_ifname = choice::host_ifname(&request.name);
+        let ifname = host_ifname.replacen("mesh", "mc", 1);
+        let id = self.free_id()?;
+        self.clear_away(&host_ifname).await?;
+        if self.headroom.is_none() {
+            self.ensure_headroom().await?;
+        }
+        let veth = Veth {
+            name: &host_ifname,
+            mac: compile::node_mac(me.underlay),
+            mtu: endpoint::HOST_SIDE_MTU,
+            alias: Some(&format!("{ALIAS}{}", request.name)),
+            peer_name: &ifname,
+            peer_mac: request.mac,
+            peer_mtu: mtu,
+            peer_netns: None,
+        };
+        let pair = self.net.add_veth(&veth).await?;
+        let netns = open_netns(&request.netns).ok();
+        let endpoint = Endpoint {
+            vni: network.vni.get(),
+            id,
+            host: Interface { name: host_ifname, index: pair.ifindex },
+            ifname: ifname.clone(),
+            ifindex: pair.peer_ifindex,
+            mac: request.mac,
+            addresses: request.addresses,
+            mtu,
+            mtu_max: request.mtu,
+            netns: request.netns,
+            netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
+        };
+        self.state.endpoints.insert(request.name.clone(), endpoint);
+        match self.finish_sandbox(cluster, network, &request.name, pair).await {
+            Ok(()) => Ok(ifname),
+            Err(e) => {
+                // The first error is the one that matters.
+                let _ = self.remove_endpoint(cluster, &me, &request.name).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn finish_sandbox(
+        &mut self,
+        cluster: &Cluster,
+        network: &Network,
+        name: &str,
+        pair: VethPair,
+    ) -> Result<(), HostError> {
+        self.save()?;
+        let Some(endpoint) = self.state.endpoints.get(name).cloned() else { return Ok(()) };
+        self.tables()?
+            .endpoint_stats
+            .clear(endpoint.id)
+            .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
+        let me = super::find(cluster, &self.state.node)?;
+        self.refill(cluster, &me).await?;
+        attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        self.give_headroom(pair.ifindex).await?;
+        if network.has_ipv6() {
+            // The kernel confirms a neighbour only from a link-local address, which Docker leaves
+            // to the kernel.
+            self.net.set_link_local(pair.peer_ifindex).await?;
+        }
+        Ok(self.net.set_up(pair.ifindex).await?)
+    }
+}

@@ -1,0 +1,145 @@
+//! UDP and TCP on port 53 of this node's overlay addresses.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::Resolver;
+
+const PORT: u16 = 53;
+/// An address may be taken up a little before the interface has it.
+const RETRY: Duration = Duration::from_secs(1);
+/// Questions at once; what comes beyond that is lost, as on a network.
+const AT_ONCE: usize = 1024;
+/// A client that says nothing for longer is done.
+const IDLE: Duration = Duration::from_secs(10);
+/// Questions of one TCP client.
+const PER_CLIENT: usize = 1024;
+
+/// Listens on whatever overlay addresses this host has.
+pub async fn run(resolver: Resolver) {
+    let mut addresses = resolver.shared.watch_addresses();
+    let mut listeners: HashMap<IpAddr, JoinHandle<()>> = HashMap::new();
+    let mut complaint = None;
+    loop {
+        let wanted = addresses.borrow_and_update().addresses.clone();
+        listeners.retain(|address, listener| {
+            let stays = wanted.contains(address) && !listener.is_finished();
+            if !stays {
+                listener.abort();
+            }
+            stays
+        });
+        let mut failed = false;
+        for address in wanted {
+            if listeners.contains_key(&address) {
+                continue;
+            }
+            match listen(&resolver, address).await {
+                Ok(listener) => drop(listeners.insert(address, listener)),
+                Err(e) => {
+                    failed = true;
+                    let text = format!("no names on {address}, port {PORT}: {e}");
+                    if complaint.as_ref() != Some(&text) {
+                        tracing::warn!("{text}");
+                    }
+                    complaint = Some(text);
+                }
+            }
+        }
+        tokio::select! {
+            changed = addresses.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
+}
+
+async fn listen(resolver: &Resolver, address: IpAddr) -> io::Result<JoinHandle<()>> {
+    let udp = UdpSocket::bind((address, PORT)).await?;
+    let tcp = TcpListener::bind((address, PORT)).await?;
+    let (for_udp, for_tcp) = (resolver.clone(), resolver.clone());
+    Ok(tokio::spawn(async move {
+        tokio::select! {
+            () = serve_udp(for_udp, udp) => {}
+            () = serve_tcp(for_tcp, tcp) => {}
+        }
+    }))
+}
+
+async fn serve_udp(resolver: Resolver, socket: UdpSocket) {
+    let socket = Arc::new(socket);
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        // An error is that of an answer that did not arrive.
+        let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok(permit) = at_once.clone().try_acquire_owned() else { continue };
+        let (resolver, socket, question) =
+            (resolver.clone(), socket.clone(), buffer[..len].to_vec());
+        tokio::spawn(async move {
+            if let Some(answer) = resolver.answer(&question, from.ip().to_canonical(), true).await {
+                let _ = socket.send_to(&answer, from).await;
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_tcp(resolver: Resolver, listener: TcpListener) {
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(permit) = at_once.clone().acquire_owned().await else { return };
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::debug!("the resolver takes no client: {e}");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        let resolver = resolver.clone();
+        tokio::spawn(async move {
+            if let Err(e) = serve_client(resolver, stream, from).await {
+                tracing::debug!("a client of the resolver: {e}");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_client(
+    resolver: Resolver,
+    mut stream: TcpStream,
+    from: SocketAddr,
+) -> io::Result<()> {
+    for _ in 0..PER_CLIENT {
+        let mut question = Vec::new();
+        let read = async {
+            let len = stream.read_u16().await?;
+            question.resize(usize::from(len), 0);
+            stream.read_exact(&mut question).await
+        };
+        match timeout(IDLE, read).await? {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            done => drop(done?),
+        }
+        let answer = resolver.answer(&question, from.ip().to_canonical(), false).await;
+        let Some(answer) = answer else { return Ok(()) };
+        let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        let whole = [&len.to_be_bytes()[..], &answer].concat();
+        timeout(IDLE, stream.write_all(&whole)).await??;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Tells every peer what is new here, at once, and asks it from time to time. A peer that does not
+//! answer holds up nobody but itself.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+
+use super::{
+    PORT, Shared,
+    protocol::{MESSAGE_MAX, News, PATH},
+};
+use crate::docker::http;
+
+/// A peer that takes longer is not there.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two questions to one peer; longer in a large mesh, so that each agent has at most 20 to
+/// answer in a second.
+const PERIOD: Duration = Duration::from_secs(5);
+const PERIOD_PER_PEER: Duration = Duration::from_millis(50);
+/// After an error, at first.
+const RETRY: Duration = Duration::from_secs(1);
+/// Periods of silence after which a node's names are forgotten.
+const SILENT_PERIODS: u32 = 3;
+
+/// One task for each peer of the roster.
+pub(super) async fn run(shared: Shared) {
+    let mut roster = shared.roster.subscribe();
+    let mut tasks: HashMap<(String, IpAddr), AbortHandle> = HashMap::new();
+    loop {
+        let now = roster.borrow_and_update().clone();
+        let period =
+            PERIOD.max(PERIOD_PER_PEER * u32::try_from(now.peers.len()).unwrap_or(u32::MAX));
+        let mut wanted: Vec<(String, IpAddr)> = Vec::new();
+        for (name, addresses) in now.peers {
+            wanted.extend(addresses.first().map(|a| (name, *a)));
+        }
+        tasks.retain(|peer, task| {
+            let stays = wanted.contains(peer);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for peer in wanted {
+            tasks.entry(peer.clone()).or_insert_with(|| {
+                tokio::spawn(follow(shared.clone(), peer.0, peer.1, period)).abort_handle()
+            });
+        }
+        loop {
+            tokio::select! {
+                changed = roster.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(period) => {
+                    shared.lock().expire(period * SILENT_PERIODS);
+                }
+            }
+        }
+    }
+}
+
+async fn follow(shared: Shared, peer: String, address: IpAddr, period: Duration) {
+    let mut own = shared.own.subscribe();
+    // What the peer said it has of our names.
+    let mut has = None;
+    let mut retry = RETRY;
+    loop {
+        own.borrow_and_update();
+        let news = shared.lock().news_for(&peer, has);
+        let wait = match timeout(PATIENCE, exchange(address, &news)).await {
+            Ok(Ok(answer)) => {
+                has = Some(news.version);
+                // It forgot us, or started anew: tell it all.
+                if answer.have != has {
+                    has = None;
+                }
+                shared.absorb(&peer, &answer);
+                retry = RETRY;
+                if has.is_none() { RETRY } else { period }
+            }
+            failed => {
+                tracing::debug!("exchange with {peer}: {failed:?}");
+                has = None;
+                // A node without Docker never answers.
+                retry = (retry * 2).min(period);
+                retry
+            }
+        };
+        tokio::select! {
+            changed = own.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn exchange(address: IpAddr, news: &News) -> io::Result<News> {
+    let stream = TcpStream::connect(SocketAddr::new(address, PORT)).await?;
+    stream.set_nodelay(true)?;
+    let body = serde_json::to_vec(news)?;
+    let answer = http::call(stream, "POST", PATH, body, MESSAGE_MAX).await?;
+    if !answer.is_ok() {
+        return Err(io::Error::other(format!("{}: {}", answer.status, answer.text())));
+    }
+    Ok(serde_json::from_slice(&answer.body)?)
+}

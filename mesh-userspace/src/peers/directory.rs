@@ -1,0 +1,313 @@
+//! What all nodes know together, and how two versions of it become one. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Roster,
+    protocol::{News, Version},
+};
+
+/// Networks, removed ones included; of the removed the oldest are forgotten first.
+const RECORDS_MAX: usize = 1024;
+
+/// A network that was made while the mesh runs, or the memory that it was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    pub name: String,
+    /// The higher wins; of equal ones, the later node's name.
+    pub version: u64,
+    /// Who said so.
+    pub node: String,
+    /// `None`: removed.
+    pub spec: Option<NetworkSpec>,
+}
+
+impl NetworkRecord {
+    fn rank(&self) -> (u64, &str, bool) {
+        (self.version, &self.node, self.spec.is_some())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    pub vni: u32,
+    pub subnets: Vec<Subnet>,
+    /// The node with the first block of each subnet: where it was made.
+    pub first: String,
+    pub internal: bool,
+    /// The driver's options, as given.
+    pub options: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    pub net: IpNet,
+    pub gateway: Option<IpAddr>,
+}
+
+/// The containers of one node that have names, by network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    pub networks: BTreeMap<String, Vec<Named>>,
+}
+
+/// A container in a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Name, aliases, short id: the first is the one that an address is called by.
+    pub names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What a node said last, and when.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    version: Version,
+    view: View,
+    heard: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub struct Directory {
+    me: String,
+    networks: BTreeMap<String, NetworkRecord>,
+    own: Seen,
+    others: BTreeMap<String, Seen>,
+}
+
+impl Directory {
+    /// `epoch`: later than that of any agent before on this node.
+    pub fn new(me: String, epoch: u64, records: Vec<NetworkRecord>) -> Self {
+        let own = Seen { version: Version { epoch, count: 0 }, ..Seen::default() };
+        let networks = records.into_iter().map(|r| (r.name.clone(), r)).collect();
+        Self { me, networks, own, others: BTreeMap::new() }
+    }
+
+    pub fn me(&self) -> &str {
+        &self.me
+    }
+
+    /// The networks that are.
+    pub fn networks(&self) -> impl Iterator<Item = (&str, &NetworkSpec)> {
+        self.networks.values().filter_map(|r| Some((r.name.as_str(), r.spec.as_ref()?)))
+    }
+
+    pub fn network(&self, name: &str) -> Option<&NetworkSpec> {
+        self.networks.get(name)?.spec.as_ref()
+    }
+
+    /// Was there such a network?
+    pub fn is_removed(&self, name: &str) -> bool {
+        self.networks.get(name).is_some_and(|r| r.spec.is_none())
+    }
+
+    /// All that is known of networks, to be kept.
+    pub fn records(&self) -> Vec<NetworkRecord> {
+        self.networks.values().cloned().collect()
+    }
+
+    /// Makes a network, or removes it. Whether anything changed.
+    pub fn set_network(&mut self, name: &str, spec: Option<NetworkSpec>) -> bool {
+        let old = self.networks.get(name);
+        if old.map(|r| &r.spec) == Some(&spec) || old.is_none() && spec.is_none() {
+            return false;
+        }
+        let version = old.map_or(0, |r| r.version) + 1;
+        let record = NetworkRecord { name: name.to_owned(), version, node: self.me.clone(), spec };
+        self.networks.insert(name.to_owned(), record);
+        self.forget_removed();
+        true
+    }
+
+    /// Says which names this node has. Whether anything changed.
+    pub fn set_view(&mut self, view: View) -> bool {
+        if self.own.view == view {
+            return false;
+        }
+        self.own.view = view;
+        self.own.version.count += 1;
+        true
+    }
+
+    /// The names of each node in a network, our own first.
+    pub fn named(&self, network: &str) -> impl Iterator<Item = &Named> {
+        let views = std::iter::once(&self.own).chain(self.others.values());
+        views.filter_map(move |seen| seen.view.networks.get(network)).flatten()
+    }
+
+    /// A node besides us that has containers in a network.
+    pub fn user(&self, network: &str) -> Option<&str> {
+        let uses = |seen: &Seen| seen.view.networks.get(network).is_some_and(|c| !c.is_empty());
+        self.others.iter().find(|(_, seen)| uses(seen)).map(|(node, _)| node.as_str())
+    }
+
+    /// What to tell a peer that has this version of our names.
+    pub(super) fn news_for(&self, peer: &str, has: Option<Version>) -> News {
+        let seen = self.others.get(peer).filter(|seen| seen.heard.is_some());
+        News {
+            node: self.me.clone(),
+            have: seen.map(|seen| seen.version),
+            view: (has != Some(self.own.version)).then(|| self.own.view.clone()),
+            version: self.own.version,
+            networks: self.records(),
+        }
+    }
+
+    /// Takes what `peer` told. Whether a network changed.
+    pub(super) fn absorb(&mut self, peer: &str, news: &News) -> bool {
+        let seen = self.others.entry(peer.to_owned()).or_default();
+        seen.heard = Some(Instant::now());
+        if let Some(view) = &news.view
+            && news.version >= seen.version
+        {
+            seen.version = news.version;
+            seen.view.clone_from(view);
+        }
+        let mut changed = false;
+        for record in &news.networks {
+            let is_newer =
+                self.networks.get(&record.name).is_none_or(|old| old.rank() < record.rank());
+            if is_newer {
+                changed |= self.networks.get(&record.name).map(|r| &r.spec) != Some(&record.spec);
+                self.networks.insert(record.name.clone(), record.clone());
+            }
+        }
+        self.forget_removed();
+        changed
+    }
+
+    /// Forgets the names of nodes that were not heard of for so long: their containers can not be
+    /// reached either.
+    pub(super) fn expire(&mut self, silence: Duration) {
+        self.others.retain(|_, seen| seen.heard.is_some_and(|at| at.elapsed() < silence));
+    }
+
+    pub(super) fn keep_nodes(&mut self, roster: &Roster) {
+        let known: BTreeSet<&str> = roster.peers.iter().map(|(name, _)| name.as_str()).collect();
+        self.others.retain(|node, _| known.contains(node.as_str()));
+    }
+
+    fn forget_removed(&mut self) {
+        while self.networks.len() > RECORDS_MAX {
+            let removed = self.networks.values().filter(|r| r.spec.is_none());
+            let Some(oldest) = removed.min_by_key(|r| r.version).map(|r| r.name.clone()) else {
+                return;
+            };
+            self.networks.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spec(vni: u32) -> NetworkSpec {
+        NetworkSpec {
+            vni,
+            subnets: Vec::new(),
+            first: "h1".into(),
+            internal: false,
+            options: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn view(name: &str) -> View {
+        let named =
+            Named { names: vec![name.into()], addresses: vec!["10.0.9.2".parse().unwrap()] };
+        View { networks: BTreeMap::from([("net".to_owned(), vec![named])]) }
+    }
+
+    fn names(directory: &Directory) -> Vec<&str> {
+        directory.named("net").flat_map(|n| &n.names).map(String::as_str).collect()
+    }
+
+    #[test]
+    fn what_a_node_says_is_heard_and_not_sent_twice() {
+        let (mut a, mut b) =
+            (Directory::new("a".into(), 1, vec![]), Directory::new("b".into(), 1, vec![]));
+        a.set_view(view("web"));
+        a.set_network("net", Some(spec(7)));
+        assert!(b.absorb("a", &a.news_for("b", None)));
+        assert_eq!(names(&b), ["web"]);
+        assert_eq!(b.network("net"), Some(&spec(7)));
+        let have = b.news_for("a", None).have;
+        assert_eq!(a.news_for("b", have).view, None);
+        assert!(!b.absorb("a", &a.news_for("b", have)));
+        assert_eq!(names(&b), ["web"]);
+    }
+
+    #[test]
+    fn an_agent_that_starts_anew_takes_back_its_names() {
+        let mut b = Directory::new("b".into(), 1, vec![]);
+        let mut a = Directory::new("a".into(), 1, vec![]);
+        a.set_view(view("old"));
+        a.set_view(view("older"));
+        b.absorb("a", &a.news_for("b", None));
+        let a = Directory::new("a".into(), 2, vec![]);
+        let have = b.news_for("a", None).have;
+        b.absorb("a", &a.news_for("b", have));
+        assert_eq!(names(&b), [""; 0]);
+    }
+
+    #[test]
+    fn a_silent_node_is_forgotten() {
+        let mut a = Directory::new("a".into(), 1, vec![]);
+        a.set_view(view("web"));
+        let mut b = Directory::new("b".into(), 1, vec![]);
+        b.absorb("a", &a.news_for("b", None));
+        assert_eq!(b.user("net"), Some("a"));
+        b.expire(Duration::ZERO);
+        assert_eq!(b.user("net"), None);
+        assert_eq!(b.news_for("a", None).have, None, "asks for them again");
+    }
+
+    #[test]
+    fn the_memory_of_removed_networks_has_an_end() {
+        let mut a = Directory::new("a".into(), 1, vec![]);
+        for n in 0..3000 {
+            a.set_network(&format!("n{n}"), Some(spec(n)));
+            a.set_network(&format!("n{n}"), None);
+        }
+        assert!(a.records().len() <= RECORDS_MAX);
+    }
+
+    proptest! {
+        /// Whatever happens on three nodes, once each has told each other they know the same.
+        #[test]
+        fn all_come_to_know_the_same(
+            steps in prop::collection::vec((0..3usize, 0..3u32, any::<bool>(), any::<bool>()), 0..40)
+        ) {
+            let mut nodes: Vec<_> =
+                ["a", "b", "c"].iter().map(|n| Directory::new((*n).into(), 1, vec![])).collect();
+            for (at, net, there, tell) in steps {
+                nodes[at].set_network(&net.to_string(), there.then(|| spec(at as u32)));
+                if tell {
+                    let (from, news) = (nodes[at].me.clone(), nodes[at].news_for("", None));
+                    nodes[(at + 1) % 3].absorb(&from, &news);
+                }
+            }
+            for _ in 0..2 {
+                for at in 0..3 {
+                    let (from, news) = (nodes[at].me.clone(), nodes[at].news_for("", None));
+                    for to in (0..3).filter(|to| *to != at) {
+                        nodes[to].absorb(&from, &news);
+                    }
+                }
+            }
+            prop_assert_eq!(nodes[0].records(), nodes[1].records());
+            prop_assert_eq!(nodes[1].records(), nodes[2].records());
+        }
+    }
+}

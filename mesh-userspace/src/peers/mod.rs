@@ -1,0 +1,115 @@
+//! What the agents tell each other: the networks that were made while the mesh runs, and the names
+//! of each node's containers. No store, and no leader: each network's newest record wins, and each
+//! node's names are its own to say.
+//!
+//! ```text
+//! own changes -> Directory -> (client) POST /v1/exchange over the overlay -> (server) Directory
+//!                          <- what the other has newer, in the answer
+//! ```
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+mod client;
+mod directory;
+mod protocol;
+mod server;
+
+pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
+
+/// Where agents listen, on their overlay addresses only.
+pub const PORT: u16 = 7473;
+
+/// The nodes of the mesh, as far as agents speak to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster {
+    pub me: String,
+    /// Our own overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Name and overlay addresses of every other node.
+    pub peers: Vec<(String, Vec<IpAddr>)>,
+}
+
+impl Roster {
+    /// The node that has this overlay address.
+    fn peer(&self, address: IpAddr) -> Option<&str> {
+        let has = |(_, addresses): &&(String, Vec<IpAddr>)| addresses.contains(&address);
+        self.peers.iter().find(has).map(|(name, _)| name.as_str())
+    }
+}
+
+/// The directory, shared by everybody who reads or changes it.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    directory: Arc<Mutex<Directory>>,
+    /// Counts our own changes, which are told to every peer at once.
+    own: Arc<watch::Sender<u64>>,
+    /// Counts changes of networks, whoever made them.
+    networks: Arc<watch::Sender<u64>>,
+    roster: Arc<watch::Sender<Roster>>,
+}
+
+impl Shared {
+    pub fn new(directory: Directory) -> Self {
+        Self {
+            directory: Arc::new(Mutex::new(directory)),
+            own: Arc::new(watch::Sender::new(0)),
+            networks: Arc::new(watch::Sender::new(0)),
+            roster: Arc::default(),
+        }
+    }
+
+    /// Never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Directory> {
+        // Every change is one assignment: what a panic left is whole.
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what this node says. `change` returns whether it did.
+    pub fn publish(&self, change: impl FnOnce(&mut Directory) -> bool) {
+        let changed = change(&mut self.lock());
+        if changed {
+            self.own.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Tells when networks came or went on another node.
+    pub fn watch_networks(&self) -> watch::Receiver<u64> {
+        self.networks.subscribe()
+    }
+
+    pub fn set_roster(&self, roster: Roster) {
+        self.lock().keep_nodes(&roster);
+        self.roster.send_if_modified(|old| {
+            let differs = *old != roster;
+            *old = roster;
+            differs
+        });
+    }
+
+    /// This node's overlay addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.roster.borrow().addresses.clone()
+    }
+
+    pub fn watch_addresses(&self) -> watch::Receiver<Roster> {
+        self.roster.subscribe()
+    }
+
+    /// Takes what a peer told.
+    fn absorb(&self, from: &str, news: &protocol::News) {
+        if self.lock().absorb(from, news) {
+            self.networks.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Speaks with the other agents, from now on.
+    pub fn start(&self) {
+        tokio::spawn(server::run(self.clone()));
+        tokio::spawn(client::run(self.clone()));
+    }
+}

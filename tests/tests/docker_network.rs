@@ -1,0 +1,262 @@
+//! `docker network create -d mesh`, with real Docker daemons.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Ipv4Addr, UdpSocket},
+    os::unix::net::UnixStream,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{
+    docker::{Docker, scenario},
+    wait,
+};
+use rustix::process::Signal;
+
+const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
+const WEB: &str = "run -d --network my-net --name web bb httpd -f -p 80 -h /var/www";
+const NAMES: Duration = Duration::from_secs(10);
+
+/// `wget http://HOST` from a new container, until it works.
+fn get(docker: &Docker, at: usize, url: &str) -> Result<()> {
+    let line = format!("run --rm --network my-net bb timeout 5 wget -qO- {url}");
+    docker.wait_for(at, &line, |page| page == "hello").map(drop)
+}
+
+fn address(docker: &Docker, at: usize, container: &str) -> Result<Ipv4Addr> {
+    let format = "{{range.NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let text = docker.run(at, &format!("inspect -f {format} {container}"))?;
+    text.parse().with_context(|| format!("{container} has the address {text:?}"))
+}
+
+#[test]
+fn a_network_made_on_one_host_joins_containers_on_all() {
+    scenario(3, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, WEB)?;
+        let web = address(docker, 0, "web")?;
+        ensure!(web == Ipv4Addr::new(10, 0, 9, 2), "web has {web}");
+        for at in [1, 2] {
+            get(docker, at, "http://10.0.9.2")?;
+            get(docker, at, "http://web")?;
+            get(docker, at, "http://web.my-net")?;
+        }
+        // The mesh's MTU, Docker's prefix.
+        let link = docker.run(0, "exec web ip addr show dev eth0")?;
+        ensure!(link.contains("mtu 1462") && link.contains("10.0.9.2/24"), "{link}");
+        // Out into the world by Docker's own bridge.
+        let routes = docker.run(0, "exec web ip route")?;
+        ensure!(routes.contains("default via 172.18.0.1 dev eth1"), "{routes}");
+        Ok(())
+    });
+}
+
+#[test]
+fn names_come_and_go_with_their_containers() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.run(0, "network create -d mesh --subnet 10.0.8.0/24 other")?;
+        docker.wait_network("my-net")?;
+        docker.wait_network("other")?;
+        docker.run(1, "run -d --network my-net --name asker bb sleep 1000")?;
+        docker.run(1, "run -d --network other --name stranger bb sleep 1000")?;
+        docker.run(0, "run -d --network my-net --name one --network-alias api bb sleep 1000")?;
+        docker.run(0, "run -d --network my-net --name two --network-alias api bb sleep 1000")?;
+        let (one, two) = (address(docker, 0, "one")?, address(docker, 0, "two")?);
+        let id = docker.run(0, "inspect -f {{.Id}} one")?;
+        for name in ["one", "one.my-net", &id[..12]] {
+            let line = format!("exec asker nslookup {name}");
+            docker.wait_for(1, &line, |text| text.contains(&format!("Address: {one}")))?;
+        }
+        let both =
+            |text: &str| [one, two].iter().all(|ip| text.contains(&format!("Address: {ip}")));
+        docker.wait_for(1, "exec asker nslookup api", both)?;
+        let back = format!("exec asker nslookup {one}");
+        docker.wait_for(1, &back, |text| text.contains("name = one.my-net"))?;
+        let hidden = docker.refused(1, "exec stranger nslookup one")?;
+        ensure!(!hidden.contains(&one.to_string()), "{hidden}");
+        docker.run(0, "rm -f one")?;
+        let gone = || match docker.refused(1, "exec asker nslookup one") {
+            Ok(_) => Ok(()),
+            Err(e) => Err(format!("{e:#}")),
+        };
+        wait::until("a name to be gone", NAMES, gone)?;
+        docker.wait_for(1, "exec asker nslookup api", |text| {
+            text.contains(&two.to_string()) && !text.contains(&format!("Address: {one}"))
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn daemons_and_agents_that_end_take_nothing_with_them() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, WEB)?;
+        docker.run(1, "run -d --network my-net --name c2 bb sleep 1000")?;
+        let ping = "exec c2 ping -c 1 -w 5 10.0.9.2";
+        docker.run(1, ping)?;
+        // The agent killed: what runs keeps talking, and what is new works when it is back.
+        let cluster = docker.topology.cluster.clone();
+        docker.host(0).kill9();
+        docker.run(1, ping)?;
+        docker.host(0).up(&cluster)?;
+        docker.run(1, ping)?;
+        get(docker, 1, "http://web")?;
+        // The daemon, in each way.
+        for signal in [Signal::TERM, Signal::KILL] {
+            docker.end_daemon(0, signal)?;
+            docker.start_daemon(0, &[])?;
+            docker.wait_daemon(0)?;
+            docker.run(0, "start web")?;
+            get(docker, 1, "http://web")?;
+            let attached = docker.host(0).status()?["endpoints"].as_array().map_or(0, Vec::len);
+            ensure!(attached == 1, "{attached} endpoints on h1");
+        }
+        docker.run(0, "rm -f web")?;
+        docker.run(1, "rm -f c2")?;
+        docker.run(1, "network rm my-net")?;
+        let gone = |text: &str| text.is_empty();
+        docker.wait_for(0, "network ls -q -f name=my-net", gone)?;
+        for host in &docker.topology.hosts {
+            let status = host.status()?;
+            ensure!(status["endpoints"].as_array().is_some_and(Vec::is_empty), "{status}");
+            ensure!(status["networks"].as_array().is_some_and(|n| n.len() == 1), "{status}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_can_not_be_is_refused_with_the_conflict() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        for (line, says) in [
+            (
+                "network create -d mesh --ipam-driver mesh --subnet 10.0.9.128/25 x",
+                "network my-net",
+            ),
+            ("network create -d mesh --subnet 10.42.7.0/24 x", "network default"),
+            ("network create -d mesh --subnet 192.0.2.0/24 x", "underlay address of node h1"),
+            ("network create -d mesh --subnet 10.0.7.0/30 x", "too small"),
+            ("network create -d mesh --subnet 10.0.7.0/24 -o vni=0 x", "vni=0"),
+            ("network create -d mesh --subnet 10.0.7.0/24 -o color=red x", "color"),
+            ("network create -d mesh --subnet 10.0.7.0/24 -o encap=vxlan x", "encap=vxlan"),
+            ("run --rm --network my-net --ip 10.0.9.200 bb true", "10.0.9.0/25"),
+        ] {
+            let error = docker.refused(0, line)?;
+            ensure!(error.contains(says), "{line}: {error:?} does not say {says:?}");
+        }
+        // The other node gives out the other half, and what is asked for there.
+        docker.run(1, "run -d --network my-net --name c2 --ip 10.0.9.200 bb sleep 1000")?;
+        ensure!(address(docker, 1, "c2")? == Ipv4Addr::new(10, 0, 9, 200));
+        docker.run(0, "run --rm --network my-net bb ping -c 1 -w 5 10.0.9.200")?;
+        Ok(())
+    });
+}
+
+#[test]
+fn many_containers_at_once_neither_collide_nor_leak() {
+    const EACH: usize = 12;
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, "run -d --network my-net --name asker bb sleep 1000")?;
+        let docker = &*docker;
+        thread::scope(|scope| {
+            let start = |at: usize, n: usize| {
+                let line = format!("run -d --network my-net --name c{at}-{n} bb sleep 1000");
+                scope.spawn(move || docker.run(at, &line))
+            };
+            let all: Vec<_> = (0..2 * EACH).map(|n| start(n % 2, n / 2)).collect();
+            all.into_iter().try_for_each(|run| run.join().unwrap().map(drop))
+        })?;
+        let mut taken = BTreeSet::new();
+        for (at, n) in (0..2 * EACH).map(|n| (n % 2, n / 2)) {
+            let ip = address(docker, at, &format!("c{at}-{n}"))?;
+            ensure!(taken.insert(ip), "{ip} was given twice");
+            let line = format!("exec asker nslookup c{at}-{n}");
+            docker.wait_for(0, &line, |text| text.contains(&format!("Address: {ip}")))?;
+        }
+        for at in [0, 1] {
+            let names: Vec<_> = (0..EACH).map(|n| format!("c{at}-{n}")).collect();
+            docker.run(at, &format!("rm -f {}", names.join(" ")))?;
+        }
+        for (at, left) in [(0, 1), (1, 0)] {
+            let status = docker.topology.hosts[at].status()?;
+            let endpoints = status["endpoints"].as_array().map_or(0, Vec::len);
+            ensure!(endpoints == left, "{endpoints} endpoints are left on h{}", at + 1);
+            let links = docker.topology.hosts[at].netns.exec("ip -o link show type veth")?;
+            let ours = links.lines().filter(|l| l.contains(": mesh") && !l.contains("mesh0"));
+            ensure!(ours.count() == left, "{links}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_input_gets_an_error_and_harms_nothing() {
+    scenario(1, |docker| {
+        docker.run(0, CREATE)?;
+        let host = &docker.topology.hosts[0];
+        let inside = host.inside.context("a host with namespaces of its own")?;
+        let plugin = format!("/proc/{inside}/root/run/docker/plugins/mesh.sock");
+        let post = |method: &str, body: &[u8]| -> Result<String> {
+            let mut stream = UnixStream::connect(&plugin)?;
+            stream.set_read_timeout(Some(NAMES))?;
+            let len = body.len();
+            let head = format!("POST /{method} HTTP/1.1\r\nHost: \r\nContent-Length: {len}\r\n");
+            stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())?;
+            // Who says no before all is read closes.
+            let _ = stream.write_all(body);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        for (method, body) in [
+            ("NetworkDriver.Join", &b"{\"NetworkID\":"[..]),
+            ("NetworkDriver.Join", b""),
+            (
+                "NetworkDriver.CreateNetwork",
+                b"{\"NetworkID\":\"a\",\"IPv4Data\":[{\"Pool\":\"x\"}]}",
+            ),
+            ("IpamDriver.RequestPool", b"{\"Pool\":\"10.0.9.1/99\"}"),
+            ("IpamDriver.RequestAddress", b"{\"PoolID\":\"x\"}"),
+            ("No.Such", b"{}"),
+        ] {
+            let answer = post(method, body)?;
+            ensure!(answer.contains("\"Err\":"), "{method}: {answer}");
+        }
+        let long = post("NetworkDriver.Join", &vec![b'x'; 10 << 20])?;
+        ensure!(long.is_empty() || long.starts_with("HTTP/1.1 413"), "{long}");
+        // What Docker never made is no trouble to take away.
+        let unknown = post("NetworkDriver.Leave", b"{\"NetworkID\":\"a\",\"EndpointID\":\"b\"}")?;
+        ensure!(unknown.starts_with("HTTP/1.1 200") && !unknown.contains("Err"), "{unknown}");
+
+        let overlay = host.overlay_addresses()?[0];
+        let socket = host.netns.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        socket.set_read_timeout(Some(NAMES))?;
+        socket.connect((overlay, 53))?;
+        for bytes in [&[][..], &[0; 3], &[0xff; 300], &[0; 11]] {
+            socket.send(bytes)?;
+        }
+        // A name that points to itself: counted as a question, and refused.
+        let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1];
+        let mut answer = [0; 512];
+        socket.send(&question)?;
+        let len = socket.recv(&mut answer)?;
+        ensure!(answer[..2] == [7, 7] && answer[3] & 0xf == 1, "{:x?}", &answer[..len]);
+        question.truncate(12);
+        socket.send(&question)?;
+        socket.recv(&mut answer)?;
+        ensure!(answer[3] & 0xf == 1, "{:x?}", &answer[..12]);
+        docker.run(0, WEB)?;
+        get(docker, 0, "http://web")
+    });
+}
