@@ -144,7 +144,7 @@ mod tests {
         let (window, before) = (Snapshot::begin().expect("/proc"), used());
         while used() < before + 0.3 {}
         let usage = window.end().expect("/proc");
-        // Others may keep the machine busy, and count only in clock ticks.
-        assert!(usage.wall >= 0.3 && usage.busy >= 0.1, "{usage:?}");
+        // Counted in clock ticks; and others may keep the machine busy.
+        assert!(usage.wall >= 0.2 && usage.busy >= 0.1, "{usage:?}");
     }
 }
