@@ -18,6 +18,7 @@ mod model;
 mod outer;
 mod packet;
 mod perf;
+mod slots;
 mod toobig;
 mod truncate;
 mod verified;

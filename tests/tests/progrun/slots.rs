@@ -1,0 +1,80 @@
+//! The arrays in front of the hash maps: whoever shares a slot is found too, and a slot never says
+//! what the map does not.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use mesh_common::{
+    maps::{Addr, EndpointInfo, EndpointKey},
+    slots::SlotKey as _,
+    verdict::DropReason,
+    wire::mac_pair,
+};
+use mesh_userspace::bpf::Store as _;
+
+use super::{
+    packet::{Mac, ip, udp},
+    world::{A, B, GRE, World, gateway_mac, world},
+};
+
+const MACS: [Mac; 3] = [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3]];
+
+fn key(address: Ipv4Addr) -> EndpointKey {
+    EndpointKey { vni: A.vni, addr: Addr::from(IpAddr::from(address)) }
+}
+
+/// Two local addresses with one slot, which is nobody else's.
+fn two_that_share(w: &World) -> [Ipv4Addr; 2] {
+    let taken: Vec<u32> = w.desired.maps.endpoints.keys().map(|k| k.slot()).collect();
+    let local = |n: u32| Ipv4Addr::from_bits(0x0a2a_0100 + n);
+    let first = (0..).map(local).find(|a| !taken.contains(&key(*a).slot())).unwrap();
+    let shares = |a: &Ipv4Addr| *a != first && key(*a).slot() == key(first).slot();
+    [first, (0..0x3e00).map(local).find(shares).unwrap()]
+}
+
+fn set(w: &World, address: Ipv4Addr, mac: Mac) {
+    let of_b = w.tables.endpoints.get(&key(B.v4.unwrap())).unwrap().unwrap();
+    let info = EndpointInfo { macs: mac_pair(mac, gateway_mac()), ..of_b };
+    w.tables.endpoints.set_all(&[(key(address), info)]).unwrap();
+}
+
+#[track_caller]
+fn assert_reaches(w: &World, address: Ipv4Addr, mac: Mac) {
+    let ran = w.sends_ip(A, &udp(ip(A.v4.unwrap(), address, 0), b"x"));
+    assert_eq!((ran.reason, &ran.frame[..6]), (None, &mac[..]));
+}
+
+#[track_caller]
+fn assert_gone(w: &World, address: Ipv4Addr) {
+    let packet = udp(ip(A.v4.unwrap(), address, 0), b"x");
+    w.sends_ip(A, &packet).assert_dropped(DropReason::NoEndpoint);
+}
+
+#[test]
+fn keys_that_share_a_slot_are_both_found_and_follow_every_change() {
+    world(GRE, |w| {
+        let [first, second] = two_that_share(w);
+        set(w, first, MACS[0]);
+        set(w, second, MACS[1]);
+        assert_reaches(w, first, MACS[0]);
+        assert_reaches(w, second, MACS[1]);
+
+        set(w, first, MACS[2]);
+        set(w, second, MACS[0]);
+        assert_reaches(w, first, MACS[2]);
+        assert_reaches(w, second, MACS[0]);
+
+        w.tables.endpoints.remove_all(&[key(first)]).unwrap();
+        assert_gone(w, first);
+        assert_reaches(w, second, MACS[0]);
+
+        // The slot is free now, and the second moves in with its next change.
+        set(w, second, MACS[1]);
+        set(w, first, MACS[2]);
+        assert_reaches(w, first, MACS[2]);
+        assert_reaches(w, second, MACS[1]);
+
+        w.tables.endpoints.remove_all(&[key(first), key(second)]).unwrap();
+        assert_gone(w, first);
+        assert_gone(w, second);
+    });
+}
