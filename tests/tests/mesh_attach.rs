@@ -1,9 +1,9 @@
 //! `mesh attach` and `mesh detach`.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Host, Options, ping, scenario, scenario::bare};
+use mesh_tests::{Host, Options, ping, scenario, scenario::bare, wait};
 
 const ONE: Options =
     Options { hosts: 1, containers: 3, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
@@ -36,6 +36,33 @@ fn attach_gives_what_it_says() {
         let status = mesh.hosts[0].status()?;
         ensure!(status["endpoints"].as_array().map(Vec::len) == Some(3), "{status}");
         Ok(())
+    });
+}
+
+/// All that wants room for outer headers is a port of the bridge, which is down.
+fn expect_headroom(host: &Host) -> Result<()> {
+    let shown = host.netns.exec("ip -o link show")?;
+    let line = |name: &str| {
+        let is_it = |l: &&str| l.split_whitespace().nth(1).is_some_and(|w| w.starts_with(name));
+        shown.lines().find(is_it).with_context(|| format!("no {name} in {shown}"))
+    };
+    for container in &host.containers {
+        let given = container.given()?;
+        ensure!(line(&given.host_ifname)?.contains("master mesh-room "), "{shown}");
+    }
+    ensure!(line("mesh0-end")?.contains("master mesh-room "), "{shown}");
+    ensure!(line("mesh-room:")?.contains("state DOWN"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn what_containers_and_the_host_send_gets_headroom() {
+    scenario(ONE, |mesh| {
+        expect_headroom(&mesh.hosts[0])?;
+        mesh.hosts[0].netns.exec("ip link del mesh-room")?;
+        wait::until("the bridge is back", Duration::from_secs(10), || {
+            expect_headroom(&mesh.hosts[0]).map_err(|e| e.to_string())
+        })
     });
 }
 
