@@ -1,8 +1,13 @@
 //! Follows the local Docker: what there is, and what changes. Also when Docker comes later, or comes
 //! back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use notify::{RecursiveMode, Watcher as _};
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     time::Instant,
@@ -54,6 +59,40 @@ pub enum Event {
     },
 }
 
+/// Tells when there may be a Docker: something happened in the folder of its socket.
+struct Appearance {
+    /// `None` if the folder can not be watched: it is not there.
+    _watcher: Option<notify::RecommendedWatcher>,
+    happened: mpsc::Receiver<()>,
+}
+
+impl Appearance {
+    fn of(socket: &Path) -> Self {
+        let (sender, happened) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // The look itself opens the socket.
+            if event.is_ok_and(|event| event.kind.is_create() || event.kind.is_modify()) {
+                // Full: it is told already.
+                let _ = sender.try_send(());
+            }
+        });
+        let folder = socket.parent().unwrap_or(Path::new("/"));
+        let watching = |mut watcher: notify::RecommendedWatcher| {
+            watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher)
+        };
+        Self { _watcher: watcher.and_then(watching).ok(), happened }
+    }
+
+    /// Also returns now and then without any news.
+    async fn wait(mut self) {
+        tokio::select! {
+            // At once if nobody watches.
+            _ = self.happened.recv() => {}
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+    }
+}
+
 pub struct Watcher {
     pub api: Api,
     pub plugin_socket: PathBuf,
@@ -71,6 +110,8 @@ impl Watcher {
         // One for all lives of Docker: its count only grows.
         let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
         loop {
+            // Before the look, so that nothing is lost in between.
+            let appearance = Appearance::of(&self.api.socket);
             if self.api.is_ours().await {
                 if !server.as_ref().is_some_and(Server::is_there) {
                     // The old one first: it removes its socket.
@@ -87,6 +128,8 @@ impl Watcher {
                     }
                     complaint = e;
                 }
+            } else {
+                appearance.wait().await;
             }
             tokio::time::sleep(ABSENT).await;
         }
