@@ -1,7 +1,6 @@
 //! UDP and TCP on port 53 of this node's overlay addresses.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -12,14 +11,14 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
-    task::JoinHandle,
+    task::AbortHandle,
     time::timeout,
 };
 
 use super::Resolver;
 
 const PORT: u16 = 53;
-/// An address may be taken up a little before the interface has it.
+/// After a client that could not be taken.
 const RETRY: Duration = Duration::from_secs(1);
 /// Questions at once; what comes beyond that is lost, as on a network.
 const AT_ONCE: usize = 1024;
@@ -30,25 +29,13 @@ const PER_CLIENT: usize = 1024;
 
 /// Listens on whatever overlay addresses this host has.
 pub async fn run(resolver: Resolver) {
-    let mut addresses = resolver.shared.watch_addresses();
-    let mut listeners: HashMap<IpAddr, JoinHandle<()>> = HashMap::new();
+    let mut listeners = resolver.shared.listeners();
     let mut complaint = None;
     loop {
-        let wanted = addresses.borrow_and_update().addresses.clone();
-        listeners.retain(|address, listener| {
-            let stays = wanted.contains(address) && !listener.is_finished();
-            if !stays {
-                listener.abort();
-            }
-            stays
-        });
         let mut failed = false;
-        for address in wanted {
-            if listeners.contains_key(&address) {
-                continue;
-            }
+        for address in listeners.missing() {
             match listen(&resolver, address).await {
-                Ok(listener) => drop(listeners.insert(address, listener)),
+                Ok(listener) => listeners.add(address, listener),
                 Err(e) => {
                     failed = true;
                     let text = format!("no names on {address}, port {PORT}: {e}");
@@ -59,14 +46,13 @@ pub async fn run(resolver: Resolver) {
                 }
             }
         }
-        tokio::select! {
-            changed = addresses.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+        if !listeners.wait(failed).await {
+            return;
         }
     }
 }
 
-async fn listen(resolver: &Resolver, address: IpAddr) -> io::Result<JoinHandle<()>> {
+async fn listen(resolver: &Resolver, address: IpAddr) -> io::Result<AbortHandle> {
     let udp = UdpSocket::bind((address, PORT)).await?;
     let tcp = TcpListener::bind((address, PORT)).await?;
     let (for_udp, for_tcp) = (resolver.clone(), resolver.clone());
@@ -75,7 +61,8 @@ async fn listen(resolver: &Resolver, address: IpAddr) -> io::Result<JoinHandle<(
             () = serve_udp(for_udp, udp) => {}
             () = serve_tcp(for_tcp, tcp) => {}
         }
-    }))
+    })
+    .abort_handle())
 }
 
 async fn serve_udp(resolver: Resolver, socket: UdpSocket) {

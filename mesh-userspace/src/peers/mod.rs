@@ -16,10 +16,12 @@ use tokio::sync::watch;
 
 mod client;
 mod directory;
+mod listeners;
 mod protocol;
 mod server;
 
 pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
+pub use listeners::Listeners;
 
 /// Where agents listen, on their overlay addresses only.
 pub const PORT: u16 = 7473;
@@ -96,8 +98,9 @@ impl Shared {
         self.roster.borrow().addresses.clone()
     }
 
-    pub fn watch_addresses(&self) -> watch::Receiver<Roster> {
-        self.roster.subscribe()
+    /// None yet, for whatever addresses this node has.
+    pub fn listeners(&self) -> Listeners {
+        Listeners::new(self.roster.subscribe())
     }
 
     /// Takes what a peer told.

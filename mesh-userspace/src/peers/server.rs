@@ -1,11 +1,7 @@
 //! Answers other agents, on the overlay addresses of this host only and to configured peers only:
 //! the data plane takes such a source from no other host, and from no container.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
@@ -20,38 +16,22 @@ use super::{
     protocol::{MESSAGE_MAX, News, PATH},
 };
 
-/// An address may be taken up a little before the interface has it.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// Listens on whatever overlay addresses this host has.
 pub(super) async fn run(shared: Shared) {
-    let mut roster = shared.roster.subscribe();
-    let mut listeners: HashMap<IpAddr, AbortHandle> = HashMap::new();
+    let mut listeners = shared.listeners();
     loop {
-        let wanted = roster.borrow_and_update().addresses.clone();
-        listeners.retain(|address, listener| {
-            let stays = wanted.contains(address) && !listener.is_finished();
-            if !stays {
-                listener.abort();
-            }
-            stays
-        });
         let mut failed = false;
-        for address in wanted {
-            if listeners.contains_key(&address) {
-                continue;
-            }
+        for address in listeners.missing() {
             match TcpListener::bind((address, PORT)).await {
-                Ok(listener) => drop(listeners.insert(address, serve(&shared, listener))),
+                Ok(listener) => listeners.add(address, serve(&shared, listener)),
                 Err(e) => {
                     tracing::debug!("listening for agents on {address}: {e}");
                     failed = true;
                 }
             }
         }
-        tokio::select! {
-            changed = roster.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if failed => {}
+        if !listeners.wait(failed).await {
+            return;
         }
     }
 }
