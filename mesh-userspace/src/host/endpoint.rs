@@ -92,9 +92,6 @@ impl Host {
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
-        if self.headroom.is_none() {
-            self.ensure_headroom().await?;
-        }
         let pair = self
             .net
             .add_veth(&Veth {
@@ -144,15 +141,8 @@ impl Host {
         name: &str,
         pair: VethPair,
     ) -> Result<(), HostError> {
-        self.save()?;
         let Some(endpoint) = self.state.endpoints.get(name).cloned() else { return Ok(()) };
-        self.tables()?
-            .endpoint_stats
-            .clear(endpoint.id)
-            .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
-        self.refill(cluster, me).await?;
-        attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
-        self.give_headroom(pair.ifindex).await?;
+        self.join(cluster, me, &endpoint).await?;
         self.net.set_up(pair.ifindex).await?;
         inside.set_up(pair.peer_ifindex).await?;
         self.wait_until_running(pair.ifindex).await?;
@@ -168,6 +158,23 @@ impl Host {
             inside.add_route(&route).await?;
         }
         Ok(())
+    }
+
+    /// Makes an endpoint that was noted part of the data plane, while its interface is still down.
+    pub(super) async fn join(
+        &mut self,
+        cluster: &Cluster,
+        me: &Node,
+        endpoint: &Endpoint,
+    ) -> Result<(), HostError> {
+        self.save()?;
+        self.tables()?
+            .endpoint_stats
+            .clear(endpoint.id)
+            .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
+        self.refill(cluster, me).await?;
+        attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        self.give_headroom(endpoint.host.index).await
     }
 
     /// The kernel gives an interface its queue a moment after its peer came up (linkwatch), and drops

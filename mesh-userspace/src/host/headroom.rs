@@ -42,11 +42,11 @@ impl Host {
         }
     }
 
-    /// The same for one new interface.
-    pub(super) async fn give_headroom(&self, ifindex: u32) -> Result<(), HostError> {
+    /// The same for one new interface, of an endpoint that was noted.
+    pub(super) async fn give_headroom(&mut self, ifindex: u32) -> Result<(), HostError> {
         match self.headroom {
             Some(bridge) => Ok(self.net.set_controller(ifindex, bridge).await?),
-            None => Ok(()),
+            None => self.ensure_headroom().await,
         }
     }
 

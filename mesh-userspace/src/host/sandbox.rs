@@ -5,13 +5,12 @@ use std::{net::IpAddr, os::fd::AsFd};
 
 use super::{ALIAS, Host, HostError, choice, endpoint};
 use crate::{
-    bpf::attach::{self, Interface},
+    bpf::attach::Interface,
     compile,
     config::{Cluster, Network},
     net::{Veth, VethPair, open_netns},
     state::Endpoint,
 };
-use mesh_common::names;
 
 /// An interface for a container.
 #[derive(Clone, Debug)]
@@ -54,9 +53,6 @@ impl Host {
         let ifname = host_ifname.replacen("mesh", "mc", 1);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
-        if self.headroom.is_none() {
-            self.ensure_headroom().await?;
-        }
         let veth = Veth {
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
@@ -100,16 +96,9 @@ impl Host {
         name: &str,
         pair: VethPair,
     ) -> Result<(), HostError> {
-        self.save()?;
         let Some(endpoint) = self.state.endpoints.get(name).cloned() else { return Ok(()) };
-        self.tables()?
-            .endpoint_stats
-            .clear(endpoint.id)
-            .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
         let me = super::find(cluster, &self.state.node)?;
-        self.refill(cluster, &me).await?;
-        attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
-        self.give_headroom(pair.ifindex).await?;
+        self.join(cluster, &me, &endpoint).await?;
         if network.has_ipv6() {
             // The kernel confirms a neighbour only from a link-local address, which Docker leaves
             // to the kernel.
