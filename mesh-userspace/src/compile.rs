@@ -1,9 +1,6 @@
 //! From the cluster's description and what this host is like, to the contents of the maps. Pure.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
 use mesh_common::{
@@ -27,7 +24,7 @@ use crate::{
 const CHOSEN_HEADROOM: usize = 38;
 
 /// Something of each other node, by its underlay address.
-pub type ByAddress<T> = HashMap<Ipv4Addr, T, FxBuildHasher>;
+pub type ByAddress<T> = HashMap<IpAddr, T, FxBuildHasher>;
 
 /// The way over the underlay to another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +34,8 @@ pub struct Path {
     pub mtu: u32,
     /// Our MAC on that interface.
     pub mac: [u8; 6],
-    pub next_hop: Ipv4Addr,
+    /// Of the family of the other node's address.
+    pub next_hop: IpAddr,
     /// `None` while it is not resolved.
     pub next_hop_mac: Option<[u8; 6]>,
 }
@@ -100,10 +98,18 @@ pub const MAC_PREFIX: [u8; 2] = [0x02, 0x6d];
 
 /// The MAC that all gateways of this node have. Locally administered; the underlay address makes
 /// it the node's own.
-pub fn node_mac(underlay: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = underlay.octets();
+pub fn node_mac(underlay: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = match underlay {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => fnv1a(&v6.octets()).to_be_bytes(),
+    };
     let [p, q] = MAC_PREFIX;
     [p, q, a, b, c, d]
+}
+
+/// The 32-bit FNV-1a hash: the same in every version and on every host.
+pub fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
 }
 
 /// Compiles everything. `me`: this node, one of `cluster.nodes`.
@@ -149,7 +155,7 @@ impl Difference {
     }
 
     /// Underlay addresses of all nodes that it is about.
-    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.old.nodes.iter().chain(&self.new.nodes).map(|node| node.underlay)
     }
 
@@ -168,7 +174,7 @@ fn compile_with(lens: &Lens, cluster: &Cluster, me: &Node, facts: &Facts) -> Des
     let mut desired =
         Desired { peer_indices: assign(cluster, me, &facts.peer_indices), ..Desired::default() };
     let node = NodeInfo {
-        underlay: Addr::from(IpAddr::V4(me.underlay)),
+        underlay: Addr::from(me.underlay),
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
         netns: facts.netns,
     };
@@ -289,8 +295,8 @@ impl Desired {
         let path = facts.paths.get(&peer.underlay);
         self.maps.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
         let to_peer = FibInfo { kind: FibInfo::PEER, peer: index, ..FibInfo::default() };
-        let local = Addr::from(IpAddr::V4(me.underlay));
-        let outer_source = Addr::from(IpAddr::V4(peer.underlay));
+        let local = Addr::from(me.underlay);
+        let outer_source = Addr::from(peer.underlay);
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
         if peer.subnets.first().is_none_or(|(vni, _)| *vni != Vni::DEFAULT) {
             let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
@@ -350,21 +356,21 @@ impl Desired {
     }
 }
 
-fn peer_info(encap: Encap, local: Ipv4Addr, remote: Ipv4Addr, path: Option<&Path>) -> PeerInfo {
-    let remote_addr = Addr::from(IpAddr::V4(remote));
-    let Some(path) = path else {
+fn peer_info(encap: Encap, local: IpAddr, remote: IpAddr, path: Option<&Path>) -> PeerInfo {
+    let remote_addr = Addr::from(remote);
+    let (Some(path), IpAddr::V4(from), IpAddr::V4(to)) = (path, local, remote) else {
         return PeerInfo { remote: remote_addr, ..PeerInfo::default() };
     };
     let ethernet = encap == Encap::Gretap;
     let mac = path.next_hop_mac.unwrap_or_default();
-    let template = outer_template(mac, path.mac, local.octets(), remote.octets(), ethernet);
+    let template = outer_template(mac, path.mac, from.octets(), to.octets(), ethernet);
     let known = if path.next_hop_mac.is_some() { PeerInfo::MAC_KNOWN } else { 0 };
     PeerInfo {
         ifindex: path.ifindex,
         flags: known | if ethernet { PeerInfo::ETHERNET } else { 0 },
         underlay_mtu: path.mtu,
         remote: remote_addr,
-        next_hop: Addr::from(IpAddr::V4(path.next_hop)),
+        next_hop: Addr::from(path.next_hop),
         outer_sum: template.outer_sum,
         outer: template.outer,
         inner_macs: mac_pair(node_mac(remote), node_mac(local)),

@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::{net::Ipv4Addr, time::Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-const ME: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const ME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
 
 fn vni(n: u32) -> Vni {
     Vni::new(n).unwrap()
@@ -25,9 +25,9 @@ fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
-fn node(name: &str, underlay: Ipv4Addr, subnets: &[(u32, &str)]) -> Node {
+fn node(name: &str, underlay: impl Into<IpAddr>, subnets: &[(u32, &str)]) -> Node {
     let subnets = subnets.iter().map(|(v, net)| (vni(*v), net.parse().unwrap())).collect();
-    Node { name: name.into(), underlay, subnets }
+    Node { name: name.into(), underlay: underlay.into(), subnets }
 }
 
 fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
@@ -45,6 +45,14 @@ fn attachment(n: u32, ifindex: u32, addresses: &[&str]) -> Attachment {
         mac: [2; 6],
         is_host: false,
     }
+}
+
+#[test]
+fn a_node_mac_is_local_and_the_nodes_own_in_both_families() {
+    assert_eq!(node_mac(ME), [0x02, 0x6d, 192, 0, 2, 10]);
+    // FNV-1a of the 16 octets.
+    assert_eq!(node_mac(ip("2001:db8::a")), [0x02, 0x6d, 0x69, 0x5a, 0xfd, 0x15]);
+    assert_ne!(node_mac(ip("2001:db8::a")), node_mac(ip("2001:db8::b")));
 }
 
 /// This node alone, with these attached.
@@ -83,10 +91,10 @@ proptest! {
             prop_assert_eq!(lens, maps.ports[&IFINDICES[n]].lens);
             for ip in addresses(&layout, of, salt) {
                 let found = model::lookup(&maps, &lens, of, ip).map(|to| match to.kind {
-                    FibInfo::LOCAL => IpAddr::V4(layout.underlay(0)),
+                    FibInfo::LOCAL => layout.underlay(0),
                     _ => maps.peers[&to.peer].remote.into(),
                 });
-                let owner = layout.owner(of, ip).map(|n| IpAddr::V4(layout.underlay(n)));
+                let owner = layout.owner(of, ip).map(|n| layout.underlay(n));
                 prop_assert_eq!(found, owner, "{}/{}", of, ip);
             }
         }
@@ -97,7 +105,7 @@ proptest! {
         let maps = observed(layout.desired(&Observed::default()));
         for of in VNIS {
             for peer in (1..layout::NODES).filter(|n| layout.present[*n]) {
-                let outer_source = Addr::from(IpAddr::V4(layout.underlay(peer)));
+                let outer_source = Addr::from(layout.underlay(peer));
                 let source = maps.peer_by_addr.get(&PeerKey { outer_source, vni: of });
                 let has_part = layout.subnets().iter().any(|(v, _, n)| v.get() == of && *n == peer);
                 prop_assert_eq!(source.is_some(), has_part || of == 0);
@@ -274,7 +282,7 @@ fn large(nodes: u32, networks: u32) -> Cluster {
     };
     let node = |n: u32| Node {
         name: format!("n{n}"),
-        underlay: Ipv4Addr::from_bits(0xac10_0000 + n),
+        underlay: Ipv4Addr::from_bits(0xac10_0000 + n).into(),
         subnets: (0..networks).flat_map(part(n)).collect(),
     };
     let vnis: Vec<u32> = (0..networks).collect();
@@ -293,7 +301,7 @@ fn assert_scales(nodes: u32, networks: u32) {
     let planned = start.elapsed() - compiled;
 
     // One node moves: the rest stays.
-    cluster.nodes[1].underlay = Ipv4Addr::new(198, 51, 100, 1);
+    cluster.nodes[1].underlay = ip("198.51.100.1");
     let maps = observed(first);
     let facts = Facts { peer_indices: layout::peer_indices(&maps), ..Facts::default() };
     let start = Instant::now();

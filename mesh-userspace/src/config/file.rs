@@ -83,8 +83,8 @@ pub struct NodeTable {
     /// Name of the node, commonly its hostname.
     #[schemars(length(min = 1, max = super::value::NAME_MAX), regex(pattern = super::value::NAME_PATTERN))]
     pub name: String,
-    /// The IPv4 address by which the other nodes reach it.
-    #[schemars(extend("format" = "ipv4"))]
+    /// The address by which the other nodes reach it: IPv4, or IPv6 on all nodes.
+    #[schemars(extend("anyOf" = [{"format": "ipv4"}, {"format": "ipv6"}]))]
     pub underlay: String,
     /// Its part of the cluster's own network: a prefix or a list. Its first address is the node's.
     /// Default, if no node has it: the cidr is divided evenly.

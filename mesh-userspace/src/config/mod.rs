@@ -162,7 +162,8 @@ impl Network {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
-    pub underlay: Ipv4Addr,
+    /// Of the same family on all nodes.
+    pub underlay: IpAddr,
     /// Its part of each network, in the order of `Cluster::networks`.
     pub subnets: Vec<(Vni, IpNet)>,
 }

@@ -5,7 +5,7 @@
 //! escapes and lists on one line. What is not so, or has any fault, is left to that parser, which
 //! knows what to say. Both make the same of what they take; a test holds them together.
 
-use std::{net::Ipv4Addr, str::Lines};
+use std::{net::IpAddr, str::Lines};
 
 use ipnet::IpNet;
 
@@ -98,7 +98,7 @@ impl<'t> Reader<'t> {
         fault(name).is_none().then(|| Some(self.at(value, name.to_owned())))
     }
 
-    fn underlay(&self, value: &str) -> Option<Option<At<Ipv4Addr>>> {
+    fn underlay(&self, value: &str) -> Option<Option<At<IpAddr>>> {
         let address = string(value)?.parse().ok()?;
         value::underlay_fault(address).is_none().then(|| Some(self.at(value, address)))
     }

@@ -1,6 +1,6 @@
 //! What the file says, value by value, before anything is compared.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
@@ -55,7 +55,7 @@ pub(super) struct NetworkSpec {
 pub(super) struct NodeSpec {
     pub place: Place,
     pub name: Option<At<String>>,
-    pub underlay: Option<At<Ipv4Addr>>,
+    pub underlay: Option<At<IpAddr>>,
     /// Its part of the cluster's own network; `None` if the file does not give one.
     pub subnet: Option<Vec<At<IpNet>>>,
     /// Its parts of further networks, by their names.

@@ -4,10 +4,11 @@ use std::{
     borrow::Cow,
     collections::{HashMap, HashSet, hash_map::Entry},
     hash::Hash,
+    net::IpAddr,
     path::PathBuf,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
 use super::{
@@ -53,6 +54,7 @@ pub(super) fn validate(spec: &Spec, findings: &mut Findings<'_>) -> Option<Docum
         check_all_or_none(spec, segment, findings);
         check_shares(segment, findings);
     }
+    check_family(spec, findings);
     check_underlays(spec, &segments, findings);
     check_mtu(spec, findings);
     check_size(spec, findings);
@@ -218,11 +220,30 @@ fn check_shares(segment: &Segment<'_>, findings: &mut Findings<'_>) {
     }
 }
 
+/// The agent sends from one address, and every node must reach every other.
+fn check_family(spec: &Spec, findings: &mut Findings<'_>) {
+    let mut underlays = spec.nodes.iter().filter_map(|n| n.underlay.as_ref());
+    let Some(first) = underlays.next() else { return };
+    let family = |at: &At<IpAddr>| if at.value.is_ipv4() { "IPv4" } else { "IPv6" };
+    for at in underlays.filter(|at| at.value.is_ipv4() != first.value.is_ipv4()) {
+        let line = findings.line(first.place.offset);
+        let message = format!(
+            "{} is {}, and {} (line {line}) is {}: an underlay is of one family, write addresses \
+             of the same for all nodes",
+            at.value,
+            family(at),
+            first.place.key,
+            family(first),
+        );
+        findings.add(&at.place, message);
+    }
+}
+
 fn check_underlays(spec: &Spec, segments: &[Segment<'_>], findings: &mut Findings<'_>) {
     let cidrs = segments.iter().flat_map(|s| s.cidrs.iter().map(|at| (at.value, &at.place)));
     let cover = Cover::new(cidrs);
     for at in spec.nodes.iter().filter_map(|n| n.underlay.as_ref()) {
-        if let Some((net, place)) = cover.holder(IpNet::V4(Ipv4Net::from(at.value))) {
+        if let Some((net, place)) = cover.holder(IpNet::from(at.value)) {
             let line = findings.line(place.offset);
             let message = format!(
                 "{} is inside the overlay, {net} of {} (line {line}): tunnel packets would go \

@@ -121,51 +121,74 @@ pub(super) fn parse_mtu(number: i128) -> Result<u16, String> {
     }
 }
 
-pub(super) fn parse_underlay(text: &str) -> Result<Ipv4Addr, String> {
+pub(super) fn parse_underlay(text: &str) -> Result<IpAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    Err(match (text.parse::<IpAddr>(), text.split_once('/')) {
-        (Ok(_), _) => {
-            format!("{text} is IPv6, which the underlay does not carry yet: write an IPv4 address")
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    Err(match text.split_once(['/', '%']) {
+        Some((address, _)) if is_address(address) => {
+            let what = if text.contains('/') { "a prefix length" } else { "a zone" };
+            format!("{text} has {what}: write the host's address alone, {address}")
         }
-        (_, Some((address, _))) if address.parse::<IpAddr>().is_ok() => {
-            format!("{text} has a prefix length: write the host's address alone, {address}")
-        }
+        _ if is_address(bare) => format!("{text} is in brackets: write {bare}"),
         _ => format!(
-            "{text:?} is no IPv4 address, such as 192.0.2.11 (names are not looked up, \
-             a port is not part of it)"
+            "{text:?} is no IP address, such as 192.0.2.11 or 2001:db8::11 (names are not looked \
+             up, a port is not part of it)"
         ),
     })
 }
 
 /// Why no host can have this address.
+pub(super) fn underlay_fault(address: IpAddr) -> Option<String> {
+    let what = match address {
+        IpAddr::V4(v4) => match ipv4_fault(v4)? {
+            Ok(what) => what,
+            Err(message) => return Some(message),
+        },
+        IpAddr::V6(v6) => ipv6_fault(v6)?,
+    };
+    Some(format!("{address} is {what}: write the address by which other nodes reach this host"))
+}
+
+/// What an address is that no host has; or the whole message.
 ///
 /// Which prefix an underlay address belongs to the file does not say. Those that end in .0 or .255
 /// are the network's and the broadcast address of every prefix from /24 on, and much equipment
 /// refuses them in shorter ones too, so they count as faults.
-pub(super) fn underlay_fault(address: Ipv4Addr) -> Option<String> {
-    let what = match address.octets() {
-        [0, ..] => "no host's address (\"this network\")",
-        [127, ..] => "a loopback address, that no other host can reach",
-        [224..=239, ..] => "a multicast address",
-        [255, 255, 255, 255] => "the broadcast address",
-        [240..=255, ..] => "a reserved address (240.0.0.0/4)",
-        [a, b, c, 0] => {
-            return Some(format!(
-                "{address} is the network's address of {a}.{b}.{c}.0/24: write the address of a \
-                 host in it, {a}.{b}.{c}.1 to {a}.{b}.{c}.254"
-            ));
-        }
-        [a, b, c, 255] => {
-            return Some(format!(
-                "{address} is the broadcast address of {a}.{b}.{c}.0/24: write the address of a \
-                 host in it, {a}.{b}.{c}.1 to {a}.{b}.{c}.254"
-            ));
-        }
-        _ => return None,
+fn ipv4_fault(address: Ipv4Addr) -> Option<Result<&'static str, String>> {
+    let of_all = |what, [a, b, c]: [u8; 3]| {
+        Err(format!(
+            "{address} is the {what} address of {a}.{b}.{c}.0/24: write the address of a host in \
+             it, {a}.{b}.{c}.1 to {a}.{b}.{c}.254"
+        ))
     };
-    Some(format!("{address} is {what}: write the address by which other nodes reach this host"))
+    Some(match address.octets() {
+        [0, ..] => Ok("no host's address (\"this network\")"),
+        [127, ..] => Ok("a loopback address, that no other host can reach"),
+        [224..=239, ..] => Ok("a multicast address"),
+        [255, 255, 255, 255] => Ok("the broadcast address"),
+        [240..=255, ..] => Ok("a reserved address (240.0.0.0/4)"),
+        [a, b, c, 0] => of_all("network's", [a, b, c]),
+        [a, b, c, 255] => of_all("broadcast", [a, b, c]),
+        _ => return None,
+    })
+}
+
+fn ipv6_fault(address: Ipv6Addr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("no host's address (unspecified)")
+    } else if address.is_loopback() {
+        Some("a loopback address, that no other host can reach")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address.is_unicast_link_local() {
+        // Which of several links is meant it does not say, and no route leads to it.
+        Some("a link-local address, that only hosts on one link can reach")
+    } else {
+        address.to_ipv4_mapped().map(|_| "an IPv4 address written as IPv6")
+    }
 }
 
 /// Host bits are kept.

@@ -1,7 +1,5 @@
 //! Subnets and addresses, as Docker's IPAM asks for them.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -79,7 +77,7 @@ impl Docker {
         name: Option<&str>,
     ) -> Result<(), DriverError> {
         let cluster = cluster(host)?;
-        if let Some(node) = cluster.nodes.iter().find(|n| net.contains(&IpAddr::V4(n.underlay))) {
+        if let Some(node) = cluster.nodes.iter().find(|n| net.contains(&n.underlay)) {
             return Err(DriverError::User(format!(
                 "{net} holds {}, the underlay address of node {}: choose another subnet",
                 node.underlay, node.name

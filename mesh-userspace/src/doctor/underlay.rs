@@ -31,7 +31,7 @@ pub(super) async fn findings(net: &Net) -> Vec<Finding> {
 }
 
 fn no_underlay() -> Finding {
-    let meaning = "No interface is up and has an IPv4 address: tunnel packets have no way out.";
+    let meaning = "No interface is up and has an address that other hosts reach: tunnel packets have no way out.";
     Finding::new("underlay", Fail, "none", meaning)
         .mended_by("ip link set dev IFACE up; ip address add ADDR/LEN dev IFACE")
 }
@@ -42,11 +42,11 @@ pub(super) fn unseen(e: &NetError) -> Finding {
         .mended_by(AS_ROOT)
 }
 
-/// The interfaces of the IPv4 default routes. Without one: all that are up and have an IPv4
-/// address, but for bridges and mesh's own.
+/// The interfaces of the default routes, IPv4 and IPv6. Without one: all that are up and have an
+/// address that other hosts may reach, but for bridges and mesh's own.
 fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) -> Vec<&'a Link> {
     let up = |link: &&Link| link.up && !link.loopback;
-    let is_default = |r: &&Route| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4();
+    let is_default = |r: &&Route| r.dst.prefix_len() == 0;
     let default: Vec<&Link> = links
         .iter()
         .filter(up)
@@ -55,11 +55,14 @@ fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) ->
     if !default.is_empty() {
         return default;
     }
-    let has_ipv4 = |link: &&Link| {
-        addresses.iter().any(|a| a.ifindex == link.index && matches!(a.ip(), IpAddr::V4(_)))
+    let is_reachable = |a: &Address| match a.ip() {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     };
+    let has_address =
+        |link: &&Link| addresses.iter().any(|a| a.ifindex == link.index && is_reachable(a));
     let other = |link: &&Link| link.name != "mesh0" && link.kind.as_deref() != Some("bridge");
-    links.iter().filter(up).filter(has_ipv4).filter(other).collect()
+    links.iter().filter(up).filter(has_address).filter(other).collect()
 }
 
 /// RFC 8200, 5.
@@ -210,7 +213,11 @@ mod tests {
             protocol: 3,
             metric: 0,
         };
+        let ipv6 = Route { dst: "::/0".parse().unwrap(), ..default.clone() };
         assert_eq!(names(&candidates(&links, &addresses, &[default])), ["eth1"]);
+        assert_eq!(names(&candidates(&links, &addresses, &[ipv6])), ["eth1"]);
+        let ipv6 = [address(2, "fe80::1/64"), address(3, "2001:db8::1/64")];
+        assert_eq!(names(&candidates(&links, &ipv6, &[])), ["eth1"]);
         assert_eq!(names(&candidates(&links, &addresses, &[])), ["eth0", "eth1"]);
     }
 

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::{AttachRequest, Host, HostError, endpoint::id_of};
 use crate::{
+    compile::fnv1a,
     config::{Cluster, Network, Node, Vni, gateway},
     net::{own_netns, same_netns},
 };
@@ -203,11 +204,7 @@ fn default_name(netns: &str) -> String {
 
 /// A name for the host's end that the same endpoint always has: FNV-1a of its name.
 pub(super) fn host_ifname(name: &str) -> String {
-    format!("mesh{:08x}", fnv(name.as_bytes()))
-}
-
-fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
+    format!("mesh{:08x}", fnv1a(name.as_bytes()))
 }
 
 /// A MAC that follows from network and address: the same container, the same MAC.
@@ -218,7 +215,7 @@ pub(super) fn container_mac(vni: Vni, addresses: &[IpAddr]) -> [u8; 6] {
         Some(IpAddr::V6(ip)) => bytes.extend(ip.octets()),
         None => {}
     }
-    let [a, b, c, d] = fnv(&bytes).to_be_bytes();
+    let [a, b, c, d] = fnv1a(&bytes).to_be_bytes();
     [0x02, 0x6e, a, b, c, d]
 }
 

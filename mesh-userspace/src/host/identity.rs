@@ -1,7 +1,5 @@
 //! Which node of the cluster this host is.
 
-use std::net::IpAddr;
-
 use super::HostError;
 use crate::{config::Cluster, net::Net};
 
@@ -22,11 +20,8 @@ pub async fn which_node(
         };
     }
     let addresses = net.addresses().await?;
-    let here: Vec<_> = cluster
-        .nodes
-        .iter()
-        .filter(|n| addresses.iter().any(|a| a.ip() == IpAddr::V4(n.underlay)))
-        .collect();
+    let here: Vec<_> =
+        cluster.nodes.iter().filter(|n| addresses.iter().any(|a| a.ip() == n.underlay)).collect();
     match here.as_slice() {
         [node] => return Ok(node.name.clone()),
         [] => {}

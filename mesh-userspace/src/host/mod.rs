@@ -1,6 +1,6 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use crate::{
     bpf::{
@@ -75,7 +75,7 @@ pub struct Host {
     contents: Option<Contents>,
     /// The kernel's routes to the other nodes from `hops_from`; see [`Host::forget_routes`].
     hops: ByAddress<Option<Hop>>,
-    hops_from: Option<Ipv4Addr>,
+    hops_from: Option<IpAddr>,
     next_hops: underlay::NextHops,
 }
 
@@ -328,7 +328,7 @@ impl Host {
         observed: Observed,
     ) -> Result<(), HostError> {
         let others = cluster.nodes.iter().filter(|n| n.name != me.name).map(|n| n.underlay);
-        let others: Vec<Ipv4Addr> = others.collect();
+        let others: Vec<IpAddr> = others.collect();
         self.keep_hops(&others);
         let facts = self.facts(cluster, me, &others, &observed).await?;
         let desired = compile::compile(cluster, me, &facts);
@@ -350,7 +350,7 @@ impl Host {
         me: &Node,
         mut contents: Contents,
     ) -> Result<(), HostError> {
-        let nodes: Vec<Ipv4Addr> = difference.addresses().collect();
+        let nodes: Vec<IpAddr> = difference.addresses().collect();
         let facts = self.facts(difference.new_cluster(), me, &nodes, &contents).await?;
         let plan = plan_difference(difference, me, &facts, &contents);
         tracing::debug!(entries = plan.len(), nodes = nodes.len(), "maps change");
@@ -365,7 +365,7 @@ impl Host {
         &mut self,
         cluster: &Cluster,
         me: &Node,
-        nodes: &[Ipv4Addr],
+        nodes: &[IpAddr],
         observed: &Observed,
     ) -> Result<Facts, HostError> {
         let underlay = self.underlay(me).await?;
@@ -483,9 +483,5 @@ fn held(observed: Option<&Observed>) -> Room {
 
 /// The indices that nodes have in PEERS, read back from it.
 fn peer_indices(observed: &Observed) -> ByAddress<u32> {
-    let remote = |(index, peer): (&u32, &mesh_common::maps::PeerInfo)| match peer.remote.into() {
-        IpAddr::V4(remote) => Some((remote, *index)),
-        IpAddr::V6(_) => None,
-    };
-    observed.peers.iter().filter_map(remote).collect()
+    observed.peers.iter().map(|(index, peer)| (peer.remote.into(), *index)).collect()
 }

@@ -188,7 +188,7 @@ impl Host {
             self.net.links().await?.into_iter().map(|l| (l.index, l.name)).collect();
         let mut all = Vec::new();
         for node in cluster.nodes.iter().filter(|n| n.name != me.name) {
-            let entry = by_address.get(&IpAddr::V4(node.underlay));
+            let entry = by_address.get(&node.underlay);
             let traffic = match entry {
                 Some((index, _)) => tables.peer_traffic(*index)?,
                 None => Traffic::default(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use super::{Host, HostError};
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The MAC of each next hop in use, by its interface and address; `None` while it is not known.
-pub(super) type NextHops = HashMap<(u32, Ipv4Addr), Option<[u8; 6]>>;
+pub(super) type NextHops = HashMap<(u32, IpAddr), Option<[u8; 6]>>;
 
 /// The interface that has our underlay address.
 pub(super) struct Underlay {
@@ -25,7 +25,7 @@ pub(super) struct Underlay {
 impl Host {
     pub(super) async fn underlay(&self, me: &Node) -> Result<Underlay, HostError> {
         let addresses = self.net.addresses().await?;
-        let Some(address) = addresses.iter().find(|a| a.ip() == IpAddr::V4(me.underlay)) else {
+        let Some(address) = addresses.iter().find(|a| a.ip() == me.underlay) else {
             return Err(HostError::User(format!(
                 "no interface of this host has {}, the underlay address of node {}; add it \
                  (`ip address add`), correct the config file, or say which node this is with --node",
@@ -79,14 +79,14 @@ impl Host {
     /// The way to each of these nodes that has one.
     pub(super) async fn paths(
         &mut self,
-        nodes: &[Ipv4Addr],
+        nodes: &[IpAddr],
         me: &Node,
         links: &[Link],
     ) -> Result<ByAddress<Path>, HostError> {
         self.look_up_hops(nodes, me)?;
         let links: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
         let neighbours = self.net.neighbours().await?;
-        let path = |to: &Ipv4Addr| {
+        let path = |to: &IpAddr| {
             let hop = self.hops.get(to)?.as_ref()?;
             Some((*to, self.path(*to, hop, &links, &neighbours)?))
         };
@@ -96,8 +96,8 @@ impl Host {
         for (ifindex, ip) in next_hops.keys() {
             // What is not known is asked for, what may be old is confirmed: the answer is an event.
             // Who does not answer is not asked again and again: the first packet to it asks.
-            if neighbours.get(&(*ifindex, IpAddr::V4(*ip))).is_none_or(|n| n.stale) {
-                self.confirm(*ifindex, IpAddr::V4(*ip)).await;
+            if neighbours.get(&(*ifindex, *ip)).is_none_or(|n| n.stale) {
+                self.confirm(*ifindex, *ip).await;
             }
         }
         self.next_hops.extend(next_hops);
@@ -114,27 +114,27 @@ impl Host {
 
     /// Asks the kernel for the routes to those nodes of which it was not asked before, or not since
     /// [`Host::forget_routes`].
-    fn look_up_hops(&mut self, nodes: &[Ipv4Addr], me: &Node) -> Result<(), HostError> {
+    fn look_up_hops(&mut self, nodes: &[IpAddr], me: &Node) -> Result<(), HostError> {
         if self.hops_from != Some(me.underlay) {
             self.forget_routes();
             self.hops_from = Some(me.underlay);
         }
         let missing = || nodes.iter().filter(|to| !self.hops.contains_key(to)).copied();
-        let asked: Vec<IpAddr> = missing().map(IpAddr::V4).collect();
+        let asked: Vec<IpAddr> = missing().collect();
         if asked.is_empty() {
             return Ok(());
         }
-        let found = self.net.routes_to(&asked, Some(me.underlay.into()))?;
+        let found = self.net.routes_to(&asked, Some(me.underlay))?;
         let found: Vec<_> = missing().zip(found).collect();
         self.hops.extend(found);
         Ok(())
     }
 
     /// Forgets all next hops but those to these nodes.
-    pub(super) fn keep_hops(&mut self, nodes: &[Ipv4Addr]) {
+    pub(super) fn keep_hops(&mut self, nodes: &[IpAddr]) {
         self.next_hops.clear();
         if self.hops.len() > nodes.len() {
-            let kept: HashSet<&Ipv4Addr> = nodes.iter().collect();
+            let kept: HashSet<&IpAddr> = nodes.iter().collect();
             self.hops.retain(|to, _| kept.contains(to));
         }
     }
@@ -147,8 +147,7 @@ impl Host {
     /// Whether this news of a neighbour changes how the mesh sends. What only has to be confirmed
     /// is.
     pub async fn heeds(&self, ifindex: u32, ip: IpAddr, now: Option<Neighbour>) -> bool {
-        let IpAddr::V4(address) = ip else { return false };
-        let Some(mac) = self.next_hops.get(&(ifindex, address)) else { return false };
+        let Some(mac) = self.next_hops.get(&(ifindex, ip)) else { return false };
         if now.filter(|n| n.usable).and_then(|n| n.mac) != *mac {
             return true;
         }
@@ -160,7 +159,7 @@ impl Host {
 
     fn path(
         &self,
-        to: Ipv4Addr,
+        to: IpAddr,
         hop: &Hop,
         links: &HashMap<u32, &Link>,
         neighbours: &HashMap<(u32, IpAddr), Neighbour>,
@@ -170,8 +169,11 @@ impl Host {
         let link = links.get(&hop.ifindex).filter(|_| !hop.local && !is_mesh0)?;
         let mac = link.mac.filter(|_| link.ethernet && link.up)?;
         // An IPv6 next hop for IPv4 (RFC 5549) is one that redirect_neigh cannot be told of here.
-        let IpAddr::V4(next_hop) = hop.gateway.unwrap_or(to.into()) else { return None };
-        let neighbour = neighbours.get(&(hop.ifindex, IpAddr::V4(next_hop)));
+        let next_hop = hop.gateway.unwrap_or(to);
+        if next_hop.is_ipv4() != to.is_ipv4() {
+            return None;
+        }
+        let neighbour = neighbours.get(&(hop.ifindex, next_hop));
         Some(Path {
             ifindex: hop.ifindex,
             mtu: hop.mtu.filter(|m| *m < link.mtu).unwrap_or(link.mtu),

@@ -53,8 +53,10 @@ impl Net {
 }
 
 fn subscribe() -> std::io::Result<TokioSocket> {
-    use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Link, Neigh};
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Neigh];
+    use MulticastGroup::{
+        Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Neigh,
+    };
+    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule, Neigh];
     let groups = groups.into_iter().fold(0, |all, group| all | 1 << (group as u32 - 1));
     let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_ROUTE)?;
     socket.socket_mut().set_rx_buf_sz(QUEUE_BYTES)?;

@@ -111,7 +111,7 @@ fn pairs(old: &Layout, new: &Layout) -> Vec<Pair> {
                 Some((at.ifindex, *own))
             };
             let owner = |l: &Layout| l.owner(vni, ip).filter(|n| *n != 0);
-            let holder = |l: &Layout| owner(l).map(|n| IpAddr::V4(l.underlay(n)));
+            let holder = |l: &Layout| owner(l).map(|n| l.underlay(n));
             let routed = |l: &Layout| owner(l).is_some_and(|n| l.reachable(n));
             let holders = [holder(old), holder(new)];
             let same = owner(old) == owner(new) && holders[0] == holders[1];
@@ -168,9 +168,9 @@ fn assert_sent_right(maps: &Observed, pair: &Pair, step: usize) {
     }
 }
 
-fn assert_taken_right(maps: &Observed, pair: &Pair, from: Ipv4Addr, me: Ipv4Addr, step: usize) {
+fn assert_taken_right(maps: &Observed, pair: &Pair, from: IpAddr, me: IpAddr, step: usize) {
     let Some((ifindex, own)) = pair.here else { return };
-    let (vni, ip, from) = (pair.vni, pair.ip, IpAddr::V4(from));
+    let (vni, ip, from) = (pair.vni, pair.ip, from);
     let fate = model::receive(maps, Outer { from, to: me.into(), vni }, ip, own);
     if matches!(fate, Fate::Delivered(_)) {
         assert!(pair.holders.contains(&Some(from)), "step {step}: {vni}/{ip} taken from {from}");
@@ -303,7 +303,7 @@ proptest! {
             }
         });
         let holders = |l: &Layout, vni, ip| {
-            l.owner(vni, ip).filter(|n| *n != 0).map(|n| IpAddr::V4(l.underlay(n)))
+            l.owner(vni, ip).filter(|n| *n != 0).map(|n| l.underlay(n))
         };
         let changes = plan(&last.desired(&killed), &killed);
         apply(&mut killed, &changes, |maps| {
@@ -407,7 +407,7 @@ fn many(nodes: u32) -> Cluster {
     let subnet = |n: u32| format!("10.{}.{}.0/24", n >> 8, n & 0xff).parse().unwrap();
     let node = |n| Node {
         name: format!("n{n}"),
-        underlay: Ipv4Addr::from_bits(0xac10_0001 + n),
+        underlay: Ipv4Addr::from_bits(0xac10_0001 + n).into(),
         subnets: vec![(Vni::DEFAULT, subnet(n))],
     };
     Cluster {

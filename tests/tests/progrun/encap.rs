@@ -27,7 +27,7 @@ fn on_the_wire(spec: Spec, peer: Peer, vni: u32, tos: u8, inner: &[u8]) -> Vec<u
     let key = (vni != 0).then_some(vni);
     let proto = ethertype(inner);
     let gre = if spec.gretap {
-        gre(TEB, key, &eth(node_mac(peer.underlay), node_mac(ME), proto, inner))
+        gre(TEB, key, &eth(node_mac(peer.underlay.into()), node_mac(ME.into()), proto, inner))
     } else {
         gre(proto, key, inner)
     };

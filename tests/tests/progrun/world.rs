@@ -262,7 +262,7 @@ impl World {
         let me = cluster.node("h1").unwrap();
         let desired = compile::compile(&cluster, me, &facts(spec));
         for peer in [H2, H3, H4, H5] {
-            assert_eq!(desired.peer_indices[&peer.underlay], peer.index);
+            assert_eq!(desired.peer_indices[&peer.underlay.into()], peer.index);
         }
 
         let pins = Pins::new(Path::new(&format!("/sys/fs/bpf/mesh{number}")));
@@ -426,7 +426,7 @@ impl Skb {
 
 /// The MAC of all gateways of this node.
 pub fn gateway_mac() -> Mac {
-    compile::node_mac(ME)
+    compile::node_mac(ME.into())
 }
 
 fn facts(spec: Spec) -> Facts {
@@ -435,10 +435,10 @@ fn facts(spec: Spec) -> Facts {
             ifindex: UNDERLAY,
             mtu,
             mac: UNDERLAY_MAC,
-            next_hop: peer.underlay,
+            next_hop: peer.underlay.into(),
             next_hop_mac,
         };
-        (peer.underlay, path)
+        (peer.underlay.into(), path)
     };
     Facts {
         paths: ByAddress::from_iter([

@@ -5,9 +5,9 @@ use super::*;
 #[test]
 fn example_is_the_cluster_it_describes() {
     let blue = Vni::new(7).unwrap();
-    let node = |name: &str, underlay, own, of_blue| Node {
+    let node = |name: &str, underlay: [u8; 4], own, of_blue| Node {
         name: name.into(),
-        underlay: Ipv4Addr::from(underlay),
+        underlay: IpAddr::from(underlay),
         subnets: vec![(Vni::DEFAULT, net(own)), (blue, net(of_blue))],
     };
     let network =
@@ -75,6 +75,15 @@ fn gretap_and_mtu_are_taken() {
     let text = example("encap = \"gre\" ", "encap = \"gretap\"\nmtu = 1_400 ");
     let cluster = parse(text.as_bytes()).unwrap();
     assert_eq!((cluster.encap, cluster.mtu), (Encap::Gretap, Some(1400)));
+}
+
+#[test]
+fn an_ipv6_underlay_is_taken_and_written_in_its_canonical_form() {
+    let text = example("192.0.2.11", "2001:DB8:0:0::00b").replace("192.0.2.12", "2001:db8::c");
+    assert!(parse_plain(text.as_bytes()).is_some());
+    let underlays: Vec<String> =
+        parse(text.as_bytes()).unwrap().nodes.iter().map(|n| n.underlay.to_string()).collect();
+    assert_eq!(underlays, ["2001:db8::b", "2001:db8::c"]);
 }
 
 #[test]

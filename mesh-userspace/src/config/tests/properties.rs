@@ -11,37 +11,43 @@ use crate::config::{
 /// A file and the cluster that it must make. Subnets, if given, are consecutive /24 and /64.
 fn cluster() -> impl Strategy<Value = (File, Cluster)> {
     let networks = vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4);
-    let mtu = proptest::option::of(1280u16..=65493);
-    (1usize..20, networks, any::<bool>(), mtu).prop_map(|(nodes, networks, is_gretap, mtu)| {
-        let mut file = File::default();
-        let mut cluster = Cluster {
-            name: "some-cluster".into(),
-            encap: if is_gretap { Encap::Gretap } else { Encap::Gre },
-            mtu,
-            networks: Vec::new(),
-            nodes: Vec::new(),
-            docker: Docker::default(),
-        };
-        file.cluster = ClusterTable {
-            name: cluster.name.clone(),
-            encap: is_gretap.then_some(EncapName::Gretap),
-            mtu,
-            ..ClusterTable::default()
-        };
-        for i in 0..nodes {
-            let (name, underlay) = (format!("n{i}.example"), Ipv4Addr::new(192, 0, 2, i as u8 + 1));
-            file.node.push(NodeTable {
-                name: name.clone(),
-                underlay: underlay.to_string(),
-                ..NodeTable::default()
-            });
-            cluster.nodes.push(Node { name, underlay, subnets: Vec::new() });
-        }
-        for (k, (is_v4, is_v6, is_given)) in networks.into_iter().enumerate() {
-            add_network(&mut file, &mut cluster, k, is_v4 || !is_v6, is_v6, is_given);
-        }
-        (file, cluster)
-    })
+    let mtu = proptest::option::of(1280u16..=65473);
+    (1usize..20, networks, any::<bool>(), mtu, any::<bool>()).prop_map(
+        |(nodes, networks, is_gretap, mtu, is_ipv6)| {
+            let mut file = File::default();
+            let mut cluster = Cluster {
+                name: "some-cluster".into(),
+                encap: if is_gretap { Encap::Gretap } else { Encap::Gre },
+                mtu,
+                networks: Vec::new(),
+                nodes: Vec::new(),
+                docker: Docker::default(),
+            };
+            file.cluster = ClusterTable {
+                name: cluster.name.clone(),
+                encap: is_gretap.then_some(EncapName::Gretap),
+                mtu,
+                ..ClusterTable::default()
+            };
+            for i in 0..nodes {
+                let (name, last) = (format!("n{i}.example"), i as u8 + 1);
+                let underlay = match is_ipv6 {
+                    true => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()]),
+                    false => IpAddr::from([192, 0, 2, last]),
+                };
+                file.node.push(NodeTable {
+                    name: name.clone(),
+                    underlay: underlay.to_string(),
+                    ..NodeTable::default()
+                });
+                cluster.nodes.push(Node { name, underlay, subnets: Vec::new() });
+            }
+            for (k, (is_v4, is_v6, is_given)) in networks.into_iter().enumerate() {
+                add_network(&mut file, &mut cluster, k, is_v4 || !is_v6, is_v6, is_given);
+            }
+            (file, cluster)
+        },
+    )
 }
 
 fn add_network(

@@ -152,15 +152,43 @@ fn underlay_that_no_host_has_is_a_fault() {
         ("127.0.0.1", "loopback"),
         ("224.0.0.1", "multicast"),
         ("241.0.0.1", "reserved"),
-        ("2001:db8::1", "IPv6"),
+        ("2001:db8::1/64", "write the host's address alone, 2001:db8::1"),
+        ("[2001:db8::1]", "write 2001:db8::1"),
+        ("fe80::1%eth0", "has a zone"),
+        ("2001:db8::g", "no IP address"),
+        ("::", "unspecified"),
+        ("::1", "loopback"),
+        ("fe80::1", "link-local"),
+        ("ff02::1", "multicast"),
+        ("::ffff:192.0.2.11", "written as IPv6"),
         ("192.0.2.11/24", "192.0.2.11"),
-        ("192.0.2.11:4789", "no IPv4 address"),
+        ("192.0.2.11:4789", "no IP address"),
         ("h1.example", "names are not looked up"),
-        ("192.0.2.011", "no IPv4 address"),
-        ("", "no IPv4 address"),
+        ("192.0.2.011", "no IP address"),
+        ("", "no IP address"),
     ] {
-        assert_only(&example("192.0.2.11", address), "9 node[0].underlay", says);
+        // Of the same family, so that nothing else is wrong.
+        let text = match address.contains("::") {
+            true => example("192.0.2.12", "2001:db8::12"),
+            false => EXAMPLE.to_owned(),
+        };
+        let text = text.replacen("192.0.2.11", address, 1);
+        assert_only(&text, "9 node[0].underlay", says);
     }
+}
+
+#[test]
+fn underlays_of_both_families_are_a_fault_that_names_both_places() {
+    let message = only(&example("192.0.2.12", "2001:db8::12"), "14 node[1].underlay");
+    for says in ["2001:db8::12 is IPv6", "node[0].underlay (line 9) is IPv4", "one family"] {
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn underlay_given_twice_is_a_fault_however_it_is_written() {
+    let text = example("192.0.2.11", "2001:db8::11").replace("192.0.2.12", "2001:DB8:0::11");
+    assert_only(&text, "14 node[1].underlay", "2001:db8::11 is also node[0].underlay (line 9)");
 }
 
 #[test]
@@ -175,6 +203,9 @@ fn underlay_inside_any_overlay_is_a_fault() {
         "9 node[0].underlay",
         "network[0].cidr (line 20)",
     );
+    let ipv6 = example("192.0.2.11", "fd42::11").replace("192.0.2.12", "2001:db8::12");
+    let ipv6 = ipv6.replacen("10.43.0.0/16", "fd42::/48", 1);
+    assert_only(&ipv6, "9 node[0].underlay", "fd42::/48 of network[0].cidr (line 20)");
 }
 
 #[test]

@@ -119,8 +119,8 @@ impl Layout {
         }
     }
 
-    pub fn underlay(&self, node: usize) -> Ipv4Addr {
-        Ipv4Addr::new(192, 0, 2, self.underlays[node])
+    pub fn underlay(&self, node: usize) -> IpAddr {
+        IpAddr::from([192, 0, 2, self.underlays[node]])
     }
 
     pub fn reachable(&self, node: usize) -> bool {
@@ -213,7 +213,7 @@ impl Layout {
 
     /// Of a host whose maps are `before`.
     pub fn facts(&self, before: &Observed) -> Facts {
-        let path = |u: Ipv4Addr| Path {
+        let path = |u: IpAddr| Path {
             ifindex: 2,
             mtu: 1500,
             mac: [2; 6],
@@ -234,11 +234,7 @@ impl Layout {
 
 /// The indices in use.
 pub fn peer_indices(maps: &Observed) -> ByAddress<u32> {
-    let v4 = |(i, p): (&u32, &mesh_common::maps::PeerInfo)| match IpAddr::from(p.remote) {
-        IpAddr::V4(remote) => Some((remote, *i)),
-        IpAddr::V6(_) => None,
-    };
-    maps.peers.iter().filter_map(v4).collect()
+    maps.peers.iter().map(|(index, peer)| (peer.remote.into(), *index)).collect()
 }
 
 /// What the maps contain when they contain what is desired.
