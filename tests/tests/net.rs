@@ -233,6 +233,13 @@ async fn the_way_to_an_address_is_found() {
     assert_eq!(hop.gateway, Some(ip("fd99::2")));
     let hop = p.a.route_to(ip("fd99::7"), Some(ip("fd99::1"))).await.unwrap().unwrap();
     assert_eq!((hop.ifindex, hop.gateway), (p.ifindex_a, None));
+    // As hosts have it: by a router that is known by its link-local address alone.
+    sh(&p.ns_a, "ip route add 2001:db8:7::/48 via fe80::b dev a mtu 1400");
+    let from = Some(ip("fd99::1"));
+    let hops = p.a.routes_to(&[ip("2001:db8:7::1"), ip("2001:db8:8::1")], from).unwrap();
+    let hop = hops[0].unwrap();
+    assert_eq!((hop.ifindex, hop.gateway), (p.ifindex_a, Some(ip("fe80::b"))));
+    assert_eq!((hop.mtu, hops[1]), (Some(1400), None));
     // The kernel adds the route to an IPv6 address of its own a moment after the address.
     let mut watch = p.a.watch().unwrap();
     for own in ["10.99.0.1", "fd99::1"] {
@@ -350,7 +357,8 @@ async fn a_route_with_several_hops_shows_each() {
 async fn a_neighbour_is_resolved_on_request_and_announced() {
     let Some(p) = pair().await else { return };
     p.a.add_address(p.ifindex_a, ip("fe80::a"), 64).await.unwrap();
-    for addr in ["10.99.0.2", "fd99::2"] {
+    p.b.add_address(p.ifindex_b, ip("fe80::b"), 64).await.unwrap();
+    for addr in ["10.99.0.2", "fd99::2", "fe80::b"] {
         let mut watch = p.a.watch().unwrap();
         p.a.resolve_neighbour(p.ifindex_a, ip(addr)).await.unwrap();
         let now = change(&mut watch, "neighbour resolved", |change| match change {
@@ -398,6 +406,10 @@ async fn changes_are_announced() {
     change(&mut watch, "address", is(Change::Address { ifindex })).await;
     sh(&p.ns_a, "ip route add 10.94.0.0/16 dev a");
     change(&mut watch, "route", is(Change::Route)).await;
+    for family in ["-4", "-6"] {
+        sh(&p.ns_a, &format!("ip {family} rule add priority 7 table main"));
+        change(&mut watch, "rule", is(Change::Route)).await;
+    }
     sh(
         &p.ns_a,
         "ip neigh add 10.99.0.9 dev a lladdr 02:00:00:00:00:09; ip neigh del 10.99.0.9 dev a",
