@@ -14,14 +14,14 @@ use rustc_hash::FxBuildHasher;
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
-    config::{Cluster, Encap, Node, Vni, gateway},
+    config::{Cluster, Encap, Network, Node, Vni, gateway},
     plan::Contents,
 };
 
-/// The container MTU that mesh chooses leaves this much of the underlay's, or the overhead if that
-/// is more: GRETAP's, so that `gre` and `gretap` are interchangeable, and segments of which more
-/// fit into a super-packet than with the arithmetic maximum of GRE.
-const CHOSEN_HEADROOM: usize = 38;
+/// The container MTU that mesh chooses leaves what this takes of the underlay's, or the overhead if
+/// that is more: so `gre` and `gretap` are interchangeable, and segments are such that more fit into
+/// a super-packet than with the arithmetic maximum of GRE.
+const CHOSEN_ENCAP: Encap = Encap::Gretap;
 
 /// Something of each other node, by its underlay address.
 pub type ByAddress<T> = HashMap<IpAddr, T, FxBuildHasher>;
@@ -78,18 +78,39 @@ pub struct Desired {
     pub peer_indices: ByAddress<u32>,
 }
 
-/// Container MTU of a network: the file's, or what mesh chooses for this underlay.
+/// Container MTU of a network: the file's, or what mesh chooses for this underlay. The same for all
+/// containers, so the way to the node with the largest overhead counts.
 ///
 /// # Errors
 ///
 /// The largest that would fit, if the file's does not.
 pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u32, u32> {
-    let overhead = cluster.encap.overhead(vni);
-    let largest = underlay_mtu.saturating_sub(overhead as u32);
-    match cluster.mtu.map(u32::from) {
-        Some(mtu) if mtu > largest => Err(largest),
-        Some(mtu) => Ok(mtu),
-        None => Ok(underlay_mtu.saturating_sub(overhead.max(CHOSEN_HEADROOM) as u32)),
+    Outer::of(cluster, vni).container_mtu(cluster.mtu, underlay_mtu)
+}
+
+/// Bytes around a container's packet of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outer {
+    /// [`Cluster::overhead`].
+    overhead: u32,
+    /// What mesh leaves for it if the file sets no MTU.
+    chosen: u32,
+}
+
+impl Outer {
+    fn of(cluster: &Cluster, vni: Vni) -> Self {
+        let overhead = cluster.overhead(vni);
+        let chosen = CHOSEN_ENCAP.overhead(Vni::DEFAULT, cluster.has_ipv6_underlay());
+        Self { overhead: overhead as u32, chosen: overhead.max(chosen) as u32 }
+    }
+
+    fn container_mtu(self, set: Option<u16>, underlay_mtu: u32) -> Result<u32, u32> {
+        let largest = underlay_mtu.saturating_sub(self.overhead);
+        match set.map(u32::from) {
+            Some(mtu) if mtu > largest => Err(largest),
+            Some(mtu) => Ok(mtu),
+            None => Ok(underlay_mtu.saturating_sub(self.chosen)),
+        }
     }
 }
 
@@ -114,39 +135,40 @@ pub fn fnv1a(bytes: &[u8]) -> u32 {
 
 /// Compiles everything. `me`: this node, one of `cluster.nodes`.
 pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
-    compile_with(&prefix_lens(cluster), cluster, me, facts)
+    compile_with(&Whole::of(cluster), cluster, me, facts)
 }
 
 /// How a cluster became another: both without the nodes that are the same at the beginning and at
-/// the end of the two files, and the prefix lengths of both.
+/// the end of the two files, and what depends on all nodes.
 #[derive(Debug)]
 pub struct Difference {
     old: Cluster,
     new: Cluster,
-    lens: Lens,
+    whole: Whole,
 }
 
 impl Difference {
-    /// `None` if more than nodes, or this node, or the prefix lengths differ, on which the entries of
-    /// all nodes depend.
+    /// `None` if more than nodes, or this node, or what is in [`Whole`] differs, on which the entries
+    /// of all nodes depend.
     pub fn of(old: &Cluster, new: &Cluster, me: &str) -> Option<Self> {
         let (a, b) = (&old.nodes[..], &new.nodes[..]);
         let head = a.iter().zip(b).take_while(|(a, b)| a == b).count();
         let (a, b) = (&a[head..], &b[head..]);
         let tail = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
         let (a, b) = (&a[..a.len() - tail], &b[..b.len() - tail]);
-        let lens = prefix_lens(new);
-        let is_same = (old.encap, old.mtu, &old.networks) == (new.encap, new.mtu, &new.networks)
-            && a.iter().chain(b).all(|node| node.name != me)
-            && prefix_lens(old) == lens;
         let of = |cluster: &Cluster, nodes: &[Node]| Cluster {
             nodes: nodes.to_vec(),
             name: cluster.name.clone(),
             networks: cluster.networks.clone(),
+            links: cluster.links.clone(),
             docker: cluster.docker.clone(),
             ..*cluster
         };
-        is_same.then(|| Self { old: of(old, a), new: of(new, b), lens })
+        let whole = Whole::of(new);
+        let is_same = common(old) == common(new)
+            && a.iter().chain(b).all(|node| node.name != me)
+            && Whole::of(old) == whole;
+        is_same.then(|| Self { old: of(old, a), new: of(new, b), whole })
     }
 
     /// The new cluster, as far as it is about it.
@@ -162,15 +184,35 @@ impl Difference {
     /// What the maps contain of these nodes, and what they shall contain. `facts`: with the indices
     /// of all nodes of the old cluster.
     pub fn compile(&self, me: &Node, facts: &Facts) -> (Desired, Desired) {
-        let compile = |cluster| compile_with(&self.lens, cluster, me, facts);
+        let compile = |cluster| compile_with(&self.whole, cluster, me, facts);
         (compile(&self.old), compile(&self.new))
+    }
+}
+
+/// What the entries of each node follow from besides itself and this node.
+fn common(c: &Cluster) -> impl PartialEq {
+    (c.encap, c.mtu, c.port, c.ttl, c.dscp, &c.links, &c.networks)
+}
+
+/// What follows from all nodes together.
+#[derive(Debug, PartialEq)]
+struct Whole {
+    lens: Lens,
+    outer: HashMap<Vni, Outer>,
+}
+
+impl Whole {
+    fn of(cluster: &Cluster) -> Self {
+        let outer = |network: &Network| (network.vni, Outer::of(cluster, network.vni));
+        let outer = cluster.networks.iter().map(outer).collect();
+        Self { lens: prefix_lens(cluster), outer }
     }
 }
 
 /// The prefix lengths in use in each network.
 type Lens = HashMap<Vni, PrefixLens>;
 
-fn compile_with(lens: &Lens, cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
+fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
     let mut desired =
         Desired { peer_indices: assign(cluster, me, &facts.peer_indices), ..Desired::default() };
     let node = NodeInfo {
@@ -181,9 +223,10 @@ fn compile_with(lens: &Lens, cluster: &Cluster, me: &Node, facts: &Facts) -> Des
     desired.reserve(&room(cluster));
     desired.maps.node.insert(0, node);
     for network in &cluster.networks {
+        let outer = whole.outer.get(&network.vni).copied().unwrap_or_default();
         let info = NetworkInfo {
-            lens: lens.get(&network.vni).copied().unwrap_or_default(),
-            mtu: container_mtu(cluster, network.vni, facts.underlay_mtu).unwrap_or_else(|m| m),
+            lens: whole.lens.get(&network.vni).copied().unwrap_or_default(),
+            mtu: outer.container_mtu(cluster.mtu, facts.underlay_mtu).unwrap_or_else(|m| m),
             flags: 0,
         };
         desired.maps.networks.insert(network.vni.get(), info);

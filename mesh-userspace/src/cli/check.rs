@@ -152,7 +152,7 @@ impl<'a> Report<'a> {
             name: &network.name,
             vni: network.vni.get(),
             cidr: strings(&network.cidrs),
-            overhead_bytes: cluster.encap.overhead(network.vni),
+            overhead_bytes: cluster.overhead(network.vni),
             divided_evenly: document.divided.contains(&network.vni),
         };
         let node = |node: &'a Node| NodeReport {
@@ -206,7 +206,7 @@ fn table(document: &Document) -> String {
             network.name.clone(),
             network.vni.to_string(),
             strings(&network.cidrs).join("\n"),
-            format!("{} bytes", cluster.encap.overhead(network.vni)),
+            format!("{} bytes", cluster.overhead(network.vni)),
             if is_divided { "divided evenly" } else { "as in the file" }.to_owned(),
         ]);
     }

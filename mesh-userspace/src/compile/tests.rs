@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::Network,
+    config::{Dscp, Foreign, Link, Network},
     plan::{
         Observed, plan,
         tests::{
@@ -27,13 +27,24 @@ fn ip(s: &str) -> IpAddr {
 
 fn node(name: &str, underlay: impl Into<IpAddr>, subnets: &[(u32, &str)]) -> Node {
     let subnets = subnets.iter().map(|(v, net)| (vni(*v), net.parse().unwrap())).collect();
-    Node { name: name.into(), underlay: underlay.into(), subnets }
+    Node { name: name.into(), underlay: underlay.into(), subnets, foreign: None }
 }
 
 fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
     let network = |n: &u32| Network { name: format!("net{n}"), vni: vni(*n), cidrs: Vec::new() };
     let networks = vnis.iter().map(network).collect();
-    Cluster { name: "test".into(), encap, mtu, networks, nodes, docker: Default::default() }
+    Cluster {
+        name: "test".into(),
+        encap,
+        mtu,
+        port: None,
+        ttl: 64,
+        dscp: Dscp::Copy,
+        links: Vec::new(),
+        networks,
+        nodes,
+        docker: Default::default(),
+    }
 }
 
 fn attachment(n: u32, ifindex: u32, addresses: &[&str]) -> Attachment {
@@ -227,17 +238,29 @@ fn a_node_without_a_route_keeps_its_entry_but_takes_no_packet() {
 }
 
 /// (encapsulation, network, bytes that it adds, bytes that mesh leaves by itself)
-const OVERHEADS: [(Encap, u32, u32, u32); 4] = [
-    (Encap::Gre, 0, 24, 38),
-    (Encap::Gre, 7, 28, 38),
-    (Encap::Gretap, 0, 38, 38),
-    (Encap::Gretap, 7, 42, 42),
+const OVERHEADS: [(Encap, u32, bool, u32, u32); 10] = [
+    (Encap::Gre, 0, false, 24, 38),
+    (Encap::Gre, 7, false, 28, 38),
+    (Encap::Gretap, 0, false, 38, 38),
+    (Encap::Gretap, 7, false, 42, 42),
+    (Encap::Vxlan, 7, false, 50, 50),
+    (Encap::Geneve, 0, false, 50, 50),
+    (Encap::Gre, 0, true, 44, 58),
+    (Encap::Gretap, 7, true, 62, 62),
+    (Encap::Vxlan, 0, true, 70, 70),
+    (Encap::Geneve, 7, true, 70, 70),
 ];
+
+/// Of one node, on an underlay of this family.
+fn with_mtu(encap: Encap, ipv6: bool, mtu: Option<u16>) -> Cluster {
+    let underlay = ip(if ipv6 { "2001:db8::1" } else { "192.0.2.1" });
+    cluster(encap, mtu, &[0, 7], vec![node("n", underlay, &[])])
+}
 
 #[test]
 fn the_mtu_that_mesh_chooses_leaves_room_for_the_outer_headers() {
-    for (encap, n, overhead, left) in OVERHEADS {
-        let cluster = cluster(encap, None, &[0, 7], Vec::new());
+    for (encap, n, ipv6, overhead, left) in OVERHEADS {
+        let cluster = with_mtu(encap, ipv6, None);
         for underlay in [1280, 1500, 9000, 65_535] {
             let mtu = container_mtu(&cluster, vni(n), underlay).unwrap();
             assert_eq!(mtu, underlay - left);
@@ -253,21 +276,53 @@ fn the_mtu_that_mesh_chooses_leaves_room_for_the_outer_headers() {
 
 #[test]
 fn the_files_mtu_may_be_the_largest_that_fits_and_not_one_more() {
-    for (encap, n, overhead, _) in OVERHEADS {
+    for (encap, n, ipv6, overhead, _) in OVERHEADS {
         for underlay in [1300, 1500, 9000, 65_535] {
             let largest = underlay - overhead;
             let with = |mtu: u32| {
-                let cluster = cluster(encap, Some(mtu as u16), &[0, 7], Vec::new());
-                container_mtu(&cluster, vni(n), underlay)
+                container_mtu(&with_mtu(encap, ipv6, Some(mtu as u16)), vni(n), underlay)
             };
             assert_eq!(with(largest), Ok(largest));
             assert_eq!(with(1280.min(largest)), Ok(1280.min(largest)));
             assert_eq!(with(largest + 1), Err(largest));
         }
-        let cluster = cluster(encap, Some(1), &[0, 7], Vec::new());
+        let cluster = with_mtu(encap, ipv6, Some(1));
         assert_eq!(container_mtu(&cluster, vni(n), overhead), Err(0));
         assert_eq!(container_mtu(&cluster, vni(n), 0), Err(0));
     }
+}
+
+#[test]
+fn the_largest_overhead_of_any_pair_counts_for_all_containers() {
+    let mut cluster = with_mtu(Encap::Gre, false, None);
+    assert_eq!(container_mtu(&cluster, vni(0), 1500), Ok(1462));
+    let nodes = ["a".to_owned(), "b".to_owned()];
+    cluster.links.push(Link { nodes, encap: Some(Encap::Vxlan), port: None });
+    assert_eq!(container_mtu(&cluster, vni(0), 1500), Ok(1450));
+    cluster.links.clear();
+    cluster.nodes[0].foreign = Some(Foreign { encap: Some(Encap::Geneve), ..Foreign::default() });
+    assert_eq!(container_mtu(&cluster, vni(0), 1500), Ok(1450));
+}
+
+/// A change of other nodes must not be compiled with another MTU than that of all of them.
+#[test]
+fn a_difference_has_the_mtu_of_the_whole_cluster() {
+    let ends = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4"];
+    let nodes = ["me", "far", "old", "alien"].iter().zip(ends).enumerate();
+    let node =
+        |(i, (name, at)): (_, (&&str, _))| node(name, ip(at), &[(0, &format!("10.{i}.0.0/16"))]);
+    let mut old = cluster(Encap::Gre, None, &[0], nodes.map(node).collect());
+    old.nodes[3].foreign = Some(Foreign { encap: Some(Encap::Vxlan), ..Foreign::default() });
+    let mut new = old.clone();
+    new.nodes.remove(2);
+    let facts = Facts { underlay_mtu: 1500, ..Facts::default() };
+    let whole = compile(&new, &new.nodes[0], &facts).maps.networks;
+    assert_eq!(whole[&0].mtu, 1430);
+    let (before, after) = Difference::of(&old, &new, "me").unwrap().compile(&new.nodes[0], &facts);
+    assert_eq!((before.maps.networks, after.maps.networks), (whole.clone(), whole));
+    // Another overhead is one for all nodes.
+    new.nodes[2].foreign = None;
+    assert!(Difference::of(&old, &new, "me").is_none());
 }
 
 /// `networks` networks, in each of which every node has a /28 and a /64.
@@ -284,6 +339,7 @@ fn large(nodes: u32, networks: u32) -> Cluster {
         name: format!("n{n}"),
         underlay: Ipv4Addr::from_bits(0xac10_0000 + n).into(),
         subnets: (0..networks).flat_map(part(n)).collect(),
+        foreign: None,
     };
     let vnis: Vec<u32> = (0..networks).collect();
     cluster(Encap::Gre, None, &vnis, (0..nodes).map(node).collect())

@@ -24,6 +24,10 @@ pub struct File {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub network: Vec<NetworkTable>,
+    /// Pairs of nodes that wrap their packets otherwise than the cluster does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub link: Vec<LinkTable>,
 }
 
 /// What holds for all nodes, and the cluster's own network.
@@ -35,7 +39,7 @@ pub struct ClusterTable {
     pub name: String,
     /// The container network: a prefix, or a list of prefixes, IPv4 and IPv6.
     pub cidr: Prefixes,
-    /// The outer headers: IP in GRE (default), or Ethernet in GRE.
+    /// The outer headers: IP in GRE (default), Ethernet in GRE, VXLAN or Geneve.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "EncapName")]
     pub encap: Option<EncapName>,
@@ -44,6 +48,18 @@ pub struct ClusterTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "u16", range(min = super::value::MTU_MIN, max = MTU_MAX))]
     pub mtu: Option<u16>,
+    /// UDP destination port of VXLAN and Geneve. Default: 4789 and 6081.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "u16", range(min = 1))]
+    pub port: Option<u16>,
+    /// TTL or hop limit of the outer header. Default: 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "u8", range(min = 1))]
+    pub ttl: Option<u8>,
+    /// DSCP of the outer header: the inner packet's (default), 0, or always this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "DscpValue")]
+    pub dscp: Option<DscpValue>,
 }
 
 /// Docker, which mesh is a network driver of.
@@ -74,6 +90,25 @@ const MTU_MAX: u16 = 65511;
 pub enum EncapName {
     Gre,
     Gretap,
+    Vxlan,
+    Geneve,
+}
+
+/// "copy", "zero" or 0 to 63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum DscpValue {
+    Word(DscpWord),
+    Number(#[schemars(range(max = super::wire::DSCP_MAX))] u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum DscpWord {
+    Copy,
+    Zero,
 }
 
 /// A host of the mesh.
@@ -96,6 +131,47 @@ pub struct NodeTable {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(default)]
     pub subnets: BTreeMap<String, Prefixes>,
+    /// `false`: the node does not run mesh, but has tunnels of the kernel's or of Open vSwitch.
+    /// Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "bool")]
+    pub managed: Option<bool>,
+    /// Of a node that is not managed: its encapsulation. Default: the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "EncapName")]
+    pub encap: Option<EncapName>,
+    /// Of a node that is not managed: its VNI or GRE key for the cluster's own network. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "u32", range(max = mesh_common::maps::VNI_MAX))]
+    pub vni: Option<u32>,
+    /// Of a node that is not managed: its UDP port. Default: the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "u16", range(min = 1))]
+    pub port: Option<u16>,
+    /// Of a node that is not managed, with Ethernet in its tunnels: where frames to it go. Default:
+    /// made of its underlay address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "String", extend("pattern" = MAC_PATTERN))]
+    pub mac: Option<String>,
+}
+
+const MAC_PATTERN: &str = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$";
+
+/// Between two nodes, in both directions. Needs an encap or a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(title = "link", deny_unknown_fields)]
+#[schemars(extend("anyOf" = [{"required": ["encap"]}, {"required": ["port"]}]))]
+pub struct LinkTable {
+    /// Names of the two nodes.
+    pub nodes: [String; 2],
+    /// The outer headers between them. Default: those of the foreign one of them, or the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "EncapName")]
+    pub encap: Option<EncapName>,
+    /// UDP destination port between them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "u16", range(min = 1))]
+    pub port: Option<u16>,
 }
 
 /// A further network.

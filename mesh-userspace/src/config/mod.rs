@@ -27,6 +27,7 @@ mod fault;
 mod fields;
 pub mod file;
 mod load;
+mod overrides;
 mod plain;
 mod prefixes;
 mod spec;
@@ -34,6 +35,7 @@ mod syntax;
 mod text;
 mod validate;
 mod value;
+mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -41,9 +43,13 @@ mod tests;
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
 pub use prefixes::share;
+pub use wire::{Dscp, Encap, Foreign, Link, Tunnel};
 
 /// Name of the cluster's own network.
 pub const DEFAULT_NETWORK: &str = "default";
+
+/// TTL of the outer header, unless the file says otherwise.
+pub const DEFAULT_TTL: u8 = 64;
 
 /// A network's number: 0 for the cluster's own, 1..=16777215 for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,33 +75,6 @@ impl fmt::Display for Vni {
     }
 }
 
-/// The outer headers that the mesh uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Encap {
-    /// IP in GRE.
-    #[default]
-    Gre,
-    /// Ethernet in GRE.
-    Gretap,
-}
-
-impl Encap {
-    /// Bytes that it adds to a container's packet of this network, on an IPv4 underlay.
-    pub const fn overhead(self, vni: Vni) -> usize {
-        mesh_common::wire::gre_overhead(vni.0, matches!(self, Self::Gretap))
-    }
-}
-
-/// As the config file has it.
-impl fmt::Display for Encap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Gre => "gre",
-            Self::Gretap => "gretap",
-        })
-    }
-}
-
 /// A cluster whose description has no fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
@@ -103,6 +82,13 @@ pub struct Cluster {
     pub encap: Encap,
     /// Container MTU, if the file sets one.
     pub mtu: Option<u16>,
+    /// UDP destination port, if the file sets one.
+    pub port: Option<u16>,
+    /// TTL or hop limit of the outer header.
+    pub ttl: u8,
+    pub dscp: Dscp,
+    /// In the order of the names in them, each pair once. See [`Cluster::tunnel`].
+    pub links: Vec<Link>,
     /// The cluster's own network first, named "default", VNI 0; then the others in file order.
     pub networks: Vec<Network>,
     /// In file order.
@@ -166,6 +152,8 @@ pub struct Node {
     pub underlay: IpAddr,
     /// Its part of each network, in the order of `Cluster::networks`.
     pub subnets: Vec<(Vni, IpNet)>,
+    /// It does not run mesh.
+    pub foreign: Option<Foreign>,
 }
 
 impl Node {

@@ -10,9 +10,11 @@ use std::{net::IpAddr, str::Lines};
 use ipnet::IpNet;
 
 use super::{
+    Dscp,
+    overrides::{FOREIGN_KEYS, ForeignSpec, LINK_KEYS, LinkSpec},
     spec::{ClusterSpec, NetworkSpec, NodeSpec, Spec},
     text::{At, Place},
-    value,
+    value, wire,
 };
 
 /// The file's content, or `None` if it is not of the plain form.
@@ -34,6 +36,7 @@ pub(super) fn read(text: &str) -> Option<Spec> {
             "[cluster]" if spec.cluster.is_none() => spec.cluster = Some(cluster(&mut reader)?),
             "[[network]]" => spec.networks.push(network(&mut reader)?),
             "[[node]]" => spec.nodes.push(node(&mut reader)?),
+            "[[link]]" => spec.links.push(link(&mut reader)?),
             _ => return None,
         }
     }
@@ -89,6 +92,18 @@ impl<'t> Reader<'t> {
         At { value, place: Place::new(offset, "") }
     }
 
+    /// `None` if what is there can not be taken.
+    fn optional<T>(
+        &self,
+        text: Option<&str>,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<Option<At<T>>> {
+        match text {
+            Some(text) => Some(Some(self.at(text, parse(text)?))),
+            None => Some(None),
+        }
+    }
+
     fn name(
         &self,
         value: &str,
@@ -105,14 +120,10 @@ impl<'t> Reader<'t> {
 
     /// A prefix, or a list of them on one line.
     fn prefixes(&self, value: &str) -> Option<Vec<At<IpNet>>> {
-        let Some(list) = value.strip_prefix('[') else {
+        if !value.starts_with('[') {
             return Some(vec![self.prefix(value)?]);
-        };
-        let list = without_comment(list).strip_suffix(']')?;
-        // A comma after the last one is allowed.
-        let list = trim(list);
-        let list = list.strip_suffix(',').unwrap_or(list);
-        list.split(',').map(|item| self.prefix(trim(item))).collect()
+        }
+        list(value)?.split(',').map(|item| self.prefix(trim(item))).collect()
     }
 
     fn prefix(&self, value: &str) -> Option<At<IpNet>> {
@@ -123,17 +134,37 @@ impl<'t> Reader<'t> {
 }
 
 fn cluster(reader: &mut Reader<'_>) -> Option<ClusterSpec> {
-    let [name, cidr, encap, mtu] = reader.table(super::spec::CLUSTER_KEYS)?;
-    let encap = match encap {
-        Some(text) => Some(reader.at(text, value::parse_encap(string(text)?).ok()?)),
-        None => None,
-    };
-    let mtu = match mtu {
-        Some(text) => Some(reader.at(text, value::parse_mtu(integer(text)?).ok()?)),
-        None => None,
-    };
-    let name = reader.name(name?, value::name_fault)?;
-    Some(ClusterSpec { name, cidr: reader.prefixes(cidr?)?, encap, mtu })
+    let [name, cidr, encap, mtu, port, ttl, dscp] = reader.table(super::spec::CLUSTER_KEYS)?;
+    Some(ClusterSpec {
+        name: reader.name(name?, value::name_fault)?,
+        cidr: reader.prefixes(cidr?)?,
+        encap: reader.optional(encap, |text| wire::parse_encap(string(text)?).ok())?,
+        mtu: reader.optional(mtu, |text| value::parse_mtu(integer(text)?).ok())?,
+        port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
+        ttl: reader.optional(ttl, |text| wire::parse_ttl(integer(text)?).ok())?,
+        dscp: reader.optional(dscp, parse_dscp)?,
+    })
+}
+
+fn parse_dscp(text: &str) -> Option<Dscp> {
+    match string(text) {
+        Some(word) => wire::parse_dscp(word).ok(),
+        None => wire::dscp_of(integer(text)?).ok(),
+    }
+}
+
+fn link(reader: &mut Reader<'_>) -> Option<LinkSpec> {
+    let [nodes, encap, port] = reader.table(LINK_KEYS)?;
+    let (first, second) = list(nodes?)?.split_once(',')?;
+    let name = |text| Some(reader.at(text, string(text)?.to_owned()));
+    // One that changes nothing is a fault.
+    encap.or(port)?;
+    Some(LinkSpec {
+        place: reader.at(nodes?, ()).place,
+        nodes: Some([name(trim(first))?, name(trim(second))?]),
+        encap: reader.optional(encap, |text| wire::parse_encap(string(text)?).ok())?,
+        port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
+    })
 }
 
 fn network(reader: &mut Reader<'_>) -> Option<NetworkSpec> {
@@ -144,7 +175,7 @@ fn network(reader: &mut Reader<'_>) -> Option<NetworkSpec> {
 }
 
 fn node(reader: &mut Reader<'_>) -> Option<NodeSpec> {
-    let [name, underlay, subnet] = reader.table(["name", "underlay", "subnet"])?;
+    let [name, underlay, subnet, managed, foreign @ ..] = reader.table(PLAIN_NODE_KEYS)?;
     let place = reader.at(name?, ()).place;
     let name = reader.name(name?, value::name_fault)?;
     let underlay = reader.underlay(underlay?)?;
@@ -152,7 +183,33 @@ fn node(reader: &mut Reader<'_>) -> Option<NodeSpec> {
         Some(text) => Some(reader.prefixes(text)?),
         None => None,
     };
-    Some(NodeSpec { place, name, underlay, subnet, subnets: Vec::new(), is_whole: true })
+    let foreign = foreign_of(reader, managed, foreign)?;
+    Some(NodeSpec { place, name, underlay, subnet, subnets: Vec::new(), foreign, is_whole: true })
+}
+
+/// All but the table of a node's parts of further networks.
+const PLAIN_NODE_KEYS: [&str; 8] = {
+    let [encap, vni, port, mac] = FOREIGN_KEYS;
+    ["name", "underlay", "subnet", "managed", encap, vni, port, mac]
+};
+
+fn foreign_of(
+    reader: &Reader<'_>,
+    managed: Option<&str>,
+    fields: [Option<&str>; 4],
+) -> Option<Option<Box<ForeignSpec>>> {
+    if managed.is_none_or(|text| without_comment(text) == "true") {
+        // None of them is a managed node's.
+        return fields.iter().all(Option::is_none).then_some(None);
+    }
+    let [encap, vni, port, mac] = fields;
+    let is_foreign = managed.is_some_and(|text| without_comment(text) == "false");
+    is_foreign.then_some(Some(Box::new(ForeignSpec {
+        encap: reader.optional(encap, |text| wire::parse_encap(string(text)?).ok())?,
+        vni: reader.optional(vni, |text| wire::parse_wire_vni(integer(text)?).ok())?,
+        port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
+        mac: reader.optional(mac, |text| wire::parse_mac(string(text)?).ok())?,
+    })))
 }
 
 /// Without the blanks at both ends. The text is ASCII.
@@ -168,6 +225,13 @@ fn trim(text: &str) -> &str {
 fn without_comment(text: &str) -> &str {
     let end = text.bytes().position(|b| b == b'#').unwrap_or(text.len());
     trim(&text[..end])
+}
+
+/// What is between the brackets of a list on one line.
+fn list(value: &str) -> Option<&str> {
+    let list = trim(without_comment(value.strip_prefix('[')?).strip_suffix(']')?);
+    // A comma after the last one is allowed.
+    Some(list.strip_suffix(',').unwrap_or(list))
 }
 
 /// A string in either kind of quotes that means what stands there.
@@ -186,6 +250,7 @@ fn string(value: &str) -> Option<&str> {
 /// A number as most people write it.
 fn integer(value: &str) -> Option<i128> {
     let digits = without_comment(value);
-    let is_number = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
+    let is_number =
+        digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
     digits.parse().ok().filter(|_| is_number && digits.len() < 20)
 }

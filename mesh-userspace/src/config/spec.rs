@@ -6,17 +6,19 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Encap, Vni,
+    Dscp, Encap, Vni,
     fields::{Reader, Value},
+    overrides::{ForeignSpec, LinkSpec},
     syntax::{Kind, Section, TABLES, join, unknown},
     text::{At, Findings, Place},
-    value,
+    value, wire,
 };
 
-pub(super) const CLUSTER_KEYS: [&str; 4] = ["name", "cidr", "encap", "mtu"];
+pub(super) const CLUSTER_KEYS: [&str; 7] = ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
-pub(super) const NODE_KEYS: [&str; 4] = ["name", "underlay", "subnet", "subnets"];
+pub(super) const NODE_KEYS: [&str; 9] =
+    ["name", "underlay", "subnet", "subnets", "managed", "encap", "vni", "port", "mac"];
 
 /// The file's content. What is missing or can not be read is `None` or empty, and a fault.
 #[derive(Debug, Default)]
@@ -24,6 +26,7 @@ pub(super) struct Spec {
     pub cluster: Option<ClusterSpec>,
     pub networks: Vec<NetworkSpec>,
     pub nodes: Vec<NodeSpec>,
+    pub links: Vec<LinkSpec>,
     pub docker: Option<DockerSpec>,
     /// Given, but as something that is no table.
     unreadable: Vec<Kind>,
@@ -35,6 +38,9 @@ pub(super) struct ClusterSpec {
     pub cidr: Vec<At<IpNet>>,
     pub encap: Option<At<Encap>>,
     pub mtu: Option<At<u16>>,
+    pub port: Option<At<u16>>,
+    pub ttl: Option<At<u8>>,
+    pub dscp: Option<At<Dscp>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +66,8 @@ pub(super) struct NodeSpec {
     pub subnet: Option<Vec<At<IpNet>>>,
     /// Its parts of further networks, by their names.
     pub subnets: Vec<(At<String>, Vec<At<IpNet>>)>,
+    /// `None` if it is managed. Few are not, and the others shall be small.
+    pub foreign: Option<Box<ForeignSpec>>,
     /// As in [`Section`].
     pub is_whole: bool,
 }
@@ -90,7 +98,7 @@ impl Spec {
             Kind::Root => self.read_root(body, reader),
             Kind::Cluster => self.set_cluster(body, place, section.is_list, reader),
             Kind::Docker => self.set_docker(body, place, section.is_list, reader),
-            Kind::Network | Kind::Node => {
+            Kind::Link | Kind::Network | Kind::Node => {
                 if !section.is_list {
                     reader.findings.add(place, brackets(&place.key));
                 }
@@ -119,6 +127,7 @@ impl Spec {
             let kind = match value::nearest(name, TABLES) {
                 Some("cluster") => Kind::Cluster,
                 Some("docker") => Kind::Docker,
+                Some("link") => Kind::Link,
                 Some("network") => Kind::Network,
                 Some("node") => Kind::Node,
                 _ => Kind::Unknown,
@@ -136,7 +145,7 @@ impl Spec {
                         _ => reader.wrong_type(value, &place, "a table: [docker]"),
                     }
                 }
-                Kind::Network | Kind::Node => self.read_list(kind, value, reader),
+                Kind::Link | Kind::Network | Kind::Node => self.read_list(kind, value, reader),
                 _ => {}
             }
         }
@@ -173,12 +182,17 @@ impl Spec {
         } else if is_list {
             reader.findings.add(place, "there is one cluster: write [cluster], in single brackets");
         }
-        let [name, cidr, encap, mtu] = reader.fields(table, place, CLUSTER_KEYS, 2);
+        let [name, cidr, encap, mtu, port, ttl, dscp] =
+            reader.fields(table, place, CLUSTER_KEYS, 5);
+        let key = |name: &str| format!("cluster.{name}");
         let spec = ClusterSpec {
-            name: name.and_then(|v| read_name(v, "cluster.name".into(), value::name_fault, reader)),
+            name: name.and_then(|v| read_name(v, key("name"), value::name_fault, reader)),
             cidr: cidr.map_or_else(Vec::new, |v| reader.prefixes(v, "cluster.cidr")),
-            encap: encap.and_then(|v| reader.string(v, "cluster.encap".into(), value::parse_encap)),
-            mtu: mtu.and_then(|v| reader.integer(v, "cluster.mtu".into(), value::parse_mtu)),
+            encap: encap.and_then(|v| reader.string(v, key("encap"), wire::parse_encap)),
+            mtu: mtu.and_then(|v| reader.integer(v, key("mtu"), value::parse_mtu)),
+            port: port.and_then(|v| reader.integer(v, key("port"), wire::parse_port)),
+            ttl: ttl.and_then(|v| reader.integer(v, key("ttl"), wire::parse_ttl)),
+            dscp: dscp.and_then(|v| read_dscp(v, key("dscp"), reader)),
         };
         self.cluster.get_or_insert(spec);
     }
@@ -204,7 +218,11 @@ impl Spec {
     }
 
     fn read_list(&mut self, kind: Kind, value: &Value<'_>, reader: &mut Reader<'_, '_>) {
-        let name = if kind == Kind::Node { "node" } else { "network" };
+        let name = match kind {
+            Kind::Link => "link",
+            Kind::Node => "node",
+            _ => "network",
+        };
         match value.get_ref() {
             DeValue::Array(list) => {
                 for (i, item) in list.iter().enumerate() {
@@ -232,10 +250,10 @@ impl Spec {
     }
 
     fn push(&mut self, kind: Kind, table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) {
-        if kind == Kind::Node {
-            self.nodes.push(NodeSpec::read(table, place, reader));
-        } else {
-            self.networks.push(NetworkSpec::read(table, &place, reader));
+        match kind {
+            Kind::Link => self.links.push(LinkSpec::read(table, place, reader)),
+            Kind::Node => self.nodes.push(NodeSpec::read(table, place, reader)),
+            _ => self.networks.push(NetworkSpec::read(table, &place, reader)),
         }
     }
 }
@@ -261,7 +279,8 @@ impl NetworkSpec {
 
 impl NodeSpec {
     fn read(table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) -> Self {
-        let [name, underlay, subnet, subnets] = reader.fields(table, &place, NODE_KEYS, 2);
+        let [name, underlay, subnet, subnets, managed, foreign @ ..] =
+            reader.fields(table, &place, NODE_KEYS, 7);
         let path = &place.key;
         let name =
             name.and_then(|v| read_name(v, format!("{path}.name"), value::name_fault, reader));
@@ -283,7 +302,8 @@ impl NodeSpec {
             reader.wrong_type(v, &at, wanted);
             Vec::new()
         });
-        Self { place, name, underlay, subnet, subnets, is_whole: reader.is_whole }
+        let foreign = ForeignSpec::read(managed, foreign, path, reader);
+        Self { name, underlay, subnet, subnets, foreign, is_whole: reader.is_whole, place }
     }
 }
 
@@ -301,6 +321,19 @@ fn read_subnets(
             (name, reader.prefixes(value, &key))
         })
         .collect()
+}
+
+/// A word or a number.
+fn read_dscp(value: &Value<'_>, key: String, reader: &mut Reader<'_, '_>) -> Option<At<Dscp>> {
+    match value.get_ref() {
+        DeValue::String(_) => reader.string(value, key, wire::parse_dscp),
+        DeValue::Integer(_) => reader.integer(value, key, wire::dscp_of),
+        _ => {
+            let place = reader.place(value, key);
+            reader.wrong_type(value, &place, wire::DSCP_WANTED);
+            None
+        }
+    }
 }
 
 /// A name, also one that may not be used.

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Tables at the top of the file.
-pub(super) const TABLES: [&str; 4] = ["cluster", "docker", "network", "node"];
+pub(super) const TABLES: [&str; 5] = ["cluster", "docker", "link", "network", "node"];
 /// Further syntax faults are counted only: such a file is something else than TOML.
 const MAX_FAULTS: usize = 1000;
 
@@ -26,6 +26,7 @@ pub(super) enum Kind {
     Root,
     Cluster,
     Docker,
+    Link,
     Network,
     Node,
     /// `[node.subnets]` of the node above.
@@ -98,7 +99,7 @@ impl Piece {
 fn cut(text: &str) -> Vec<Piece> {
     let root = Piece { kind: Kind::Root, key: String::new(), header: 0..0, end: text.len() };
     let mut pieces = vec![root];
-    let (mut nodes, mut networks) = (0, 0);
+    let (mut nodes, mut networks, mut links) = (0, 0, 0);
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         let header = start..start + line.len();
@@ -110,6 +111,10 @@ fn cut(text: &str) -> Vec<Piece> {
             }
             Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
             Some("docker") => (Kind::Docker, "docker".to_owned()),
+            Some("link") => {
+                links += 1;
+                (Kind::Link, format!("link[{}]", links - 1))
+            }
             Some("node") => {
                 nodes += 1;
                 (Kind::Node, format!("node[{}]", nodes - 1))

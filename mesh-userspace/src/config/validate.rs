@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Cluster, DEFAULT_NETWORK, Docker, Document, Encap, Network, Node, Vni,
+    Cluster, DEFAULT_NETWORK, DEFAULT_TTL, Docker, Document, Encap, Network, Node, Vni, overrides,
     prefixes::{Cover, overlaps, share, share_len},
     spec::{NodeSpec, Spec},
     syntax::join,
@@ -56,6 +56,7 @@ pub(super) fn validate(spec: &Spec, findings: &mut Findings<'_>) -> Option<Docum
     }
     check_family(spec, findings);
     check_underlays(spec, &segments, findings);
+    overrides::check(spec, findings);
     check_mtu(spec, findings);
     check_size(spec, findings);
     if !findings.is_empty() {
@@ -272,9 +273,11 @@ fn check_mtu(spec: &Spec, findings: &mut Findings<'_>) {
         );
         findings.add(&mtu.place, message);
     }
-    let encap = cluster.encap.as_ref().map_or_else(Encap::default, |at| at.value);
     let vnis = spec.networks.iter().filter_map(|n| n.vni.as_ref()).map(|at| at.value);
-    let overhead = encap.overhead(vnis.max().unwrap_or_default());
+    let vni = vnis.max().unwrap_or_default();
+    let is_ipv6 = spec.nodes.iter().filter_map(|n| n.underlay.as_ref()).any(|u| u.value.is_ipv6());
+    let overheads = overrides::encaps(spec).map(|encap| (encap.overhead(vni, is_ipv6), encap));
+    let (overhead, encap) = overheads.max_by_key(|(bytes, _)| *bytes).unwrap_or_default();
     let most = usize::from(u16::MAX) - overhead;
     if usize::from(mtu.value) > most {
         let message = format!(
@@ -313,6 +316,10 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
             name: cluster.name.as_ref()?.value.clone(),
             encap: cluster.encap.as_ref().map_or_else(Encap::default, |at| at.value),
             mtu: cluster.mtu.as_ref().map(|at| at.value),
+            port: cluster.port.as_ref().map(|at| at.value),
+            ttl: cluster.ttl.as_ref().map_or(DEFAULT_TTL, |at| at.value),
+            dscp: cluster.dscp.as_ref().map(|at| at.value).unwrap_or_default(),
+            links: overrides::links(spec)?,
             networks: networks.collect::<Option<_>>()?,
             nodes: nodes.collect::<Option<_>>()?,
             docker: docker(spec),
@@ -354,5 +361,6 @@ fn make_node(index: usize, node: &NodeSpec, segments: &[Segment<'_>]) -> Option<
         name: node.name.as_ref()?.value.clone(),
         underlay: node.underlay.as_ref()?.value,
         subnets,
+        foreign: node.foreign.as_ref().map(|foreign| foreign.foreign()),
     })
 }

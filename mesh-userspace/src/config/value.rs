@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Encap, Vni};
+use super::Vni;
 
 /// Characters in a name: the longest DNS label.
 pub(super) const NAME_MAX: usize = 63;
@@ -77,17 +77,6 @@ fn common_fault(name: &str, odd: impl Fn(char) -> bool, rule: &str) -> Option<St
     }
     (name.len() > NAME_MAX)
         .then(|| format!("the name has {} characters, at most {NAME_MAX} are allowed", name.len()))
-}
-
-pub(super) fn parse_encap(text: &str) -> Result<Encap, String> {
-    match text {
-        "gre" => Ok(Encap::Gre),
-        "gretap" => Ok(Encap::Gretap),
-        "vxlan" | "geneve" => {
-            Err(format!("\"{text}\" follows later: until then write \"gre\" or \"gretap\""))
-        }
-        _ => Err(format!("{text:?} is no encapsulation: write \"gre\" or \"gretap\"")),
-    }
 }
 
 /// Of a socket.

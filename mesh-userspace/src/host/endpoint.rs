@@ -1,7 +1,7 @@
 //! Containers: attached, detached, forgotten when they are gone.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
@@ -267,9 +267,11 @@ impl Host {
 
     /// Gives the containers' interfaces the MTU that the file or the underlay has now.
     pub(super) async fn follow_mtu(&mut self, cluster: &Cluster, underlay_mtu: u32) {
+        let mtu = |vni| compile::container_mtu(cluster, vni, underlay_mtu).unwrap_or_else(|m| m);
+        let mut mtus = HashMap::new();
         for (name, endpoint) in &mut self.state.endpoints {
             let Some(vni) = Vni::new(endpoint.vni) else { continue };
-            let mtu = compile::container_mtu(cluster, vni, underlay_mtu).unwrap_or_else(|m| m);
+            let mtu = *mtus.entry(vni).or_insert_with(|| mtu(vni));
             let mtu = endpoint.mtu_max.map_or(mtu, |most| most.min(mtu));
             if mtu == endpoint.mtu {
                 continue;

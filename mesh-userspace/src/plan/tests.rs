@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     compile::compile,
-    config::{Cluster, Docker, Encap, Network, Node, Vni},
+    config::{Cluster, Docker, Dscp, Encap, Network, Node, Vni},
 };
 use layout::{BLOCKS, Edit, Layout, NODES, edges, layout, observed, peer_indices};
 use model::{Fate, Outer, apply};
@@ -409,12 +409,17 @@ fn many(nodes: u32) -> Cluster {
         name: format!("n{n}"),
         underlay: Ipv4Addr::from_bits(0xac10_0001 + n).into(),
         subnets: vec![(Vni::DEFAULT, subnet(n))],
+        foreign: None,
     };
     Cluster {
         docker: Docker::default(),
         name: "many".into(),
         encap: Encap::Gre,
         mtu: None,
+        port: None,
+        ttl: 64,
+        dscp: Dscp::Copy,
+        links: Vec::new(),
         networks: vec![Network {
             name: "default".into(),
             vni: Vni::DEFAULT,

@@ -9,6 +9,7 @@ fn example_is_the_cluster_it_describes() {
         name: name.into(),
         underlay: IpAddr::from(underlay),
         subnets: vec![(Vni::DEFAULT, net(own)), (blue, net(of_blue))],
+        foreign: None,
     };
     let network =
         |name: &str, vni, cidr| Network { name: name.into(), vni, cidrs: vec![net(cidr)] };
@@ -17,6 +18,10 @@ fn example_is_the_cluster_it_describes() {
         name: "demo".into(),
         encap: Encap::Gre,
         mtu: None,
+        port: None,
+        ttl: 64,
+        dscp: Dscp::Copy,
+        links: Vec::new(),
         networks: vec![
             network("default", Vni::DEFAULT, "10.42.0.0/16"),
             network("blue", blue, "10.43.0.0/16"),
@@ -214,6 +219,8 @@ fn schema_has_the_keys_that_are_read_and_fits_the_example() {
     // None is required.
     docker_table["required"] = serde_json::json!([]);
     check(&docker_table, &spec::DOCKER_KEYS, &docker);
+    let link = serde_json::json!({"nodes": ["h1", "h2"], "port": 8472});
+    check(table("LinkTable"), &super::super::overrides::LINK_KEYS, &link);
     check(table("NodeTable"), &spec::NODE_KEYS, &example["node"][0]);
     check(table("NetworkTable"), &spec::NETWORK_KEYS, &example["network"][0]);
 }

@@ -1,6 +1,7 @@
 //! The whole way from bytes to a cluster or to faults.
 
 mod cluster;
+mod overrides;
 mod properties;
 mod semantics;
 mod syntax;
@@ -11,7 +12,7 @@ use super::*;
 const EXAMPLE: &str = r#"[cluster]
 name  = "demo"
 cidr  = "10.42.0.0/16"        # IPv4, IPv6 or a list with both
-encap = "gre"                 # or "gretap"; vxlan and geneve follow later
+encap = "gre"                 # or "gretap", "vxlan", "geneve"
 # mtu = 1462                  # container MTU
 
 [[node]]

@@ -1,53 +1,141 @@
 //! What holds for every file.
 
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{self, Index},
+};
 
 use super::*;
 use crate::config::{
-    file::{ClusterTable, EncapName, File, NetworkTable, NodeTable, Prefixes},
+    file::{
+        ClusterTable, DscpValue, DscpWord, EncapName, File, LinkTable, NetworkTable, NodeTable,
+        Prefixes,
+    },
     prefixes::{Cover, overlaps, share, share_len},
 };
 
 /// A file and the cluster that it must make. Subnets, if given, are consecutive /24 and /64.
 fn cluster() -> impl Strategy<Value = (File, Cluster)> {
     let networks = vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4);
-    let mtu = proptest::option::of(1280u16..=65473);
-    (1usize..20, networks, any::<bool>(), mtu, any::<bool>()).prop_map(
-        |(nodes, networks, is_gretap, mtu, is_ipv6)| {
-            let mut file = File::default();
-            let mut cluster = Cluster {
-                name: "some-cluster".into(),
-                encap: if is_gretap { Encap::Gretap } else { Encap::Gre },
-                mtu,
-                networks: Vec::new(),
-                nodes: Vec::new(),
-                docker: Docker::default(),
+    let outer = (sample::select(&Encap::ALL[..]), any::<bool>(), option::of(1280u16..=65465));
+    (1usize..20, networks, outer, overrides()).prop_map(|(nodes, networks, outer, overrides)| {
+        let (encap, is_ipv6, mtu) = outer;
+        let (mut file, mut cluster) = without_nodes(encap, mtu, &overrides);
+        for i in 0..nodes {
+            let (name, last) = (format!("n{i}.example"), i as u8 + 1);
+            let underlay = match is_ipv6 {
+                true => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()]),
+                false => IpAddr::from([192, 0, 2, last]),
             };
-            file.cluster = ClusterTable {
-                name: cluster.name.clone(),
-                encap: is_gretap.then_some(EncapName::Gretap),
-                mtu,
-                ..ClusterTable::default()
-            };
-            for i in 0..nodes {
-                let (name, last) = (format!("n{i}.example"), i as u8 + 1);
-                let underlay = match is_ipv6 {
-                    true => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()]),
-                    false => IpAddr::from([192, 0, 2, last]),
-                };
-                file.node.push(NodeTable {
-                    name: name.clone(),
-                    underlay: underlay.to_string(),
-                    ..NodeTable::default()
-                });
-                cluster.nodes.push(Node { name, underlay, subnets: Vec::new() });
-            }
-            for (k, (is_v4, is_v6, is_given)) in networks.into_iter().enumerate() {
-                add_network(&mut file, &mut cluster, k, is_v4 || !is_v6, is_v6, is_given);
-            }
-            (file, cluster)
-        },
-    )
+            file.node.push(NodeTable {
+                name: name.clone(),
+                underlay: underlay.to_string(),
+                ..NodeTable::default()
+            });
+            cluster.nodes.push(Node { name, underlay, subnets: Vec::new(), foreign: None });
+        }
+        for (k, (is_v4, is_v6, is_given)) in networks.into_iter().enumerate() {
+            add_network(&mut file, &mut cluster, k, is_v4 || !is_v6, is_v6, is_given);
+        }
+        add_overrides(&mut file, &mut cluster, overrides);
+        (file, cluster)
+    })
+}
+
+/// What may be otherwise at single nodes, and what stands in outer headers.
+#[derive(Clone, Debug)]
+struct Overrides {
+    port: bool,
+    ttl: Option<u8>,
+    dscp: Option<Dscp>,
+    /// Of the last nodes.
+    foreign: Vec<(Option<Encap>, Option<u32>, bool)>,
+    /// Between the first node and the others.
+    links: Vec<Option<Encap>>,
+}
+
+fn overrides() -> impl Strategy<Value = Overrides> {
+    let encap = || option::of(sample::select(&Encap::ALL[..]));
+    let dscp = option::of(prop_oneof![Just(Dscp::Copy), (0u8..64).prop_map(Dscp::Set)]);
+    let foreign = vec((encap(), option::of(1000u32..=0xff_ffff), any::<bool>()), 0..4);
+    (any::<bool>(), option::of(1u8..), dscp, foreign, vec(encap(), 0..4))
+        .prop_map(|(port, ttl, dscp, foreign, links)| Overrides { port, ttl, dscp, foreign, links })
+}
+
+fn written(encap: Encap) -> EncapName {
+    match encap {
+        Encap::Gre => EncapName::Gre,
+        Encap::Gretap => EncapName::Gretap,
+        Encap::Vxlan => EncapName::Vxlan,
+        Encap::Geneve => EncapName::Geneve,
+    }
+}
+
+fn without_nodes(encap: Encap, mtu: Option<u16>, overrides: &Overrides) -> (File, Cluster) {
+    let port = (overrides.port && encap.is_udp()).then_some(PORT);
+    let cluster = Cluster {
+        name: "some-cluster".into(),
+        encap,
+        mtu,
+        port,
+        ttl: overrides.ttl.unwrap_or(DEFAULT_TTL),
+        dscp: overrides.dscp.unwrap_or_default(),
+        links: Vec::new(),
+        networks: Vec::new(),
+        nodes: Vec::new(),
+        docker: Docker::default(),
+    };
+    let table = ClusterTable {
+        name: cluster.name.clone(),
+        encap: (encap != Encap::Gre).then_some(written(encap)),
+        mtu,
+        port,
+        ttl: overrides.ttl,
+        dscp: overrides.dscp.map(|dscp| match dscp {
+            Dscp::Copy => DscpValue::Word(DscpWord::Copy),
+            Dscp::Set(0) => DscpValue::Word(DscpWord::Zero),
+            Dscp::Set(dscp) => DscpValue::Number(dscp),
+        }),
+        ..ClusterTable::default()
+    };
+    (File { cluster: table, ..File::default() }, cluster)
+}
+
+/// The cluster's, and from here on those of foreign nodes and links: none is another's.
+const PORT: u16 = 7000;
+
+fn add_overrides(file: &mut File, cluster: &mut Cluster, overrides: Overrides) {
+    let nodes = cluster.nodes.len();
+    let mut next_port = PORT;
+    // Its own, so that no two encapsulations share one.
+    let mut port = |encap: Option<Encap>| {
+        next_port += 1;
+        encap.unwrap_or(cluster.encap).is_udp().then_some(next_port)
+    };
+    for (i, (encap, vni, has_mac)) in (1..nodes).rev().zip(overrides.foreign) {
+        let mac = has_mac && encap.unwrap_or(cluster.encap).has_ethernet();
+        let mac = mac.then_some([2, 0, 0, 0, 0, i as u8]);
+        let foreign = Foreign { encap, vni, port: port(encap), mac };
+        let node = &mut file.node[i];
+        node.managed = Some(false);
+        (node.encap, node.vni, node.port) = (encap.map(written), vni, foreign.port);
+        node.mac = mac.map(|_| format!("02:00:00:00:00:{i:02x}"));
+        cluster.nodes[i].foreign = Some(foreign);
+    }
+    for (i, encap) in (1..nodes).zip(overrides.links) {
+        let below = cluster.nodes[i].foreign.as_ref().and_then(|foreign| foreign.encap);
+        let port = port(encap.or(below));
+        if encap.is_none() && port.is_none() {
+            continue;
+        }
+        let mut nodes = [&cluster.nodes[0], &cluster.nodes[i]].map(|node| node.name.clone());
+        file.link.push(LinkTable { nodes: nodes.clone(), encap: encap.map(written), port });
+        nodes.sort();
+        cluster.links.push(Link { nodes, encap, port });
+    }
+    cluster.links.sort_by(|a, b| a.nodes.cmp(&b.nodes));
 }
 
 fn add_network(
@@ -120,7 +208,7 @@ fn mutations() -> impl Strategy<Value = Vec<(Index, usize, String)>> {
         "é",
         "[",
     ];
-    vec((any::<Index>(), 0usize..20, proptest::sample::select(PIECES)), 1..8)
+    vec((any::<Index>(), 0usize..20, sample::select(PIECES)), 1..8)
         .prop_map(|all| all.into_iter().map(|(at, len, new)| (at, len, new.to_owned())).collect())
 }
 

@@ -14,7 +14,11 @@ fn unknown_key_is_a_fault_that_names_the_near_one() {
         "17 Networks",
         "did you mean \"network\"?",
     );
-    assert_only(&example("# mtu =", "colour ="), "5 cluster.colour", "name, cidr, encap, mtu");
+    assert_only(
+        &example("# mtu =", "colour ="),
+        "5 cluster.colour",
+        "name, cidr, encap, mtu, port, ttl, dscp",
+    );
     assert_only(&format!("{EXAMPLE}[x.\"y z\"]\n"), "21 x", "unknown key");
 }
 
@@ -117,11 +121,11 @@ fn vni_out_of_range_is_a_fault() {
 
 #[test]
 fn encap_that_is_not_there_is_a_fault_that_says_what_is() {
-    for (encap, says) in
-        [("vxlan", "follows later"), ("geneve", "follows later"), ("GRE", "no encap")]
-    {
+    for encap in ["ipip", "GRE", ""] {
         let message = only(&example("\"gre\" ", &format!("{encap:?} ")), "4 cluster.encap");
-        assert!(message.contains(says) && message.contains("\"gre\" or \"gretap\""), "{message}");
+        for encap in ["no encap", "\"gre\"", "\"gretap\"", "\"vxlan\"", "\"geneve\""] {
+            assert!(message.contains(encap), "{message}");
+        }
     }
 }
 
@@ -140,6 +144,12 @@ fn mtu_that_can_not_fit_is_a_fault() {
     assert!(parse(mtu("1280").replace("10.43.0.0/16", "fd43::/48").as_bytes()).is_ok());
     let gretap = mtu("65494").replace("\"gre\"", "\"gretap\"");
     assert_only(&gretap, "5 cluster.mtu", "gretap adds 42 bytes, so at most 65493");
+    let vxlan = mtu("65486").replace("\"gre\"", "\"vxlan\"");
+    assert_only(&vxlan, "5 cluster.mtu", "vxlan adds 50 bytes, so at most 65485");
+    let ipv6 = vxlan.replace("192.0.2.", "2001:db8::");
+    assert_only(&ipv6, "5 cluster.mtu", "vxlan adds 70 bytes, so at most 65465");
+    let link = mtu("65486") + "[[link]]\nnodes = ['h1', 'h2']\nencap = 'geneve'\n";
+    assert_only(&link, "5 cluster.mtu", "geneve adds 50 bytes");
 }
 
 #[test]

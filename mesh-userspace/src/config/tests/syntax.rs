@@ -39,7 +39,7 @@ fn syntax_faults_are_all_found_and_so_is_what_follows_them() {
     let text = r#"[cluster
 name = demo
 cidr = 10.42.0.0/16
-encap = "vxlan"
+encap = "ipip"
 [[node]
 name = "h1"
 underlay = "192.0.2.255"

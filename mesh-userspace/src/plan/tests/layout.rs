@@ -7,7 +7,7 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
     compile::{Attachment, ByAddress, Desired, Facts, Path, compile},
-    config::{Cluster, Encap, Network, Node, Vni, gateway},
+    config::{Cluster, Dscp, Encap, Network, Node, Vni, gateway},
     plan::Observed,
 };
 
@@ -165,6 +165,7 @@ impl Layout {
                 .filter(|s| s.2 == n)
                 .map(|(vni, net, _)| (*vni, *net))
                 .collect(),
+            foreign: None,
         };
         let mut nodes: Vec<Node> = (0..NODES).filter(|n| self.present[*n]).map(node).collect();
         if self.reversed {
@@ -175,6 +176,10 @@ impl Layout {
             name: "grid".into(),
             encap: self.encap,
             mtu: None,
+            port: None,
+            ttl: 64,
+            dscp: Dscp::Copy,
+            links: Vec::new(),
             networks: networks.map(network).collect(),
             nodes,
             docker: Default::default(),
