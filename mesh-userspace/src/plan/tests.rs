@@ -171,7 +171,7 @@ fn assert_sent_right(maps: &Observed, pair: &Pair, step: usize) {
 fn assert_taken_right(maps: &Observed, pair: &Pair, from: IpAddr, me: IpAddr, step: usize) {
     let Some((ifindex, own)) = pair.here else { return };
     let (vni, ip, from) = (pair.vni, pair.ip, from);
-    let fate = model::receive(maps, Outer { from, to: me.into(), vni }, ip, own);
+    let fate = model::receive(maps, Outer { from, to: me, vni }, ip, own);
     if matches!(fate, Fate::Delivered(_)) {
         assert!(pair.holders.contains(&Some(from)), "step {step}: {vni}/{ip} taken from {from}");
     }
