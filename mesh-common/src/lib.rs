@@ -10,8 +10,9 @@
 pub mod maps;
 pub mod names;
 pub mod slots;
+pub mod tunnel;
 pub mod verdict;
 pub mod wire;
 
 /// Version of all layouts in this crate; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -187,7 +187,8 @@ pub struct FibInfo {
     pub peer: u32,
     /// Room for a second way, taken when the first is down.
     pub backup: u32,
-    pub flags: u32,
+    /// The network's number on the wire to that peer.
+    pub vni: u32,
 }
 
 impl FibInfo {
@@ -213,19 +214,41 @@ pub struct PeerInfo {
     pub remote: Addr,
     /// For `redirect_neigh` while the next hop's MAC is not known: its address.
     pub next_hop: Addr,
-    /// Ones' complement sum of the outer IPv4 header with length and TOS zero, before folding.
-    pub outer_sum: u32,
-    /// GRETAP: the inner Ethernet header's two MACs.
-    pub inner_macs: [u32; 3],
-    /// The outer headers, all but what [`crate::wire::outer_headers`] fills in.
+    /// BPF_F_ADJ_ROOM_*: what the kernel is to make of the outer headers, for segmentation and
+    /// offloads.
+    pub room: u64,
+    /// Outer Ethernet and IP header, all but what the packet decides.
     pub outer: crate::wire::OuterWords,
+    /// IPv4: see [`crate::wire::outer_v4`].
+    pub outer_sum: u32,
+    /// The first word of the tunnel's header, network byte order: of GRE without the inner packet's
+    /// protocol and the flag for a key.
+    pub tunnel: u32,
+    /// UDP: the destination port, network byte order.
+    pub port: u16,
+    /// Bytes that the outer IP packet is longer than the inner one, in network 0.
+    pub overhead: u16,
+    /// Bits of the inner TOS that are copied, and bits that are set.
+    pub tos_mask: u8,
+    pub tos_set: u8,
+    pub _pad: u16,
+    /// Ethernet inside: its two MACs.
+    pub inner_macs: [u32; 3],
+    pub _pad2: u32,
 }
 
 impl PeerInfo {
     /// The MACs in `outer` are good: plain `redirect`. Otherwise `redirect_neigh` resolves.
     pub const MAC_KNOWN: u32 = 1;
-    /// GRETAP: Ethernet inside GRE.
+    /// Ethernet inside: GRETAP, VXLAN, Geneve.
     pub const ETHERNET: u32 = 2;
+    /// IPv6 outside.
+    pub const IPV6: u32 = 4;
+    /// UDP, and a header with the VNI: VXLAN, Geneve.
+    pub const UDP: u32 = 8;
+    /// No mesh behind it but a switch: the inner destination MAC is the destination's own, from
+    /// `NEIGHBOURS`.
+    pub const SWITCH: u32 = 16;
 }
 
 /// `PEER_BY_ADDR`: who may send to us. The exact VNI is part of the key, so that one lookup
@@ -244,6 +267,8 @@ pub struct PeerSource {
     /// Index into `PEERS` and `PEER_STATS`.
     pub peer: u32,
     pub flags: u32,
+    /// The network that this is; the key has its number on the wire.
+    pub vni: u32,
     /// The outer destination it must use: our underlay address.
     pub local: Addr,
     /// Its subnet of each family in this network; never matches when it has none.
@@ -256,6 +281,24 @@ pub struct PeerSource {
 impl PeerSource {
     /// More than one subnet of a family: a source outside the one here may still be in the FIB.
     pub const MORE: u32 = 1;
+    /// As [`PeerInfo::SWITCH`]: it asks by ARP and neighbour discovery, and MACs are learned.
+    pub const SWITCH: u32 = 2;
+}
+
+/// `NEIGHBOURS`: an address behind a peer that is a switch.
+pub type NeighbourKey = EndpointKey;
+
+/// `NEIGHBOURS`: its MAC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NeighbourInfo {
+    /// The peer that said so.
+    pub peer: u32,
+    pub mac: [u16; 3],
+    pub _pad: u16,
+    /// When it was last heard of, and asked for, in seconds since boot.
+    pub heard: u32,
+    pub asked: u32,
 }
 
 /// `NETWORKS`: what from_underlay must know of a network beyond the peer's entry.
@@ -276,6 +319,30 @@ pub struct NodeInfo {
     pub flags: u32,
     /// The network namespace that all this is for, by its inode number; the programs do not read it.
     pub netns: u32,
+    /// UDP ports on which encapsulated packets come; those not in use are all 0.
+    pub ports: [UdpPort; NODE_PORTS],
+}
+
+/// UDP ports on which a node may receive.
+pub const NODE_PORTS: usize = 4;
+
+/// A UDP port on which encapsulated packets come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct UdpPort {
+    /// Network byte order.
+    pub port: u16,
+    /// [`UdpPort::VXLAN`] or [`UdpPort::GENEVE`].
+    pub kind: u8,
+    pub flags: u8,
+}
+
+impl UdpPort {
+    pub const VXLAN: u8 = 1;
+    pub const GENEVE: u8 = 2;
+    /// In use by this mesh and by nobody else: what no peer sent is dropped. Otherwise it is left to
+    /// the stack.
+    pub const OURS: u8 = 1;
 }
 
 impl NodeInfo {
@@ -301,11 +368,12 @@ const _: () = {
     assert!(size_of::<FibKey>() == 20);
     assert!(size_of::<LpmKey>() == 20);
     assert!(size_of::<FibInfo>() == 16);
-    assert!(size_of::<PeerInfo>() == 104);
+    assert!(size_of::<PeerInfo>() == 144);
     assert!(size_of::<PeerKey>() == 20);
-    assert!(size_of::<PeerSource>() == 64);
+    assert!(size_of::<PeerSource>() == 68);
+    assert!(size_of::<NeighbourInfo>() == 20);
     assert!(size_of::<NetworkInfo>() == 16);
-    assert!(size_of::<NodeInfo>() == 24);
+    assert!(size_of::<NodeInfo>() == 40);
     assert!(size_of::<Traffic>() == 32);
 };
 

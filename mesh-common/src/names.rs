@@ -20,13 +20,14 @@ pub const PEER_BY_ADDR: &str = "PEER_BY_ADDR";
 pub const PEER_SLOTS: &str = "PEER_SLOTS";
 pub const NETWORKS: &str = "NETWORKS";
 pub const NODE: &str = "NODE";
+pub const NEIGHBOURS: &str = "NEIGHBOURS";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
 pub const PEER_STATS: &str = "PEER_STATS";
 pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 16] = [
+pub const ALL_MAPS: [&str; 17] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -39,6 +40,7 @@ pub const ALL_MAPS: [&str; 16] = [
     PEER_SLOTS,
     NETWORKS,
     NODE,
+    NEIGHBOURS,
     ENDPOINT_STATS,
     PEER_STATS,
     VERDICTS,

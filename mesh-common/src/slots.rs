@@ -30,7 +30,7 @@ unsafe impl<K: Pod, V: Pod> Pod for Slot<K, V> {}
 const _: () = {
     assert!(size_of::<Slot<EndpointKey, EndpointInfo>>() == 4 + 20 + 28);
     assert!(size_of::<Slot<FibKey, FibInfo>>() == 4 + 20 + 16);
-    assert!(size_of::<Slot<PeerKey, PeerSource>>() == 4 + 20 + 64);
+    assert!(size_of::<Slot<PeerKey, PeerSource>>() == 4 + 20 + 68);
 };
 
 /// A key that has a slot.

@@ -42,6 +42,7 @@ numbered! {
         Encap = 3, "encapsulated", "Sent to a peer.";
         Answer = 4, "answered", "Turned into an ARP or neighbour reply to its sender.";
         Drop = 5, "dropped", "Dropped, with the reason counted in DROPS.";
+        Learn = 6, "learned", "An ARP or neighbour message of a peer without mesh: noted.";
     }
 }
 
@@ -59,7 +60,7 @@ numbered! {
         UnknownVni = 9, "unknown_vni", "From a peer, for a network that this mesh does not have.";
         SourceNotPeers = 10, "source_not_peers", "From a peer, with an inner source that is not in its subnets.";
         OuterFragment = 11, "outer_fragment", "A fragment of an encapsulated packet.";
-        UnsupportedOuter = 12, "unsupported_outer", "IP options, or GRE checksum, sequence or routing bits.";
+        UnsupportedOuter = 12, "unsupported_outer", "IP options, or bits in the tunnel's header that mesh does not know.";
         NoRoom = 13, "no_room", "The kernel refused to make or take room for the outer header.";
         PeerIncomplete = 14, "peer_incomplete", "The peer has no route on the underlay at the moment.";
         NoReply = 15, "no_reply", "An ARP or neighbour message that asks for nothing mesh can answer.";
@@ -67,6 +68,7 @@ numbered! {
         UnknownPort = 17, "unknown_port", "From an interface that is not attached to the mesh.";
         VlanTagged = 18, "vlan_tagged", "A container sent a VLAN tag.";
         Hairpin = 19, "hairpin", "Sent to the sender's own address.";
+        Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for.";
     }
 }
 

@@ -4,6 +4,8 @@
 //! Fields are in network byte order. The structs are `packed(2)`: the front of a frame is aligned
 //! to two bytes in every driver, and a stricter promise would be false, a looser one slow.
 
+use core::net::{Ipv4Addr, Ipv6Addr};
+
 use bytemuck::{Pod, Zeroable};
 
 pub const ETH_LEN: usize = 14;
@@ -13,9 +15,9 @@ pub const IPV6_LEN: usize = 40;
 pub const GRE_LEN: usize = 4;
 /// The key that carries the VNI (RFC 2890).
 pub const GRE_KEY_LEN: usize = 4;
-
-/// Ethernet, IPv4 and GRE without key.
-pub const OUTER_LEN: usize = ETH_LEN + IPV4_LEN + GRE_LEN;
+pub const UDP_LEN: usize = 8;
+/// VXLAN (RFC 7348), and Geneve without options (RFC 8926): a word, then the VNI and a byte.
+pub const VNI_HEADER_LEN: usize = 8;
 
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
@@ -31,11 +33,14 @@ pub const IPPROTO_ICMPV6: u8 = 58;
 
 /// GRE flags: a key follows (RFC 2890, 2).
 pub const GRE_FLAG_KEY: u16 = 0x2000;
-
-/// Bytes that GRE adds in front of an inner IP packet on an IPv4 underlay.
-pub const fn gre_overhead(vni: u32, ethernet: bool) -> usize {
-    IPV4_LEN + GRE_LEN + if vni == 0 { 0 } else { GRE_KEY_LEN } + if ethernet { ETH_LEN } else { 0 }
-}
+/// The first word of VXLAN: the VNI is valid (RFC 7348, 5).
+pub const VXLAN_FLAG_VNI: u32 = 0x0800_0000;
+/// The same of VXLAN-GPE, which says that what follows need not be Ethernet.
+pub const VXLAN_FLAG_PROTOCOL: u32 = 0x0400_0000;
+/// IANA's.
+pub const VXLAN_PORT: u16 = 4789;
+/// IANA's.
+pub const GENEVE_PORT: u16 = 6081;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed(2))]
@@ -81,6 +86,25 @@ pub struct Gre {
     pub proto: u16,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, packed(2))]
+pub struct Udp {
+    pub src: u16,
+    pub dst: u16,
+    pub len: u16,
+    pub sum: u16,
+}
+
+/// VXLAN and Geneve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, packed(2))]
+pub struct VniHeader {
+    /// VXLAN: flags. Geneve: version, length of options in words, flags, protocol.
+    pub word: u32,
+    /// The VNI, and a byte that says nothing.
+    pub vni: u32,
+}
+
 /// ARP for IPv4 over Ethernet (RFC 826).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed(2))]
@@ -120,6 +144,7 @@ pub const ND_SOLICIT: u8 = 135;
 pub const ND_ADVERT: u8 = 136;
 /// Router, solicited and override.
 pub const ND_FLAGS_REPLY: u32 = 0xe000_0000;
+pub const ND_OPT_SOURCE_MAC: u8 = 1;
 pub const ND_OPT_TARGET_MAC: u8 = 2;
 
 pub const ICMP_UNREACH: u8 = 3;
@@ -157,42 +182,35 @@ pub const fn resum(sum: u16, old: u16, new: u16) -> u16 {
     fold((!sum) as u32 + (!old) as u32 + new as u32)
 }
 
-/// The outer headers in as few words as they fit in, so that writing them is six stores: the first
-/// [`OUTER_LEN`] bytes as they go out, and two that do not.
-pub type OuterWords = [u64; 5];
+/// Outer Ethernet and IP header of a peer, in as few words as they fit in: 34 bytes with IPv4, 54
+/// with IPv6, as they go out.
+pub type OuterWords = [u64; 7];
 
-/// The front of a packet to a peer: what [`crate::maps::PeerInfo`] holds of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OuterTemplate {
-    pub outer: OuterWords,
-    pub outer_sum: u32,
-}
-
-/// What the outer headers take from the packet.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OuterFields {
-    pub tos: u8,
-    /// Bytes of the outer IP packet.
-    pub len: u16,
-    /// GRE flags and protocol, network byte order; the protocol is 0 if the template has it.
-    pub flags: u16,
-    pub proto: u16,
-}
-
-/// The template with the packet's fields and the checksum filled in.
+/// The first 32 bytes with IPv4. `tos`, `len`: of the outer packet. `outer_sum`: see
+/// [`outer_template`].
 #[inline(always)]
-pub const fn outer_headers(outer: &OuterWords, outer_sum: u32, f: OuterFields) -> OuterWords {
-    let len = f.len.to_be();
+pub const fn front_v4(outer: &OuterWords, outer_sum: u32, tos: u8, len: u16) -> [u64; 4] {
+    let len = len.to_be();
     // Byte 15; the checksum counts it with the byte before.
-    let tos = u16::from_ne_bytes([0, f.tos]);
+    let tos = u16::from_ne_bytes([0, tos]);
     let sum = fold(outer_sum + len as u32 + tos as u32);
-    [
-        outer[0],
-        outer[1] | place(tos, 6),
-        outer[2] | place(len, 0),
-        outer[3] | place(sum, 0),
-        outer[4] | place(f.flags, 2) | place(f.proto, 4),
-    ]
+    [outer[0], outer[1] | place(tos, 6), outer[2] | place(len, 0), outer[3] | place(sum, 0)]
+}
+
+/// The first 24 bytes with IPv6. `len`: of what follows the IPv6 header. `label`: the lower bits of
+/// the flow label.
+#[inline(always)]
+pub const fn front_v6(outer: &OuterWords, tos: u8, len: u16, label: u16) -> [u64; 3] {
+    // Bytes 14 and 15: version, traffic class, the upper bits of the flow label.
+    let class = ((tos as u16) << 4).to_be();
+    [outer[0], outer[1] | place(class, 6), outer[2] | place(label, 0) | place(len.to_be(), 2)]
+}
+
+/// The source port of a UDP encapsulation, so that paths and queues are chosen by the inner flow
+/// (RFC 7348, 4; RFC 8926, 3.3): one of 49152 to 65535, network byte order.
+#[inline(always)]
+pub const fn source_port(hash: u32) -> u16 {
+    ((hash ^ hash >> 16) as u16 | 0xc000).to_be()
 }
 
 /// 16 bits at byte `at` of a word in memory.
@@ -211,37 +229,54 @@ pub const OUTER_TTL: u8 = 64;
 /// RFC 6864).
 pub const DF: u16 = 0x4000;
 
-/// Builds the outer headers for a peer. `src_mac`, `dst_mac`: of this host and of the next hop.
-/// `local`, `remote`: underlay addresses, octets in order. The GRE protocol is left 0 for GRE, where
-/// it follows the inner packet, and is `ETH_P_TEB` for GRETAP.
-pub fn outer_template(
-    dst_mac: [u8; 6],
-    src_mac: [u8; 6],
-    local: [u8; 4],
-    remote: [u8; 4],
-    ethernet: bool,
-) -> OuterTemplate {
-    let eth = Eth { dst: mac_words(dst_mac), src: mac_words(src_mac), proto: ETH_P_IP.to_be() };
+/// Outer Ethernet and IPv4 header to a peer. `src_mac`, `dst_mac`: of this host and of the next hop.
+/// `local`, `remote`: underlay addresses. `proto`: GRE or UDP. The second is the ones' complement sum
+/// of the IPv4 header with length and TOS zero, before folding.
+pub fn outer_v4(
+    macs: [[u8; 6]; 2],
+    local: Ipv4Addr,
+    remote: Ipv4Addr,
+    proto: u8,
+    ttl: u8,
+) -> (OuterWords, u32) {
     let ip = Ipv4 {
         vihl: 0x45,
-        ttl: OUTER_TTL,
-        proto: IPPROTO_GRE,
+        ttl,
+        proto,
         frag: DF.to_be(),
-        src: u32::from_ne_bytes(local),
-        dst: u32::from_ne_bytes(remote),
+        src: u32::from_ne_bytes(local.octets()),
+        dst: u32::from_ne_bytes(remote.octets()),
         ..Ipv4::default()
     };
-    let proto = if ethernet { ETH_P_TEB } else { 0 };
-    let gre = Gre { flags: 0, proto: proto.to_be() };
+    let ip_words: [u16; IPV4_LEN / 2] = bytemuck::must_cast(ip);
+    (outer_words(macs, ETH_P_IP, bytemuck::bytes_of(&ip)), sum_words(0, &ip_words))
+}
+
+/// As [`outer_v4`], with IPv6, which has no checksum.
+pub fn outer_v6(
+    macs: [[u8; 6]; 2],
+    local: Ipv6Addr,
+    remote: Ipv6Addr,
+    proto: u8,
+    ttl: u8,
+) -> OuterWords {
+    let ip = Ipv6 {
+        vtf: 0x6000_0000u32.to_be(),
+        next: proto,
+        hops: ttl,
+        src: bytemuck::must_cast(local.octets()),
+        dst: bytemuck::must_cast(remote.octets()),
+        ..Ipv6::default()
+    };
+    outer_words(macs, ETH_P_IPV6, bytemuck::bytes_of(&ip))
+}
+
+fn outer_words([dst, src]: [[u8; 6]; 2], proto: u16, ip: &[u8]) -> OuterWords {
+    let eth = Eth { dst: mac_words(dst), src: mac_words(src), proto: proto.to_be() };
     let mut bytes = [0; size_of::<OuterWords>()];
     bytes[..ETH_LEN].copy_from_slice(bytemuck::bytes_of(&eth));
-    bytes[ETH_LEN..ETH_LEN + IPV4_LEN].copy_from_slice(bytemuck::bytes_of(&ip));
-    bytes[ETH_LEN + IPV4_LEN..OUTER_LEN].copy_from_slice(bytemuck::bytes_of(&gre));
-    let ip_words: [u16; IPV4_LEN / 2] = bytemuck::must_cast(ip);
-    OuterTemplate {
-        outer: bytemuck::pod_read_unaligned(&bytes),
-        outer_sum: sum_words(0, &ip_words),
-    }
+    bytes[ETH_LEN..ETH_LEN + ip.len()].copy_from_slice(ip);
+    bytemuck::pod_read_unaligned(&bytes)
 }
 
 /// Two MACs, destination first, as they stand at the front of a frame.
@@ -299,23 +334,40 @@ mod tests {
     }
 
     #[test]
-    fn headers_from_a_template_are_valid_and_carry_the_fields() {
-        let dst = [1, 2, 3, 4, 5, 6];
-        let t = outer_template(dst, [6; 6], [192, 0, 2, 11], [192, 0, 2, 12], false);
-        let fields = OuterFields {
-            tos: 0xb9,
-            len: 1500,
-            flags: GRE_FLAG_KEY.to_be(),
-            proto: ETH_P_IP.to_be(),
-        };
-        let words = outer_headers(&t.outer, t.outer_sum, fields);
-        let bytes = bytemuck::bytes_of(&words);
+    fn ipv4_from_a_template_is_valid_and_carries_the_fields() {
+        let macs = [[1, 2, 3, 4, 5, 6], [6; 6]];
+        let (local, remote) = (Ipv4Addr::new(192, 0, 2, 11), Ipv4Addr::new(192, 0, 2, 12));
+        let (outer, sum) = outer_v4(macs, local, remote, IPPROTO_GRE, 17);
+        let front = front_v4(&outer, sum, 0xb9, 1500);
+        let bytes = [bytemuck::bytes_of(&front), bytemuck::bytes_of(&outer[4])].concat();
         assert_eq!(bytes[..14], [1, 2, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6, 8, 0]);
         let ip: Ipv4 = bytemuck::pod_read_unaligned(&bytes[14..34]);
         assert_eq!((ip.vihl, ip.tos, u16::from_be(ip.len)), (0x45, 0xb9, 1500));
+        assert_eq!((ip.ttl, ip.proto, u16::from_be(ip.frag)), (17, IPPROTO_GRE, DF));
         let words: [u16; 10] = bytemuck::must_cast(ip);
         assert_eq!(fold(sum_words(0, &words)), 0);
-        assert_eq!(bytes[34..], [0x20, 0, 8, 0, 0, 0]);
+    }
+
+    #[test]
+    fn ipv6_from_a_template_carries_the_fields() {
+        let (local, remote) = ("fd00::11".parse().unwrap(), "fd00::12".parse().unwrap());
+        let outer = outer_v6([[1; 6], [2; 6]], local, remote, IPPROTO_UDP, 9);
+        let front = front_v6(&outer, 0xb9, 1460, 0x1234u16.to_be());
+        let bytes = [bytemuck::bytes_of(&front), bytemuck::bytes_of(&outer)[24..].into()].concat();
+        assert_eq!(bytes[12..14], [0x86, 0xdd]);
+        let ip: Ipv6 = bytemuck::pod_read_unaligned(&bytes[14..54]);
+        assert_eq!(u32::from_be(ip.vtf), 0x6b90_1234);
+        assert_eq!((u16::from_be(ip.len), ip.next, ip.hops), (1460, IPPROTO_UDP, 9));
+        let ends: [[u8; 16]; 2] = [bytemuck::must_cast(ip.src), bytemuck::must_cast(ip.dst)];
+        assert_eq!(ends, [local.octets(), remote.octets()]);
+    }
+
+    #[test]
+    fn source_ports_are_dynamic_ones() {
+        for hash in [0, 1, 0xffff_ffff, 0x1234_5678, 0x4000_0000] {
+            assert!(u16::from_be(source_port(hash)) >= 49152);
+        }
+        assert_ne!(source_port(0x0001_0000), source_port(0));
     }
 
     #[test]

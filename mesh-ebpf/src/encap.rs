@@ -1,17 +1,18 @@
 //! One encapsulation for all: the outer headers are data, prepared by user space for each peer.
-//! What the packet itself decides is filled in here: lengths, TOS, checksum, VNI.
+//! What the packet itself decides is filled in here: lengths, TOS, checksum, VNI, source port.
+//!
+//! ```text
+//! Ethernet, IPv4 | IPv6 | GRE (+ key = VNI)                     | (Ethernet) inner packet
+//!                       | UDP, VXLAN | Geneve with VNI          |  Ethernet  inner packet
+//! ```
 
-use aya_ebpf::{
-    Global,
-    bindings::{
-        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
-    },
-};
+use aya_ebpf::Global;
 use mesh_common::{
     maps::PeerInfo,
     verdict::{DropReason, Verdict},
     wire::{
-        ETH_LEN, GRE_FLAG_KEY, GRE_KEY_LEN, OUTER_LEN, OuterFields, gre_overhead, outer_headers,
+        ETH_LEN, GRE_FLAG_KEY, GRE_KEY_LEN, GRE_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN, VNI_HEADER_LEN,
+        front_v4, front_v6, source_port,
     },
 };
 
@@ -21,32 +22,30 @@ use crate::{
     packet::{self, Packet},
 };
 
-/// `BPF_F_ADJ_ROOM_*`: what the kernel is to make of the new bytes, for segmentation and offloads.
-const ENCAP_IP: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_GRE) as u64;
-/// With an inner Ethernet header, whose length is in the top byte (BPF_ADJ_ROOM_ENCAP_L2_SHIFT).
-const ENCAP_ETHERNET: u64 = ENCAP_IP | (ETH_LEN as u64) << 56;
-/// And that it is Ethernet, for kernels that know the flag (5.13, d01b59c9ae94); 0 for others, which
-/// find it out from the GRE header.
+/// The flags of `PeerInfo::room` that the kernel knows: BPF_F_ADJ_ROOM_ENCAP_L2_ETH since 5.13
+/// (d01b59c9ae94); others find it out from the GRE header.
 #[unsafe(no_mangle)]
-static ENCAP_L2_ETH: Global<u64> = Global::new(BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64);
+static ROOM_FLAGS: Global<u64> = Global::new(u64::MAX);
 
-/// Where the headers end with a key.
-const KEY_END: usize = OUTER_LEN + GRE_KEY_LEN;
+/// Where the tunnel's header begins.
+const AFTER_IPV4: usize = ETH_LEN + IPV4_LEN;
+const AFTER_IPV6: usize = ETH_LEN + IPV6_LEN;
 
 /// The way to a peer within one network.
 pub struct Route<'a> {
-    peer: &'a PeerInfo,
+    pub peer: &'a PeerInfo,
+    /// On the wire.
     vni: u32,
-    ethernet: bool,
     /// Bytes that the outer IP packet is longer than the inner one.
     overhead: u32,
 }
 
 impl<'a> Route<'a> {
+    /// `vni`: on the wire.
     #[inline(always)]
     pub fn new(peer: &'a PeerInfo, vni: u32) -> Self {
-        let ethernet = peer.flags & PeerInfo::ETHERNET != 0;
-        Self { peer, vni, ethernet, overhead: gre_overhead(vni, ethernet) as u32 }
+        let key = if vni == 0 || peer.flags & PeerInfo::UDP != 0 { 0 } else { GRE_KEY_LEN as u32 };
+        Self { peer, vni, overhead: u32::from(peer.overhead) + key }
     }
 
     /// Largest inner packet: the smaller of the port's MTU and what the underlay leaves.
@@ -57,19 +56,25 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Encapsulates and sends. `proto`: of the inner packet, network byte order. `bytes`: of the inner
-/// packet.
+/// What a packet is, as far as the outer headers say so.
+pub struct Inner {
+    /// Network byte order.
+    pub proto: u16,
+    pub tos: u8,
+    /// Without an Ethernet header.
+    pub bytes: u32,
+    /// Of the inner Ethernet header, where the peer wants one.
+    pub macs: [u32; 3],
+}
+
+/// Encapsulates and sends.
 #[inline(always)]
-pub fn send(
-    packet: &Packet,
-    route: &Route<'_>,
-    proto: u16,
-    tos: u8,
-    bytes: u32,
-) -> Result<Done, DropReason> {
+pub fn send(packet: &Packet, route: &Route<'_>, inner: &Inner) -> Result<Done, DropReason> {
     let peer = route.peer;
-    let inner = if route.ethernet { ENCAP_ETHERNET | ENCAP_L2_ETH.load() } else { ENCAP_IP };
-    let told = packet.grow(route.overhead, if TELL_INNER { inner } else { 0 });
+    // Of the inner flow, so before anything is in front of it.
+    let hash = if peer.flags & (PeerInfo::UDP | PeerInfo::IPV6) != 0 { packet.hash() } else { 0 };
+    let told =
+        packet.grow(route.overhead, if TELL_INNER { peer.room & ROOM_FLAGS.load() } else { 0 });
     if told.is_err() {
         // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as
         // encapsulated, and is not marked twice (EALREADY). Only a super-packet needs the mark.
@@ -79,31 +84,110 @@ pub fn send(
         packet.grow(route.overhead, 0)?;
     }
 
-    let keyed = route.vni != 0;
-    let fields = OuterFields {
-        tos,
-        // A super-packet may be longer than the field: each segment gets its own length later.
-        len: (bytes + route.overhead) as u16,
-        flags: if keyed { GRE_FLAG_KEY.to_be() } else { 0 },
-        proto: if route.ethernet { 0 } else { proto },
-    };
-    packet.front::<OUTER_LEN>()?.put_outer(&outer_headers(&peer.outer, peer.outer_sum, fields));
-    if keyed {
-        packet.front::<KEY_END>()?.put32::<OUTER_LEN>(route.vni.to_be());
-    }
-    if route.ethernet {
-        let macs = &peer.inner_macs;
-        if keyed {
-            packet.front::<{ KEY_END + ETH_LEN }>()?.put_eth::<KEY_END>(macs, proto);
-        } else {
-            packet.front::<{ OUTER_LEN + ETH_LEN }>()?.put_eth::<OUTER_LEN>(macs, proto);
-        }
+    fill(packet, route, inner, hash)
+}
+
+/// Makes the packet one of outer headers and `bytes` of a message of our own; gives the offset where
+/// the message is to be written, before [`send_own`].
+#[inline(always)]
+pub fn resize(packet: &Packet, route: &Route<'_>, bytes: usize) -> Result<usize, DropReason> {
+    let at = ETH_LEN + route.overhead as usize;
+    packet.trim((at + bytes) as u32)?;
+    Ok(at)
+}
+
+/// Sends it. `proto`: its Ethernet type.
+#[inline(always)]
+pub fn send_own(
+    packet: &Packet,
+    route: &Route<'_>,
+    macs: [u32; 3],
+    proto: u16,
+    bytes: usize,
+) -> Result<Done, DropReason> {
+    let inner = Inner { proto: proto.to_be(), tos: 0, bytes: bytes as u32, macs };
+    fill(packet, route, &inner, 0)
+}
+
+/// Writes the headers, for which there is room, and sends. `hash`: of the flow.
+#[inline(always)]
+fn fill(packet: &Packet, route: &Route<'_>, inner: &Inner, hash: u32) -> Result<Done, DropReason> {
+    let peer = route.peer;
+    let tos = inner.tos & peer.tos_mask | peer.tos_set;
+    // A super-packet may be longer than the field: each segment gets its own length later.
+    let len = inner.bytes + route.overhead;
+    if peer.flags & PeerInfo::IPV6 == 0 {
+        let front = packet.part::<AFTER_IPV4>(0)?;
+        let [a, b, c, d] = front_v4(&peer.outer, peer.outer_sum, tos, len as u16);
+        front.put64::<0>(a);
+        front.put64::<8>(b);
+        front.put64::<16>(c);
+        front.put64::<24>(d);
+        let [high, _] = packet::halves(peer.outer[4]);
+        front.put16::<32>(packet::word_halves(high)[0]);
+        put_tunnel(packet, AFTER_IPV4, route, inner, hash, len - IPV4_LEN as u32)?;
+    } else {
+        let (len, label) = (len - IPV6_LEN as u32, hash as u16);
+        let front = packet.part::<AFTER_IPV6>(0)?;
+        let [a, b, c] = front_v6(&peer.outer, tos, len as u16, label);
+        front.put64::<0>(a);
+        front.put64::<8>(b);
+        front.put64::<16>(c);
+        front.put64::<24>(peer.outer[3]);
+        front.put64::<32>(peer.outer[4]);
+        front.put64::<40>(peer.outer[5]);
+        let [high, low] = packet::halves(peer.outer[6]);
+        front.put32::<48>(high);
+        front.put16::<52>(packet::word_halves(low)[0]);
+        put_tunnel(packet, AFTER_IPV6, route, inner, hash, len)?;
     }
 
     let code = if peer.flags & PeerInfo::MAC_KNOWN != 0 {
         packet::redirect(peer.ifindex)
     } else {
-        packet::redirect_neigh(peer.ifindex, &peer.next_hop)
+        packet::redirect_neigh(peer.ifindex, &peer.next_hop, peer.flags & PeerInfo::IPV6 != 0)
     };
     Ok((Verdict::Encap, code))
+}
+
+/// What follows the outer IP header, at `at`. `len`: of all that follows it, in bytes.
+#[inline(always)]
+fn put_tunnel(
+    packet: &Packet,
+    at: usize,
+    route: &Route<'_>,
+    inner: &Inner,
+    hash: u32,
+    len: u32,
+) -> Result<(), DropReason> {
+    let Route { peer, vni, .. } = *route;
+    if peer.flags & PeerInfo::UDP != 0 {
+        let part = packet.part::<{ UDP_LEN + VNI_HEADER_LEN + ETH_LEN }>(at)?;
+        // No checksum: over IPv4 as RFC 7348 has it, over IPv6 by RFC 6935. The inner packet has its
+        // own, and the kernel can compute none for the segments of what a program encapsulated.
+        part.put16::<0>(source_port(hash));
+        part.put16::<2>(peer.port);
+        part.put32::<4>(packet::word_of([(len as u16).to_be(), 0]));
+        part.put32::<8>(peer.tunnel);
+        part.put32::<12>((vni << 8).to_be());
+        part.put_eth::<16>(&inner.macs, inner.proto);
+        return Ok(());
+    }
+    let ethernet = peer.flags & PeerInfo::ETHERNET != 0;
+    let proto = if ethernet { 0 } else { packet::word_of([0, inner.proto]) };
+    if vni == 0 {
+        packet.part::<GRE_LEN>(at)?.put32::<0>(peer.tunnel | proto);
+        if ethernet {
+            packet.part::<ETH_LEN>(at + GRE_LEN)?.put_eth::<0>(&inner.macs, inner.proto);
+        }
+        return Ok(());
+    }
+    let part = packet.part::<{ GRE_LEN + GRE_KEY_LEN }>(at)?;
+    part.put32::<0>(peer.tunnel | proto | packet::word_of([GRE_FLAG_KEY.to_be(), 0]));
+    part.put32::<4>(vni.to_be());
+    if ethernet {
+        let at = at + GRE_LEN + GRE_KEY_LEN;
+        packet.part::<ETH_LEN>(at)?.put_eth::<0>(&inner.macs, inner.proto);
+    }
+    Ok(())
 }

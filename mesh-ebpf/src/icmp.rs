@@ -1,6 +1,6 @@
 //! Packets that are too big: told to the sender, by the program itself.
 
-use aya_ebpf::helpers::bpf_csum_diff;
+use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::bpf_csum_diff};
 use mesh_common::{
     maps::PortInfo,
     verdict::{DropReason, Hook},
@@ -55,7 +55,7 @@ pub fn fits<F: Family>(
     if !may_be_answered::<F>(packet, header) {
         return Err(DropReason::TooBig.into());
     }
-    let code = if F::IS_V4 { v4(packet, hook, port, mtu)? } else { v6(packet, hook, port, mtu)? };
+    let code = if F::IS_V4 { v4(packet, hook, port, mtu) } else { v6(packet, hook, port, mtu) };
     Err(Refusal { reason: DropReason::TooBig, code })
 }
 
@@ -89,8 +89,14 @@ fn headers_len<F: Family>(packet: &Packet, header: &F::Header) -> u32 {
 }
 
 /// Turns the packet into "fragmentation needed", from the gateway.
+#[inline(never)]
+fn v4(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
+    // Not the result itself: the verifier would not know that it is never the one for "it fits".
+    needed(packet, hook, port, mtu).unwrap_or(TC_ACT_SHOT)
+}
+
 #[inline(always)]
-fn v4(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
+fn needed(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV4_LEN + size_of::<Icmp>();
     let sender: Ipv4 = packet.load(ETH_LEN)?;
     packet.trim((ETH_LEN + QUOTE) as u32)?;
@@ -116,8 +122,14 @@ fn v4(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, Dro
 }
 
 /// Turns the packet into "packet too big", from the gateway.
+#[inline(never)]
+fn v6(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
+    // Not the result itself: the verifier would not know that it is never the one for "it fits".
+    too_big(packet, hook, port, mtu).unwrap_or(TC_ACT_SHOT)
+}
+
 #[inline(always)]
-fn v6(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
+fn too_big(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV6_LEN + size_of::<Icmp>();
     let sender: Ipv6 = packet.load(ETH_LEN)?;
     packet.trim((ETH_LEN + QUOTE) as u32)?;

@@ -1,5 +1,5 @@
-//! What differs between IPv4 and IPv6 inside. The rest of the programs is written once, over
-//! [`Family`], and compiled for each.
+//! What differs between IPv4 and IPv6, inside and outside. The rest of the programs is written once,
+//! over [`Family`], and compiled for each.
 
 use mesh_common::{
     maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens},
@@ -13,6 +13,8 @@ pub trait Family {
     /// Ethernet type and GRE protocol, network byte order.
     const PROTO: u16;
     const IS_V4: bool;
+    /// Bytes of the fixed header.
+    const LEN: usize;
 
     /// Is this a header of the family, all of it within `bytes`? Its fixed part is.
     fn is_whole(h: &Self::Header, bytes: u32) -> bool;
@@ -24,6 +26,9 @@ pub trait Family {
     fn next(h: &Self::Header) -> u8;
     /// Bytes of the header.
     fn header_len(h: &Self::Header) -> usize;
+    /// More than the fixed header, and what follows it is further on.
+    fn has_options(h: &Self::Header) -> bool;
+    fn is_fragment(h: &Self::Header) -> bool;
     /// A fragment without the transport header.
     fn is_later_fragment(h: &Self::Header) -> bool;
     /// Marks an ECN-capable packet "congestion experienced".
@@ -36,6 +41,8 @@ pub trait Family {
         !Self::IS_V4 && addr.0[0] | addr.0[1] == 0 && addr.0[2] == 0xffffu32.to_be()
     }
 
+    /// Are these the same, where both are of the family?
+    fn is_same(a: &Addr, b: &Addr) -> bool;
     /// Is this the port's own address?
     fn is_own(port: &PortInfo, src: &Addr) -> bool;
     /// Is this the gateway's address?
@@ -53,6 +60,7 @@ impl Family for V4 {
     type Header = Ipv4;
     const PROTO: u16 = ETH_P_IP.to_be();
     const IS_V4: bool = true;
+    const LEN: usize = IPV4_LEN;
 
     #[inline(always)]
     fn is_whole(h: &Ipv4, bytes: u32) -> bool {
@@ -86,6 +94,17 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn has_options(h: &Ipv4) -> bool {
+        h.vihl != 0x45
+    }
+
+    #[inline(always)]
+    fn is_fragment(h: &Ipv4) -> bool {
+        // More fragments, or an offset.
+        u16::from_be(h.frag) & 0x3fff != 0
+    }
+
+    #[inline(always)]
     fn is_later_fragment(h: &Ipv4) -> bool {
         u16::from_be(h.frag) & 0x1fff != 0
     }
@@ -101,6 +120,11 @@ impl Family for V4 {
     fn is_multicast(dst: &Addr) -> bool {
         // 224.0.0.0/4, and 255.255.255.255 in the reserved range above it.
         u32::from_be(dst.0[3]) >= 0xe000_0000
+    }
+
+    #[inline(always)]
+    fn is_same(a: &Addr, b: &Addr) -> bool {
+        a.0[3] == b.0[3]
     }
 
     #[inline(always)]
@@ -134,6 +158,7 @@ impl Family for V6 {
     type Header = Ipv6;
     const PROTO: u16 = ETH_P_IPV6.to_be();
     const IS_V4: bool = false;
+    const LEN: usize = IPV6_LEN;
 
     #[inline(always)]
     fn is_whole(h: &Ipv6, _: u32) -> bool {
@@ -166,6 +191,17 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn has_options(_: &Ipv6) -> bool {
+        // Extension headers are protocols of their own.
+        false
+    }
+
+    #[inline(always)]
+    fn is_fragment(_: &Ipv6) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_later_fragment(_: &Ipv6) -> bool {
         // Told by an extension header; RFC 4443 lets it be answered.
         false
@@ -179,6 +215,11 @@ impl Family for V6 {
     #[inline(always)]
     fn is_multicast(dst: &Addr) -> bool {
         u32::from_be(dst.0[0]) >> 24 == 0xff
+    }
+
+    #[inline(always)]
+    fn is_same(a: &Addr, b: &Addr) -> bool {
+        a.0 == b.0
     }
 
     #[inline(always)]

@@ -26,22 +26,26 @@ mod maps;
 mod neighbour;
 mod overlay;
 mod packet;
+mod switch;
 mod underlay;
 
 /// The kernel is told where the inner headers are, for the card that cuts a super-packet.
 const TELL_INNER: bool = true;
 
 #[classifier]
+#[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
     end(Hook::FromContainer, overlay::send(&Packet::new(&ctx), Hook::FromContainer))
 }
 
 #[classifier]
+#[inline(always)]
 pub fn from_host(ctx: TcContext) -> i32 {
     end(Hook::FromHost, overlay::send(&Packet::new(&ctx), Hook::FromHost))
 }
 
 #[classifier]
+#[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
     end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
 }

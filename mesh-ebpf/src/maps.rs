@@ -4,12 +4,13 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
-        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NeighbourInfo, NeighbourKey,
+        NetworkInfo, NodeInfo, PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource,
+        PortInfo, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
@@ -39,6 +40,9 @@ static PEER_SLOTS: Array<Slot<PeerKey, PeerSource>> = Array::with_max_entries(SL
 static NETWORKS: HashMap<u32, NetworkInfo> = HashMap::with_max_entries(1024, 0);
 #[map]
 static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
+/// Bounded: who floods it with addresses makes the oldest forgotten, no more.
+#[map]
+static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_max_entries(8192, 0);
 
 #[map]
 pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);
@@ -86,8 +90,15 @@ pub fn peer(index: u32) -> Result<&'static PeerInfo, DropReason> {
 }
 
 #[inline(always)]
-pub fn peer_source(outer_source: Addr, vni: u32) -> Option<&'static PeerSource> {
-    find(&PEER_SLOTS, &PEER_BY_ADDR, &PeerKey { outer_source, vni })
+pub fn peer_source(key: &PeerKey) -> Option<&'static PeerSource> {
+    find(&PEER_SLOTS, &PEER_BY_ADDR, key)
+}
+
+/// The same, off the fast path: what comes from one of two maps the verifier follows twice.
+#[inline(always)]
+pub fn peer_source_by_hash(key: &PeerKey) -> Option<&'static PeerSource> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { PEER_BY_ADDR.get(key) }
 }
 
 #[inline(always)]
@@ -99,6 +110,19 @@ pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
 #[inline(always)]
 pub fn node() -> Option<&'static NodeInfo> {
     NODE.get(0)
+}
+
+/// What is known of an address behind a peer that is a switch.
+#[inline(always)]
+pub fn neighbour(key: &NeighbourKey) -> Option<&'static NeighbourInfo> {
+    // SAFETY: values are only replaced whole.
+    unsafe { NEIGHBOURS.get(key) }
+}
+
+#[inline(always)]
+pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
+    // Full it never is; what else fails is learned from the next packet.
+    let _ = NEIGHBOURS.insert(key, info, 0);
 }
 
 /// In the key's slot, or else in the map.

@@ -6,8 +6,8 @@ use mesh_common::{
     verdict::{DropReason, Hook, Verdict},
     wire::{
         ARP_ETH_IPV4, ARP_REPLY, ARP_REQUEST, Arp, ETH_LEN, ETH_P_ARP, ETH_P_IPV6, Eth,
-        IPPROTO_ICMPV6, IPV6_LEN, Ipv6, ND_ADVERT, ND_FLAGS_REPLY, ND_OPT_TARGET_MAC, ND_SOLICIT,
-        NeighbourMessage, fold, sum_words,
+        IPPROTO_ICMPV6, IPV6_LEN, Ipv6, ND_ADVERT, ND_FLAGS_REPLY, ND_OPT_SOURCE_MAC,
+        ND_OPT_TARGET_MAC, ND_SOLICIT, NeighbourMessage, fold, sum_words,
     },
 };
 
@@ -21,11 +21,11 @@ use crate::{
 };
 
 /// Neighbour messages come from on link: hop limit 255 (RFC 4861, 7.1.1).
-const ND_HOPS: u8 = 255;
+pub const ND_HOPS: u8 = 255;
 const ND_AT: usize = ETH_LEN + IPV6_LEN;
 
 /// Answers an ARP request for an address of the overlay.
-#[inline(always)]
+#[inline(never)]
 pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ask: Arp = packet.load(ETH_LEN)?;
     let kind = (u16::from_be(ask.htype), u16::from_be(ask.ptype), ask.hlen, ask.plen);
@@ -53,10 +53,10 @@ pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropRea
     Ok((Verdict::Answer, back(packet, hook)))
 }
 
-/// An IPv6 packet that is ICMPv6: a neighbour message, or the rest of that protocol?
+/// An IPv6 packet at `at` that is ICMPv6: a neighbour message, or the rest of that protocol?
 #[inline(always)]
-pub fn is_nd(packet: &Packet) -> bool {
-    match packet.load::<u8>(ND_AT) {
+pub fn is_nd(packet: &Packet, at: usize) -> bool {
+    match packet.load::<u8>(at + IPV6_LEN) {
         // Router solicitation and advertisement, neighbour ditto, redirect.
         Ok(kind) => (133..=137).contains(&kind),
         Err(_) => false,
@@ -64,7 +64,7 @@ pub fn is_nd(packet: &Packet) -> bool {
 }
 
 /// Answers a neighbour solicitation for an address of the overlay.
-#[inline(always)]
+#[inline(never)]
 pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ip: Ipv6 = packet.load(ETH_LEN)?;
     let kind: u8 = packet.load(ND_AT)?;
@@ -83,38 +83,82 @@ pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReas
     }
     let eth: Eth = packet.load(0)?;
     packet.trim((ND_AT + size_of::<NeighbourMessage>()) as u32)?;
-    let (ip, advert) = advert(port, &ip, target);
-    packet.store(ND_AT, &advert)?;
-    packet.store(ETH_LEN, &ip)?;
+    advertise(packet, ETH_LEN, port.gateway_mac, ip.src, target)?;
     packet.store(0, &front(port, eth.src, ETH_P_IPV6))?;
     Ok((Verdict::Answer, back(packet, hook)))
 }
 
-/// The advertisement that answers `ask`, with its IPv6 header.
+/// Bytes of a neighbour message with its IPv6 header.
+pub const MESSAGE_LEN: usize = IPV6_LEN + size_of::<NeighbourMessage>();
+
+/// Writes the advertisement to `asker` that `target` has this MAC, and its IPv6 header, at `at`.
 #[inline(always)]
-fn advert(port: &PortInfo, ask: &Ipv6, target: [u32; 4]) -> (Ipv6, NeighbourMessage) {
-    let ip = Ipv6 {
-        vtf: 0x6000_0000u32.to_be(),
-        len: (size_of::<NeighbourMessage>() as u16).to_be(),
-        next: IPPROTO_ICMPV6,
-        hops: ND_HOPS,
-        src: target,
-        dst: ask.src,
-    };
-    let mut advert = NeighbourMessage {
+pub fn advertise(
+    packet: &Packet,
+    at: usize,
+    mac: [u16; 3],
+    asker: [u32; 4],
+    target: [u32; 4],
+) -> Result<(), DropReason> {
+    let message = NeighbourMessage {
         kind: ND_ADVERT,
-        code: 0,
-        sum: 0,
         flags: ND_FLAGS_REPLY.to_be(),
         target,
         option: ND_OPT_TARGET_MAC,
         option_len: 1,
-        mac: port.gateway_mac,
+        mac,
+        ..NeighbourMessage::default()
     };
-    // SAFETY: the same size, and any bytes are words.
-    let words: [u16; size_of::<NeighbourMessage>() / 2] = unsafe { core::mem::transmute(advert) };
-    advert.sum = fold(sum_words(pseudo_sum(&ip), &words));
-    (ip, advert)
+    put(packet, at, target, asker, message)
+}
+
+/// Writes the solicitation of `asker`, which has this MAC, for that of `target`.
+#[inline(always)]
+pub fn solicit(
+    packet: &Packet,
+    at: usize,
+    mac: [u16; 3],
+    asker: [u32; 4],
+    target: [u32; 4],
+) -> Result<(), DropReason> {
+    let message = NeighbourMessage {
+        kind: ND_SOLICIT,
+        target,
+        option: ND_OPT_SOURCE_MAC,
+        option_len: 1,
+        mac,
+        ..NeighbourMessage::default()
+    };
+    // The solicited-node address (RFC 4291, 2.7.1).
+    let group = 0xff00_0000u32.to_be() | target[3] & 0x00ff_ffffu32.to_be();
+    put(packet, at, asker, [0xff02_0000u32.to_be(), 0, 1u32.to_be(), group], message)
+}
+
+/// The header first: the two need not be on the stack at once.
+#[inline(always)]
+fn put(
+    packet: &Packet,
+    at: usize,
+    src: [u32; 4],
+    dst: [u32; 4],
+    mut message: NeighbourMessage,
+) -> Result<(), DropReason> {
+    let sum = {
+        let ip = Ipv6 {
+            vtf: 0x6000_0000u32.to_be(),
+            len: (size_of::<NeighbourMessage>() as u16).to_be(),
+            next: IPPROTO_ICMPV6,
+            hops: ND_HOPS,
+            src,
+            dst,
+        };
+        packet.store(at, &ip)?;
+        pseudo_sum(&ip)
+    };
+    // SAFETY: it is as long, as aligned, and any bytes are words.
+    let words: &[u16; size_of::<NeighbourMessage>() / 2] = unsafe { &*(&raw const message).cast() };
+    message.sum = fold(sum_words(sum, words));
+    packet.store(at + IPV6_LEN, &message)
 }
 
 /// The gateway, another node's subnet, or an endpoint here that is not the one that asks.
@@ -133,7 +177,7 @@ fn is_somebodys<F: Family>(port: &PortInfo, target: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn is_link_local(addr: &Addr) -> bool {
+pub fn is_link_local(addr: &Addr) -> bool {
     u32::from_be(addr.0[0]) >> 22 == 0xfe80 >> 6
 }
 

@@ -1,18 +1,20 @@
 //! What an endpoint sends: a container (`from_container`) or the host itself (`from_host`).
 
 use mesh_common::{
-    maps::{FibInfo, PortInfo},
+    maps::{FibInfo, PeerInfo, PortInfo},
     verdict::{DropReason, Hook},
     wire::{ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Eth, IPPROTO_ICMPV6},
 };
 
 use crate::{
-    count, deliver, encap,
+    count, deliver,
+    encap::{self, Inner},
     end::{Done, Refusal},
     fib, icmp,
     inner::{Family, V4, V6},
     maps, neighbour,
     packet::Packet,
+    switch,
 };
 
 #[inline(always)]
@@ -42,7 +44,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     if !F::is_whole(header, bytes) {
         return Err(DropReason::Truncated.into());
     }
-    if !F::IS_V4 && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet) {
+    if !F::IS_V4 && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, ETH_LEN) {
         return neighbour::nd(packet, hook, port).map_err(Refusal::from);
     }
     let (src, dst) = (F::src(header), F::dst(header));
@@ -69,9 +71,13 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
         return Ok(deliver::local(packet, hook, endpoint, bytes)?);
     }
     let peer = maps::peer(to.peer)?;
-    let route = encap::Route::new(peer, port.vni);
+    let route = encap::Route::new(peer, to.vni);
     icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
-    let done = encap::send(packet, &route, F::PROTO, F::tos(header), bytes)?;
+    let mut inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: peer.inner_macs };
+    if peer.flags & PeerInfo::SWITCH != 0 {
+        return switch::send::<F>(packet, port, to.peer, &route, &mut inner, &dst);
+    }
+    let done = encap::send(packet, &route, &inner)?;
     count::peer_tx(to.peer, bytes);
     Ok(done)
 }

@@ -11,20 +11,18 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use core::arch::asm;
-use mesh_common::{
-    maps::Addr,
-    verdict::DropReason,
-    wire::{ETH_LEN, OuterWords},
-};
+use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
 
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 /// Bytes below which moving a few bytes up in memory is slow on this CPU; 0 for none.
 #[unsafe(no_mangle)]
@@ -174,10 +172,34 @@ impl Packet {
         if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
     }
 
+    /// Sends a copy of the packet out of an interface.
+    #[inline(always)]
+    pub fn send_copy(&self, ifindex: u32) {
+        // SAFETY: a helper call with a valid context. What fails is a packet lost on the way.
+        unsafe { bpf_clone_redirect(self.skb, ifindex, 0) };
+    }
+
     /// The first `N` bytes, to write to.
     #[inline(always)]
-    pub fn front<const N: usize>(&self) -> Result<Front<N>, DropReason> {
-        self.at::<[u8; N]>(0).map(|at| Front { at: at.cast() }).ok_or(DropReason::NoRoom)
+    pub fn front<const N: usize>(&self) -> Result<Part<N>, DropReason> {
+        self.part(0)
+    }
+
+    /// `N` bytes at `offset`, to write to.
+    #[inline(always)]
+    pub fn part<const N: usize>(&self, offset: usize) -> Result<Part<N>, DropReason> {
+        self.at::<[u8; N]>(offset).map(|at| Part { at: at.cast() }).ok_or(DropReason::NoRoom)
+    }
+
+    /// The flow's hash: the socket's or the card's if they left one, else of the headers.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        match unsafe { (*self.skb).hash } {
+            // SAFETY: a helper call with a valid context.
+            0 => unsafe { bpf_get_hash_recalc(self.skb) },
+            known => known,
+        }
     }
 
     /// Bytes without the Ethernet header.
@@ -187,10 +209,10 @@ impl Packet {
     }
 }
 
-/// The checked first `N` bytes of a packet, written in wide stores. A frame is aligned to two bytes,
+/// `N` checked bytes of a packet, written in wide stores. A frame is aligned to two bytes,
 /// for which the compiler would store two at a time, or call a loop over bytes (measured: 38 bytes
 /// in 45 ns); the kernel takes wide stores wherever the CPU does.
-pub struct Front<const N: usize> {
+pub struct Part<const N: usize> {
     at: *mut u8,
 }
 
@@ -200,42 +222,30 @@ macro_rules! put {
         #[inline(always)]
         pub fn $name<const AT: usize>(&self, v: $t) {
             const { assert!(AT + $width <= N) };
-            // SAFETY: within the `N` bytes that `Packet::front` checked.
+            // SAFETY: within the `N` bytes that `Packet::part` checked.
             unsafe { asm!($insn, at = in(reg) self.at, off = const AT, v = in(reg) v) }
         }
     };
 }
 
-impl<const N: usize> Front<N> {
+impl<const N: usize> Part<N> {
     put!(put64, u64, 8, "*(u64 *)({at} + {off}) = {v}");
     put!(put32, u32, 4, "*(u32 *)({at} + {off}) = {v}");
     put!(put16, u16, 2, "*(u16 *)({at} + {off}) = {v}");
-
-    /// All outer headers.
-    #[inline(always)]
-    pub fn put_outer(&self, words: &OuterWords) {
-        self.put64::<0>(words[0]);
-        self.put64::<8>(words[1]);
-        self.put64::<16>(words[2]);
-        self.put64::<24>(words[3]);
-        let [high, low] = halves(words[4]);
-        self.put32::<32>(high);
-        self.put16::<36>(first_half(low));
-    }
 
     /// An Ethernet header at `AT`. `proto`: network byte order.
     #[inline(always)]
     pub fn put_eth<const AT: usize>(&self, macs: &[u32; 3], proto: u16) {
         self.put_macs::<AT>(macs);
         // Generic constants can not be computed with: from where the MACs end.
-        Front::<2> { at: self.at.wrapping_add(AT + 12) }.put16::<0>(proto);
+        Part::<2> { at: self.at.wrapping_add(AT + 12) }.put16::<0>(proto);
     }
 
     /// Both MACs of an Ethernet header at `AT`.
     #[inline(always)]
     pub fn put_macs<const AT: usize>(&self, macs: &[u32; 3]) {
         const { assert!(AT + 14 <= N) };
-        let macs_at = Front::<12> { at: self.at.wrapping_add(AT) };
+        let macs_at = Part::<12> { at: self.at.wrapping_add(AT) };
         macs_at.put32::<0>(macs[0]);
         macs_at.put32::<4>(macs[1]);
         macs_at.put32::<8>(macs[2]);
@@ -244,15 +254,46 @@ impl<const N: usize> Front<N> {
 
 /// The first and the second four bytes of a word in memory.
 #[inline(always)]
-fn halves(v: u64) -> [u32; 2] {
+pub fn halves(v: u64) -> [u32; 2] {
     let (a, b) = (v as u32, (v >> 32) as u32);
     if cfg!(target_endian = "little") { [a, b] } else { [b, a] }
 }
 
-/// The first two bytes of a word in memory.
+/// The first and the second two bytes of a word in memory.
 #[inline(always)]
-fn first_half(v: u32) -> u16 {
-    if cfg!(target_endian = "little") { v as u16 } else { (v >> 16) as u16 }
+pub fn word_halves(v: u32) -> [u16; 2] {
+    let (a, b) = (v as u16, (v >> 16) as u16);
+    if cfg!(target_endian = "little") { [a, b] } else { [b, a] }
+}
+
+/// A word in memory of these.
+#[inline(always)]
+pub fn word_of([a, b]: [u16; 2]) -> u32 {
+    if cfg!(target_endian = "little") {
+        u32::from(b) << 16 | u32::from(a)
+    } else {
+        u32::from(a) << 16 | u32::from(b)
+    }
+}
+
+/// `offset`, which is below 256, in a form of which the verifier knows only that. It follows every
+/// value that it knows on a path of its own: where many ways lead to one place, each with another
+/// offset, it would look at all that comes after as many times.
+#[inline(always)]
+pub fn any_offset(packet: &Packet, mut offset: usize) -> usize {
+    let unknown = packet.len() as usize;
+    // SAFETY: arithmetic on registers, which the compiler must not leave out.
+    unsafe {
+        asm!("{0} ^= {1}", "{0} ^= {1}", "{0} &= 255", inout(reg) offset, in(reg) unknown);
+    }
+    offset
+}
+
+/// Seconds since boot.
+#[inline(always)]
+pub fn seconds() -> u32 {
+    // SAFETY: no pointers.
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
 }
 
 /// Out of an interface.
@@ -278,11 +319,13 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
 
 /// Out of an interface to `next_hop`, whose MAC the kernel finds out.
 #[inline(always)]
-pub fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
+pub fn redirect_neigh(ifindex: u32, next_hop: &Addr, is_ipv6: bool) -> i32 {
+    // The whole union, since the helper reads all of it.
+    let (family, nh) =
+        if is_ipv6 { (AF_INET6, next_hop.0) } else { (AF_INET, [next_hop.0[3], 0, 0, 0]) };
     let mut params = bpf_redir_neigh {
-        nh_family: AF_INET,
-        // The whole union, since the helper reads all of it.
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next_hop.0[3], 0, 0, 0] },
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: nh },
     };
     // SAFETY: `params` lives on the stack for the call.
     let code = unsafe {

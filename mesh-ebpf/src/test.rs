@@ -32,6 +32,7 @@ mod maps;
 mod neighbour;
 mod overlay;
 mod packet;
+mod switch;
 mod underlay;
 
 /// A packet stays marked as encapsulated when the outer header is off again, and is then not
@@ -47,12 +48,14 @@ type Outer = [u16; 28];
 
 /// A run of no program at all.
 #[classifier]
+#[inline(always)]
 pub fn perf_empty(_: TcContext) -> i32 {
     TC_ACT_OK
 }
 
 /// `from_container` to a peer, and then `from_underlay` on what it made: the packet is as before.
 #[classifier]
+#[inline(always)]
 pub fn perf_pair(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     let sent = end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer));
@@ -64,6 +67,7 @@ pub fn perf_pair(ctx: TcContext) -> i32 {
 
 /// `from_container` to a peer, and back.
 #[classifier]
+#[inline(always)]
 pub fn perf_encap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
@@ -76,6 +80,7 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
 
 /// The way back of [`perf_encap`] alone. Its packet gets shorter with each run.
 #[classifier]
+#[inline(always)]
 pub fn perf_encap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
@@ -86,6 +91,7 @@ pub fn perf_encap_undo(ctx: TcContext) -> i32 {
 
 /// `from_underlay` to an endpoint, and back.
 #[classifier]
+#[inline(always)]
 pub fn perf_decap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Outer>(&packet, || {
@@ -98,6 +104,7 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
 
 /// The way back of [`perf_decap`], and the [`perf_shrink`] without which there is nothing to grow.
 #[classifier]
+#[inline(always)]
 pub fn perf_decap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Outer>(&packet, || {
@@ -109,6 +116,7 @@ pub fn perf_decap_undo(ctx: TcContext) -> i32 {
 
 /// Making room for the outer header and taking it out again, without a header.
 #[classifier]
+#[inline(always)]
 pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
     let (packet, bytes) = (Packet::new(&ctx), mark(&ctx));
     code(packet.grow(bytes, 0).and_then(|()| packet.shrink(bytes, 0)).map(|()| TC_ACT_OK))
@@ -116,12 +124,14 @@ pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
 
 /// Taking out the outer header alone. Its packet gets shorter with each run.
 #[classifier]
+#[inline(always)]
 pub fn perf_shrink(ctx: TcContext) -> i32 {
     code(Packet::new(&ctx).shrink(mark(&ctx), 0).map(|()| TC_ACT_OK))
 }
 
 /// `from_container` on the first bytes of the packet, as many as its mark says.
 #[classifier]
+#[inline(always)]
 pub fn cut_from_container(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     match packet.trim(mark(&ctx)) {
@@ -132,6 +142,7 @@ pub fn cut_from_container(ctx: TcContext) -> i32 {
 
 /// `from_underlay` on the first bytes of the packet, as many as its mark says.
 #[classifier]
+#[inline(always)]
 pub fn cut_from_underlay(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     match packet.trim(mark(&ctx)) {
@@ -142,6 +153,7 @@ pub fn cut_from_underlay(ctx: TcContext) -> i32 {
 
 /// `from_container` on a packet with a VLAN tag beside its bytes.
 #[classifier]
+#[inline(always)]
 pub fn tagged_from_container(ctx: TcContext) -> i32 {
     tag(&ctx);
     end(Hook::FromContainer, overlay::send(&Packet::new(&ctx), Hook::FromContainer))
@@ -149,6 +161,7 @@ pub fn tagged_from_container(ctx: TcContext) -> i32 {
 
 /// `from_underlay` on a packet with a VLAN tag beside its bytes.
 #[classifier]
+#[inline(always)]
 pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     tag(&ctx);
     end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))

@@ -1,16 +1,17 @@
 //! What arrives on the underlay: ours? a known peer? a known network? an inner source that is the
-//! peer's? Only then is the outer header taken off.
+//! peer's? Only then are the outer headers taken off.
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6},
+    bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, TC_ACT_SHOT},
 };
 use mesh_common::{
-    maps::{Addr, FibInfo, NodeInfo, PeerSource, VNI_MAX},
+    maps::{Addr, FibInfo, NodeInfo, PeerKey, PeerSource, UdpPort, VNI_MAX},
     verdict::{DropReason, Verdict},
     wire::{
-        ECN_CE, ETH_LEN, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY, GRE_KEY_LEN, GRE_LEN,
-        Gre, IPPROTO_GRE, IPV4_LEN, Ipv4,
+        ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
+        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, UDP_LEN, Udp,
+        VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
     },
 };
 
@@ -19,91 +20,232 @@ use crate::{
     end::{Done, NEXT, Refusal},
     fib,
     inner::{Family, V4, V6, ecn},
-    maps,
-    packet::Packet,
+    maps, neighbour,
+    packet::{self, Packet},
+    switch,
 };
 
-/// The kernel takes BPF_F_ADJ_ROOM_DECAP_L3_* (6.3, d219df60a70e). Without them an IPv6 packet
-/// keeps the outer header's protocol, and must pass through the veth to get its own back.
+/// The kernel takes BPF_F_ADJ_ROOM_DECAP_L3_* (6.3, d219df60a70e). Without them a packet keeps the
+/// outer header's protocol, and must pass through the veth to get its own back if it is of the other.
 #[unsafe(no_mangle)]
 static DECAP_L3: Global<u32> = Global::new(1);
 
 const PASS: Done = (Verdict::Pass, NEXT);
-const OPTIONS_AND_FRAGMENTS: u16 = 0x3fff;
-const GRE_AT: usize = ETH_LEN + IPV4_LEN;
 const GRE_VERSION: u16 = 7;
+const GENEVE_VERSION: u8 = 0xc0;
+/// Length of the options in words.
+const GENEVE_OPTIONS: u8 = 0x3f;
+/// A control message, or options that must be understood (RFC 8926, 3.4).
+const GENEVE_REFUSED: u8 = 0xc0;
 
-/// The outer header, as far as it matters once it was checked.
+/// What a packet for this node says from outside, and what is checked of it already.
+struct Tunnel {
+    /// Network byte order.
+    proto: u16,
+    vni: u32,
+    /// Where the inner packet begins.
+    at: usize,
+    /// Bytes in front of it that are not counted in `at`: options.
+    more: u32,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gre,
+    Udp(UdpPort),
+}
+
+/// A peer that may send in this network.
 struct Outer {
     source: &'static PeerSource,
-    vni: u32,
     tos: u8,
+    /// The inner packet has an Ethernet header.
+    ethernet: bool,
+    is_v4: bool,
+}
+
+/// What is not a packet for this node, or one that it refuses.
+enum Not {
+    Ours,
+    Good(Kind, DropReason),
 }
 
 #[inline(always)]
 pub fn receive(packet: &Packet) -> Result<Done, Refusal> {
-    if packet.protocol() != ETH_P_IP.to_be() || !packet.is_for_us() || packet.is_vlan() {
+    let mut asked = Asked::default();
+    match judge(packet, &mut asked)? {
+        // From here, and not from where it is found: the two would need the stack at once.
+        (Verdict::Learn, _) if asked.is_arp => Ok(switch::arp(packet, &asked.key, asked.at)?),
+        (Verdict::Learn, _) => Ok(switch::nd(packet, &asked.key, asked.at)?),
+        done => Ok(done),
+    }
+}
+
+/// An ARP or neighbour message from behind a peer that is a switch.
+#[derive(Default)]
+struct Asked {
+    key: PeerKey,
+    at: usize,
+    is_arp: bool,
+}
+
+const ASKED: Done = (Verdict::Learn, TC_ACT_SHOT);
+
+/// All but what ends with [`Verdict::Learn`]: that is in `asked`.
+#[inline(never)]
+fn judge(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
+    if !packet.is_for_us() || packet.is_vlan() {
         return Ok(PASS);
     }
-    let Ok(ip) = packet.need::<Ipv4>(ETH_LEN) else { return Ok(PASS) };
+    match u16::from_be(packet.protocol()) {
+        ETH_P_IP => outer::<V4>(packet, asked),
+        ETH_P_IPV6 => outer::<V6>(packet, asked),
+        _ => Ok(PASS),
+    }
+}
+
+#[inline(always)]
+fn outer<O: Family>(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
+    let Ok(ip) = packet.need::<O::Header>(ETH_LEN) else { return Ok(PASS) };
     // SAFETY: `need` checked the bounds.
     let ip = unsafe { *ip };
-    if ip.proto != IPPROTO_GRE {
-        return Ok(PASS);
-    }
-    if ip.vihl != 0x45 {
-        return stranger(&ip, DropReason::UnsupportedOuter);
-    }
-    if u16::from_be(ip.frag) & OPTIONS_AND_FRAGMENTS != 0 {
-        return stranger(&ip, DropReason::OuterFragment);
-    }
-    let Ok(gre) = packet.need::<Gre>(GRE_AT) else {
-        return stranger(&ip, DropReason::Truncated);
+    let read = match O::next(&ip) {
+        IPPROTO_GRE => gre::<O>(packet, &ip),
+        IPPROTO_UDP => udp::<O>(packet, &ip),
+        _ => return Ok(PASS),
     };
+    match read {
+        Ok(tunnel) => known::<O>(packet, &ip, &tunnel, asked),
+        Err(Not::Ours) => Ok(PASS),
+        Err(Not::Good(kind, reason)) => stranger::<O>(&ip, kind, reason),
+    }
+}
+
+#[inline(always)]
+fn gre<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
+    let at = ETH_LEN + O::LEN;
+    let not = |reason| Not::Good(Kind::Gre, reason);
+    if O::has_options(ip) {
+        return Err(not(DropReason::UnsupportedOuter));
+    }
+    if O::is_fragment(ip) {
+        return Err(not(DropReason::OuterFragment));
+    }
+    let gre: *mut Gre = packet.need(at).map_err(not)?;
     // SAFETY: `need` checked the bounds.
-    let gre = unsafe { *gre };
-    match u16::from_be(gre.flags) {
-        0 => checked(packet, &ip, gre.proto, 0, GRE_AT + GRE_LEN),
+    let Gre { flags, proto } = unsafe { *gre };
+    match u16::from_be(flags) {
+        0 => Ok(Tunnel { proto, vni: 0, at: at + GRE_LEN, more: 0, kind: Kind::Gre }),
         GRE_FLAG_KEY => {
-            let Ok(key) = packet.need::<[u16; 2]>(GRE_AT + GRE_LEN) else {
-                return stranger(&ip, DropReason::Truncated);
-            };
+            let key: *mut [u16; 2] = packet.need(at + GRE_LEN).map_err(not)?;
             // SAFETY: `need` checked the bounds.
             let [high, low] = unsafe { *key };
             let vni = u32::from(u16::from_be(high)) << 16 | u32::from(u16::from_be(low));
             // Network 0 goes without a key.
             if vni == 0 || vni > VNI_MAX {
-                return stranger(&ip, DropReason::UnknownVni);
+                return Err(not(DropReason::UnknownVni));
             }
-            checked(packet, &ip, gre.proto, vni, GRE_AT + GRE_LEN + GRE_KEY_LEN)
+            Ok(Tunnel { proto, vni, at: at + GRE_LEN + GRE_KEY_LEN, more: 0, kind: Kind::Gre })
         }
         // Version 1 is PPTP.
-        flags if flags & GRE_VERSION != 0 => Ok(PASS),
-        _ => stranger(&ip, DropReason::UnsupportedOuter),
+        flags if flags & GRE_VERSION != 0 => Err(Not::Ours),
+        _ => Err(not(DropReason::UnsupportedOuter)),
     }
 }
 
-/// A GRE header that we read: find the peer, then the inner packet at `at`.
+/// VXLAN or Geneve, if the port is one of theirs. The checksum is not looked at: the inner packet has
+/// its own, and a VNI that is wrong leads nowhere.
 #[inline(always)]
-fn checked(packet: &Packet, ip: &Ipv4, proto: u16, vni: u32, at: usize) -> Result<Done, Refusal> {
-    let Some(source) = maps::peer_source(Addr::from_v4(ip.src), vni) else {
-        return stranger(ip, DropReason::UnknownVni);
-    };
-    if source.local.0[3] != ip.dst {
+fn udp<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
+    let at = ETH_LEN + O::LEN;
+    if O::has_options(ip) || O::is_later_fragment(ip) {
+        return Err(Not::Ours);
+    }
+    let Ok(udp) = packet.need::<Udp>(at) else { return Err(Not::Ours) };
+    // SAFETY: `need` checked the bounds.
+    let Some(port) = udp_port(unsafe { (*udp).dst }) else { return Err(Not::Ours) };
+    let not = |reason| Not::Good(Kind::Udp(port), reason);
+    if O::is_fragment(ip) {
+        return Err(not(DropReason::OuterFragment));
+    }
+    let header: *mut VniHeader = packet.need(at + UDP_LEN).map_err(not)?;
+    // SAFETY: `need` checked the bounds.
+    let VniHeader { word, vni } = unsafe { *header };
+    let (vni, kind) = (u32::from_be(vni) >> 8, Kind::Udp(port));
+    let at = at + UDP_LEN + VNI_HEADER_LEN;
+    if port.kind == UdpPort::VXLAN {
+        // All other bits are to be ignored (RFC 7348, 5), but one changes what follows.
+        if u32::from_be(word) & (VXLAN_FLAG_VNI | VXLAN_FLAG_PROTOCOL) != VXLAN_FLAG_VNI {
+            return Err(not(DropReason::UnsupportedOuter));
+        }
+        return Ok(Tunnel { proto: ETH_P_TEB.to_be(), vni, at, more: 0, kind });
+    }
+    let [first, flags, high, low] = word.to_ne_bytes();
+    if first & GENEVE_VERSION != 0 || flags & GENEVE_REFUSED != 0 {
+        return Err(not(DropReason::UnsupportedOuter));
+    }
+    let more = u32::from(first & GENEVE_OPTIONS) * 4;
+    Ok(Tunnel { proto: u16::from_ne_bytes([high, low]), vni, at, more, kind })
+}
+
+/// `port`: network byte order.
+#[inline(always)]
+fn udp_port(port: u16) -> Option<UdpPort> {
+    let ports = &maps::node()?.ports;
+    let [a, b, c, d] = *ports;
+    // Nobody sends to port 0, which those not in use have.
+    match port {
+        0 => None,
+        p if p == a.port => Some(a),
+        p if p == b.port => Some(b),
+        p if p == c.port => Some(c),
+        p if p == d.port => Some(d),
+        _ => None,
+    }
+}
+
+/// Headers that we read: find the peer, then the inner packet.
+#[inline(always)]
+fn known<O: Family>(
+    packet: &Packet,
+    ip: &O::Header,
+    t: &Tunnel,
+    asked: &mut Asked,
+) -> Result<Done, Refusal> {
+    let src = O::src(ip);
+    if O::is_mapped(&src) {
         return Ok(PASS);
     }
-    let outer = Outer { source, vni, tos: ip.tos };
-    // Either form is taken from a peer, so that a change of `encap` loses nothing while one host
-    // has it and the other not yet.
-    match u16::from_be(proto) {
-        ETH_P_IP => decap::<V4>(packet, &outer, at),
-        ETH_P_IPV6 => decap::<V6>(packet, &outer, at),
+    asked.key = PeerKey { outer_source: src, vni: t.vni };
+    let Some(source) = maps::peer_source(&asked.key) else {
+        return stranger::<O>(ip, t.kind, DropReason::UnknownVni);
+    };
+    if !O::is_same(&source.local, &O::dst(ip)) {
+        return Ok(PASS);
+    }
+    if t.more != 0 {
+        // What is taken out is the front, of which all is known; then everything is in its place.
+        packet.shrink(t.more, 0)?;
+    }
+    let at = packet::any_offset(packet, t.at);
+    let outer = Outer { source, tos: O::tos(ip), ethernet: false, is_v4: O::IS_V4 };
+    // Any form is taken from a peer, so that a change of `encap` loses nothing while one host has it
+    // and the other not yet.
+    match u16::from_be(t.proto) {
+        ETH_P_IP => decap::<V4>(packet, &outer, asked, at),
+        ETH_P_IPV6 => decap::<V6>(packet, &outer, asked, at),
         ETH_P_TEB => {
+            let outer = Outer { ethernet: true, ..outer };
             let eth: *mut Eth = packet.need(at)?;
             // SAFETY: `need` checked the bounds.
             match u16::from_be(unsafe { (*eth).proto }) {
-                ETH_P_IP => decap::<V4>(packet, &outer, at + ETH_LEN),
-                ETH_P_IPV6 => decap::<V6>(packet, &outer, at + ETH_LEN),
+                ETH_P_IP => decap::<V4>(packet, &outer, asked, at + ETH_LEN),
+                ETH_P_IPV6 => decap::<V6>(packet, &outer, asked, at + ETH_LEN),
+                ETH_P_ARP if source.flags & PeerSource::SWITCH != 0 => {
+                    (asked.at, asked.is_arp) = (at + ETH_LEN, true);
+                    Ok(ASKED)
+                }
                 _ => Err(DropReason::NotIp.into()),
             }
         }
@@ -113,7 +255,12 @@ fn checked(packet: &Packet, ip: &Ipv4, proto: u16, vni: u32, at: usize) -> Resul
 
 /// The inner packet at `at`: check, take off what is in front, hand over.
 #[inline(always)]
-fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, Refusal> {
+fn decap<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    asked: &mut Asked,
+    at: usize,
+) -> Result<Done, Refusal> {
     let header: *mut F::Header = packet.need(at)?;
     // SAFETY: `need` checked the bounds.
     let header = unsafe { &mut *header };
@@ -121,14 +268,19 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
     if !F::is_whole(header, bytes) {
         return Err(DropReason::Truncated.into());
     }
-    let (src, dst) = (F::src(header), F::dst(header));
-    if !F::is_peers(outer.source, &src) && !is_peers_too::<F>(outer, &src) {
+    let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
+    let is_switch = source.flags & PeerSource::SWITCH != 0;
+    if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
+        asked.at = at;
+        return Ok(ASKED);
+    }
+    if !is_peers::<F>(source, &src) {
         return Err(DropReason::SourceNotPeers.into());
     }
     if F::is_mapped(&dst) {
         return Err(DropReason::NoEndpoint.into());
     }
-    let to = match maps::endpoint(outer.vni, dst) {
+    let to = match maps::endpoint(source.vni, dst) {
         Ok(to) => to,
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => return Err(reason.into()),
@@ -140,6 +292,9 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         }
         F::mark_ce(header);
     }
+    if is_switch && outer.ethernet {
+        switch::learn(packet, source, src, at);
+    }
 
     let protocol = DECAP_L3.load() != 0;
     let flags = match (protocol, F::IS_V4) {
@@ -149,36 +304,50 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
     };
     packet.shrink((at - ETH_LEN) as u32, flags.into())?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
-    count::peer_rx(outer.source.peer, bytes);
-    Ok(deliver::hand_over(to, bytes, F::IS_V4 || protocol))
+    count::peer_rx(source.peer, bytes);
+    Ok(deliver::hand_over(to, bytes, F::IS_V4 == outer.is_v4 || protocol))
+}
+
+/// Is the address in a subnet that the peer has in the network?
+#[inline(always)]
+pub fn is_peers<F: Family>(source: &PeerSource, src: &Addr) -> bool {
+    F::is_peers(source, src) || is_peers_too::<F>(source, src)
 }
 
 /// A source outside the peer's first subnet: in another of its subnets?
 #[inline(always)]
-fn is_peers_too<F: Family>(outer: &Outer, src: &Addr) -> bool {
-    if outer.source.flags & PeerSource::MORE == 0 {
+fn is_peers_too<F: Family>(source: &PeerSource, src: &Addr) -> bool {
+    if source.flags & PeerSource::MORE == 0 {
         return false;
     }
-    let Some(network) = maps::network(outer.vni) else { return false };
-    match fib::lookup::<F>(&network.lens, outer.vni, src) {
-        Some(from) => from.kind == FibInfo::PEER && from.peer == outer.source.peer,
+    let Some(network) = maps::network(source.vni) else { return false };
+    match fib::lookup::<F>(&network.lens, source.vni, src) {
+        Some(from) => from.kind == FibInfo::PEER && from.peer == source.peer,
         None => false,
     }
 }
 
 /// Not a packet that we can take off: is it ours to drop? Only if sent to our underlay address, and
-/// then `reason` is for peers; GRE from anyone else is an unknown peer's, or belongs to a tunnel of
+/// then `reason` is for peers; from anyone else it is an unknown peer's, or belongs to a tunnel of
 /// the host's own.
 #[inline(always)]
-fn stranger(ip: &Ipv4, reason: DropReason) -> Result<Done, Refusal> {
+fn stranger<O: Family>(ip: &O::Header, kind: Kind, reason: DropReason) -> Result<Done, Refusal> {
     let Some(node) = maps::node() else { return Ok(PASS) };
-    if node.underlay.0[3] != ip.dst {
+    let is_shared = match kind {
+        Kind::Gre => node.flags & NodeInfo::FOREIGN_GRE != 0,
+        // On a port that this mesh does not use, a peer may have other things to say.
+        Kind::Udp(port) if port.flags & UdpPort::OURS == 0 => return Ok(PASS),
+        Kind::Udp(_) => false,
+    };
+    let (src, dst) = (O::src(ip), O::dst(ip));
+    if node.underlay != dst || O::is_mapped(&src) {
         return Ok(PASS);
     }
-    if maps::peer_source(Addr::from_v4(ip.src), 0).is_some() {
+    // Each peer has an entry for network 0.
+    if maps::peer_source_by_hash(&PeerKey { outer_source: src, vni: 0 }).is_some() {
         return Err(reason.into());
     }
-    if node.flags & NodeInfo::FOREIGN_GRE != 0 {
+    if is_shared {
         return Ok(PASS);
     }
     Err(DropReason::UnknownPeer.into())

@@ -5,18 +5,22 @@ use std::{collections::HashMap, net::IpAddr};
 use ipnet::IpNet;
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo,
-        PORT_SLOTS, PeerInfo, PeerKey, PeerSource, PortInfo, PrefixLens, mask_word,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NODE_PORTS, NetworkInfo,
+        NodeInfo, PORT_SLOTS, PeerKey, PortInfo, PrefixLens, UdpPort,
     },
-    wire::{mac_pair, mac_words, outer_template},
+    wire::{mac_pair, mac_words},
 };
 use rustc_hash::FxBuildHasher;
 
+use peer::{is_switch, peer_info, peer_source, wire_vni};
+
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
-    config::{Cluster, Encap, Network, Node, Vni, gateway},
+    config::{Cluster, Encap, Network, Node, Tunnel, Vni, gateway},
     plan::Contents,
 };
+
+mod peer;
 
 /// The container MTU that mesh chooses leaves what this takes of the underlay's, or the overhead if
 /// that is more: so `gre` and `gretap` are interchangeable, and segments are such that more fit into
@@ -63,6 +67,8 @@ pub struct Facts {
     pub underlay_mtu: u32,
     /// The host has GRE tunnels of its own.
     pub foreign_gre: bool,
+    /// UDP ports of VXLAN and Geneve tunnels of its own.
+    pub foreign_ports: Vec<u16>,
     /// Inode number of the host's network namespace.
     pub netns: u32,
     /// Indices into PEERS that are in use, by underlay address: a node keeps its index for as long
@@ -199,14 +205,40 @@ fn common(c: &Cluster) -> impl PartialEq {
 struct Whole {
     lens: Lens,
     outer: HashMap<Vni, Outer>,
+    /// In UDP, each once, the cluster's own first.
+    tunnels: Vec<Tunnel>,
 }
 
 impl Whole {
     fn of(cluster: &Cluster) -> Self {
         let outer = |network: &Network| (network.vni, Outer::of(cluster, network.vni));
         let outer = cluster.networks.iter().map(outer).collect();
-        Self { lens: prefix_lens(cluster), outer }
+        Self { lens: prefix_lens(cluster), outer, tunnels: cluster.udp_tunnels() }
     }
+}
+
+/// The ports in use, and those that may be soon: a receiver gets the new file before the sender, or
+/// after. `shared`: ports that the host has other tunnels on.
+fn udp_ports(used: &[Tunnel], shared: &[u16]) -> [UdpPort; NODE_PORTS] {
+    let port = |tunnel: &Tunnel, flags| UdpPort {
+        port: tunnel.port.to_be(),
+        kind: if tunnel.encap == Encap::Vxlan { UdpPort::VXLAN } else { UdpPort::GENEVE },
+        flags,
+    };
+    let is_ours = |tunnel: &Tunnel| !shared.contains(&tunnel.port);
+    let used = used.iter().map(|t| port(t, if is_ours(t) { UdpPort::OURS } else { 0 }));
+    let others = [Encap::Vxlan, Encap::Geneve]
+        .into_iter()
+        .filter_map(|encap| Some(port(&Tunnel { encap, port: encap.default_port()? }, 0)));
+    let mut ports = [UdpPort::default(); NODE_PORTS];
+    let mut taken = 0;
+    for one in used.chain(others) {
+        if taken < NODE_PORTS && ports[..taken].iter().all(|p| p.port != one.port) {
+            ports[taken] = one;
+            taken += 1;
+        }
+    }
+    ports
 }
 
 /// The prefix lengths in use in each network.
@@ -219,6 +251,7 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
         underlay: Addr::from(me.underlay),
         flags: if facts.foreign_gre { NodeInfo::FOREIGN_GRE } else { 0 },
         netns: facts.netns,
+        ports: udp_ports(&whole.tunnels, &facts.foreign_ports),
     };
     desired.reserve(&room(cluster));
     desired.maps.node.insert(0, node);
@@ -336,21 +369,28 @@ impl Desired {
     fn add_peer(&mut self, cluster: &Cluster, me: &Node, peer: &Node, facts: &Facts) {
         let Some(&index) = self.peer_indices.get(&peer.underlay) else { return };
         let path = facts.paths.get(&peer.underlay);
-        self.maps.peers.insert(index, peer_info(cluster.encap, me.underlay, peer.underlay, path));
-        let to_peer = FibInfo { kind: FibInfo::PEER, peer: index, ..FibInfo::default() };
-        let local = Addr::from(me.underlay);
+        self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
         let outer_source = Addr::from(peer.underlay);
+        let is_switch = peer.foreign.is_some() && is_switch(cluster, me, peer);
+        let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
+            let key = PeerKey { outer_source, vni: wire_vni };
+            let source = peer_source(index, me, vni, is_switch, subnets);
+            self.maps.peer_by_addr.insert(key, source);
+        };
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
-        if peer.subnets.first().is_none_or(|(vni, _)| *vni != Vni::DEFAULT) {
-            let key = PeerKey { outer_source, vni: Vni::DEFAULT.get() };
-            self.maps.peer_by_addr.insert(key, peer_source(index, local, &[]));
-        }
+        may_send(0, 0, &[]);
         // A node's subnets are in the order of the networks.
         for subnets in peer.subnets.chunk_by(|a, b| a.0 == b.0) {
-            let vni = subnets[0].0;
-            subnets.iter().for_each(|(_, net)| self.add_prefix(vni, net, to_peer));
-            let key = PeerKey { outer_source, vni: vni.get() };
-            self.maps.peer_by_addr.insert(key, peer_source(index, local, subnets));
+            may_send(wire_vni(peer, subnets[0].0), subnets[0].0.get(), subnets);
+        }
+        for (vni, net) in &peer.subnets {
+            let to_peer = FibInfo {
+                kind: FibInfo::PEER,
+                peer: index,
+                vni: wire_vni(peer, *vni),
+                ..FibInfo::default()
+            };
+            self.add_prefix(*vni, net, to_peer);
         }
     }
 
@@ -397,48 +437,6 @@ impl Desired {
             *slot = port;
         }
     }
-}
-
-fn peer_info(encap: Encap, local: IpAddr, remote: IpAddr, path: Option<&Path>) -> PeerInfo {
-    let remote_addr = Addr::from(remote);
-    let (Some(path), IpAddr::V4(from), IpAddr::V4(to)) = (path, local, remote) else {
-        return PeerInfo { remote: remote_addr, ..PeerInfo::default() };
-    };
-    let ethernet = encap == Encap::Gretap;
-    let mac = path.next_hop_mac.unwrap_or_default();
-    let template = outer_template(mac, path.mac, from.octets(), to.octets(), ethernet);
-    let known = if path.next_hop_mac.is_some() { PeerInfo::MAC_KNOWN } else { 0 };
-    PeerInfo {
-        ifindex: path.ifindex,
-        flags: known | if ethernet { PeerInfo::ETHERNET } else { 0 },
-        underlay_mtu: path.mtu,
-        remote: remote_addr,
-        next_hop: Addr::from(path.next_hop),
-        outer_sum: template.outer_sum,
-        outer: template.outer,
-        inner_macs: mac_pair(node_mac(remote), node_mac(local)),
-        ..PeerInfo::default()
-    }
-}
-
-/// What a peer may send in a network where it has these subnets: the first of each family goes into
-/// the entry.
-fn peer_source(index: u32, local: Addr, subnets: &[(Vni, IpNet)]) -> PeerSource {
-    let subnets =
-        |v4: bool| subnets.iter().map(|(_, net)| net).filter(move |n| n.addr().is_ipv4() == v4);
-    let more = subnets(true).count() > 1 || subnets(false).count() > 1;
-    let mask = |len: u8| [0, 1, 2, 3].map(|word| mask_word(len, word));
-    // A mask of 0 with a net that is not: matches nothing.
-    let (mut net4, mut mask4) = (u32::MAX, 0);
-    if let Some(net) = subnets(true).next() {
-        (net4, mask4) = (Addr::from(net.network()).0[3], mask(long_len(net))[3]);
-    }
-    let (mut net6, mut mask6) = ([u32::MAX; 4], [0; 4]);
-    if let Some(net) = subnets(false).next() {
-        (net6, mask6) = (Addr::from(net.network()).0, mask(long_len(net)));
-    }
-    let flags = if more { PeerSource::MORE } else { 0 };
-    PeerSource { peer: index, flags, local, net4, mask4, net6, mask6 }
 }
 
 #[cfg(test)]

@@ -108,12 +108,12 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     }
     let features = KernelFeatures::probe();
     let decap_l3 = u32::from(features.decap_l3.is_present());
-    let inner_ethernet = match features.encap_ethernet.is_present() {
-        true => BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-        false => 0,
+    let room_flags = match features.encap_ethernet.is_present() {
+        true => u64::MAX,
+        false => !BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     };
     loader.override_global("DECAP_L3", &decap_l3, true);
-    loader.override_global("ENCAP_L2_ETH", &inner_ethernet, true);
+    loader.override_global("ROOM_FLAGS", &room_flags, true);
     let short_move = short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;

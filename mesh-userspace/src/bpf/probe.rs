@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use mesh_common::wire::{ETH_LEN, gre_overhead};
+use mesh_common::{tunnel, wire::ETH_LEN};
 
 use super::raw;
 
@@ -71,7 +71,7 @@ impl KernelFeatures {
 }
 
 /// Of GRE with Ethernet inside.
-const OVERHEAD: i32 = gre_overhead(0, true) as i32;
+const OVERHEAD: i32 = tunnel::GRETAP.overhead(0, false) as i32;
 /// BPF_F_ADJ_ROOM_DECAP_L3_IPV4.
 const DECAP_L3_IPV4: u64 = 1 << 7;
 /// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, _ENCAP_L4_GRE, _ENCAP_L2_ETH and the length of that.

@@ -2,12 +2,9 @@
 
 use std::fmt;
 
-use mesh_common::wire::{ETH_LEN, IPV4_LEN, IPV6_LEN, gre_overhead};
+use mesh_common::tunnel::{self, Shape};
 
 use super::{Cluster, Node, Vni};
-
-/// UDP, and the header of VXLAN (RFC 7348) or of Geneve without options (RFC 8926), 8 bytes each.
-const UDP_TUNNEL_LEN: usize = 8 + 8;
 
 /// The outer headers that the mesh uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,23 +33,24 @@ impl Encap {
         }
     }
 
+    /// All that the programs must know of it.
+    pub const fn shape(self) -> Shape {
+        match self {
+            Self::Gre => tunnel::GRE,
+            Self::Gretap => tunnel::GRETAP,
+            Self::Vxlan => tunnel::VXLAN,
+            Self::Geneve => tunnel::GENEVE,
+        }
+    }
+
     /// Bytes that it adds to a container's packet of this network.
     pub const fn overhead(self, vni: Vni, ipv6_underlay: bool) -> usize {
-        let on_ipv4 = match self {
-            Self::Gre => gre_overhead(vni.get(), false),
-            Self::Gretap => gre_overhead(vni.get(), true),
-            Self::Vxlan | Self::Geneve => IPV4_LEN + UDP_TUNNEL_LEN + ETH_LEN,
-        };
-        on_ipv4 + if ipv6_underlay { IPV6_LEN - IPV4_LEN } else { 0 }
+        self.shape().overhead(vni.get(), ipv6_underlay)
     }
 
     /// The UDP port that IANA gave it; `None` if it has no ports.
     pub const fn default_port(self) -> Option<u16> {
-        match self {
-            Self::Gre | Self::Gretap => None,
-            Self::Vxlan => Some(4789),
-            Self::Geneve => Some(6081),
-        }
+        self.shape().port
     }
 
     pub const fn is_udp(self) -> bool {
@@ -61,7 +59,7 @@ impl Encap {
 
     /// The container's packet has an Ethernet header in it.
     pub const fn has_ethernet(self) -> bool {
-        !matches!(self, Self::Gre)
+        self.shape().ethernet
     }
 }
 
@@ -173,6 +171,28 @@ impl Cluster {
     pub fn overhead(&self, vni: Vni) -> usize {
         let ipv6 = self.has_ipv6_underlay();
         self.encaps().map(|encap| encap.overhead(vni, ipv6)).max().unwrap_or_default()
+    }
+
+    /// Those in use that are in UDP, each once, the cluster's first.
+    pub fn udp_tunnels(&self) -> Vec<Tunnel> {
+        let of = |encap: Option<Encap>, port: Option<u16>| {
+            let encap = encap.unwrap_or(self.encap);
+            let default = encap.default_port()?;
+            Some(Tunnel { encap, port: port.or(self.port).unwrap_or(default) })
+        };
+        let foreign = self.nodes.iter().filter_map(|n| n.foreign.as_ref());
+        let foreign = foreign.filter_map(|f| of(f.encap, f.port));
+        let links = self.links.iter().filter_map(|link| {
+            let [a, b] = link.nodes.each_ref().map(|name| self.node(name));
+            Some(self.tunnel(a?, b?)).filter(|t| t.encap.is_udp())
+        });
+        let mut all = Vec::new();
+        for tunnel in of(None, None).into_iter().chain(links).chain(foreign) {
+            if !all.contains(&tunnel) {
+                all.push(tunnel);
+            }
+        }
+        all
     }
 
     /// All that are in use, the cluster's first; some may come again.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mesh_common::wire::gre_overhead;
+use mesh_common::tunnel::{GRE, GRETAP, Shape, VXLAN};
 
 use super::{
     AS_ROOT, Finding,
@@ -69,12 +69,12 @@ fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) ->
 const IPV6_MIN_MTU: u32 = 1280;
 
 fn mtu(link: &Link) -> Finding {
-    let inside = |ethernet| link.mtu.saturating_sub(gre_overhead(0, ethernet) as u32);
-    let (gre, gretap) = (inside(false), inside(true));
+    let inside = |shape: Shape| link.mtu.saturating_sub(shape.overhead(0, false) as u32);
+    let [gre, gretap, udp] = [GRE, GRETAP, VXLAN].map(inside);
     let value = format!("{} {}, containers {gretap}", link.name, link.mtu);
     let meaning = format!(
-        "Containers get an MTU of {gretap} if the config file sets none; it may set up to {gre} with \
-         gre, {gretap} with gretap, 4 less in networks with a VNI."
+        "Containers get an MTU of {gretap} if the config file sets none, {udp} with vxlan and geneve; \
+         it may set up to {gre} with gre, 4 less in networks with a VNI. Over IPv6 all are 20 less."
     );
     if gretap < IPV6_MIN_MTU {
         let meaning = format!("{meaning} IPv6 needs {IPV6_MIN_MTU}.");
@@ -192,6 +192,7 @@ mod tests {
             alias: None,
             peer: None,
             controller: None,
+            udp_port: None,
         }
     }
 

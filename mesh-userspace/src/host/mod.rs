@@ -380,6 +380,7 @@ impl Host {
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
             foreign_gre: links.iter().any(is_foreign_gre),
+            foreign_ports: links.iter().filter(|l| l.up).filter_map(|l| l.udp_port).collect(),
             netns: own_inode()?,
             peer_indices: peer_indices(observed),
         })

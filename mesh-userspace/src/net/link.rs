@@ -3,8 +3,8 @@
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags,
-        LinkInfo, LinkLayerType, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoGeneve, InfoVxlan, LinkAttribute,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     },
 };
 
@@ -32,6 +32,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// The bridge, bond or VRF that it belongs to.
     pub controller: Option<u32>,
+    /// Of VXLAN and Geneve: the UDP port that it receives on.
+    pub udp_port: Option<u16>,
 }
 
 impl Net {
@@ -202,6 +204,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
         alias: None,
         peer: None,
         controller: None,
+        udp_port: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -212,15 +215,33 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Link(peer) => link.peer = Some(peer).filter(|p| *p != 0),
             LinkAttribute::Controller(controller) => link.controller = Some(controller),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(data) => link.udp_port = udp_port(&data),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+/// The port of a tunnel in UDP.
+fn udp_port(data: &InfoData) -> Option<u16> {
+    match data {
+        InfoData::Vxlan(all) => all.iter().find_map(|info| match info {
+            InfoVxlan::Port(port) => Some(*port),
+            _ => None,
+        }),
+        InfoData::Geneve(all) => all.iter().find_map(|info| match info {
+            InfoGeneve::Port(port) => Some(*port),
+            _ => None,
+        }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,9 @@ fn rubbish() -> impl Strategy<Value = Observed> {
         vec(any::<u32>(), 0..8),
     );
     maps.prop_map(|(peers, fib, lpm, keys, numbers)| Observed {
-        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7, netns: 9 })].into_iter().collect(),
+        node: [(0, NodeInfo { underlay: Addr([1; 4]), flags: 7, netns: 9, ..Default::default() })]
+            .into_iter()
+            .collect(),
         ports: numbers.iter().map(|n| (*n, PortInfo { ifindex: *n, ..PORT })).collect(),
         port_slots: numbers.iter().map(|n| (n % 4096, PortInfo { ifindex: *n, ..PORT })).collect(),
         endpoints: keys
@@ -59,7 +61,7 @@ fn rubbish() -> impl Strategy<Value = Observed> {
     })
 }
 
-const ZERO: FibInfo = FibInfo { kind: 0, peer: 0, backup: 0, flags: 0 };
+const ZERO: FibInfo = FibInfo { kind: 0, peer: 0, backup: 0, vni: 0 };
 const PORT: PortInfo = PortInfo {
     ifindex: 0,
     vni: 3,

@@ -153,6 +153,7 @@ fn loop_back(w: &World, port: Port) {
     let own = addr(port.v4.unwrap()).0[3];
     let source = PeerSource {
         peer: H3.index,
+        vni,
         local: addr(H3.underlay),
         net4: own,
         mask4: u32::MAX,

@@ -449,6 +449,7 @@ fn facts(spec: Spec) -> Facts {
         attachments: PORTS.iter().map(attachment).collect(),
         underlay_mtu: UNDERLAY_MTU,
         foreign_gre: spec.foreign_gre,
+        foreign_ports: Vec::new(),
         netns: 0,
         peer_indices: ByAddress::default(),
     }

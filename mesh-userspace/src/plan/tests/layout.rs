@@ -232,6 +232,7 @@ impl Layout {
             attachments: self.attachments(),
             underlay_mtu: 1500,
             foreign_gre: false,
+            foreign_ports: Vec::new(),
             peer_indices: peer_indices(before),
         }
     }
