@@ -80,7 +80,8 @@ async fn mtu_fault(document: &Document) -> Option<Fault> {
     let cluster = &document.cluster;
     let net = Net::here().ok()?;
     let addresses = net.addresses().await.ok()?;
-    let is_underlay = |a: &&Address| cluster.nodes.iter().any(|n| a.ip() == n.underlay);
+    let managed = || cluster.nodes.iter().filter(|node| node.is_managed());
+    let is_underlay = |a: &&Address| managed().any(|n| a.ip() == n.underlay);
     let link = net.link(addresses.iter().find(is_underlay)?.ifindex).await.ok()??;
     let largest = cluster
         .networks

@@ -101,12 +101,12 @@ pub struct Tunnel {
     pub port: u16,
 }
 
-/// With the port where there is one.
+/// With the port if it is not the usual one.
 impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            0 => self.encap.fmt(f),
-            port => f.pad(&format!("{} port {port}", self.encap)),
+        match self.encap.default_port() {
+            Some(usual) if usual != self.port => write!(f, "{} port {}", self.encap, self.port),
+            _ => self.encap.fmt(f),
         }
     }
 }
@@ -161,6 +161,11 @@ impl Cluster {
         let names =
             |link: &Link| (link.nodes[0].as_str(), link.nodes[1].as_str()).cmp(&(first, second));
         self.links.binary_search_by(names).ok().map(|at| &self.links[at])
+    }
+
+    /// The foreign node that has this VNI on the wire for the cluster's own network.
+    pub fn foreign_with(&self, vni: u32) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.foreign.as_ref().is_some_and(|f| f.vni == Some(vni)))
     }
 
     /// The underlay of all nodes is IPv6.
