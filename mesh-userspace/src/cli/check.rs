@@ -12,7 +12,7 @@ use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::print;
+use super::{peer_commands, print};
 use crate::{
     compile,
     config::{self, Document, Fault, Faults, Network, Node, Vni},
@@ -30,6 +30,9 @@ pub struct CheckArgs {
     /// Print the JSON schema of the config file instead
     #[arg(long)]
     pub schema: bool,
+    /// Print what to type on a node that does not run mesh, for its end of the tunnels
+    #[arg(long, value_name = "NODE", conflicts_with = "schema")]
+    pub peer_commands: Option<String>,
 }
 
 pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
@@ -39,7 +42,11 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     };
     match check(&path).await {
         Ok(document) => {
-            let report = if args.json { json(&Report::new(&document))? } else { table(&document) };
+            let report = match &args.peer_commands {
+                Some(node) => peer_commands::report(&document.cluster, node, args.json)?,
+                None if args.json => json(&Report::new(&document))?,
+                None => table(&document),
+            };
             print(&report)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -177,7 +177,11 @@ impl Cluster {
     /// they are most.
     pub fn overhead(&self, vni: Vni) -> usize {
         let ipv6 = self.has_ipv6_underlay();
-        self.encaps().map(|encap| encap.overhead(vni, ipv6)).max().unwrap_or_default()
+        // Numbers are of the same length but for 0.
+        let mut foreign =
+            self.nodes.iter().filter_map(|node| Vni::new(node.foreign.as_ref()?.vni?));
+        let wire = foreign.find(|wire| vni == Vni::DEFAULT && *wire != vni).unwrap_or(vni);
+        self.encaps().map(|encap| encap.overhead(wire, ipv6)).max().unwrap_or_default()
     }
 
     /// All that are in use, the cluster's first; some may come again.
@@ -244,4 +248,9 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], String> {
         return Err(format!("{text} is no host's: write the MAC address of one interface"));
     }
     Ok(mac)
+}
+
+/// As [`parse_mac`] reads it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
 }

@@ -10,10 +10,10 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Host, HostError, endpoint::mac_text};
+use super::{Host, HostError};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
-    config::{Cluster, Node, Vni},
+    config::{Cluster, Node, Vni, mac_text},
     net::Neighbour,
 };
 
