@@ -13,6 +13,7 @@ pub mod compile;
 pub mod config;
 pub mod docker;
 pub mod doctor;
+pub mod foreign;
 pub mod host;
 pub mod mountns;
 pub mod names;

@@ -22,4 +22,11 @@ fn the_example_of_the_readme_is_a_good_config_file() {
     let example: String = lines.take_while(|l| l.trim() != "```").map(indented).collect();
     let cluster = mesh_userspace::config::parse(example.as_bytes()).unwrap();
     assert_eq!(cluster.nodes.len(), 2);
+    // What is said of hosts that do not run mesh comes on top.
+    let more = README.lines().skip_while(|l| *l != "```toml").skip(1).take_while(|l| *l != "```");
+    let more: String = more.map(|l| l.to_owned() + "\n").collect();
+    let cluster = mesh_userspace::config::parse((example + &more).as_bytes()).unwrap();
+    let old = cluster.node("old").unwrap();
+    assert!(!old.is_managed(), "{more}");
+    assert_eq!(cluster.links.len(), 1, "{more}");
 }

@@ -12,10 +12,10 @@ use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::print;
+use super::{peer_commands, print};
 use crate::{
     compile,
-    config::{self, Document, Fault, Faults, Network, Node, Vni},
+    config::{self, Cluster, Document, Fault, Faults, Network, Node, Tunnel, Vni},
     net::{Address, Net},
 };
 
@@ -30,6 +30,9 @@ pub struct CheckArgs {
     /// Print the JSON schema of the config file instead
     #[arg(long)]
     pub schema: bool,
+    /// Print what to type on a node that does not run mesh, for its end of the tunnels
+    #[arg(long, value_name = "NODE", conflicts_with = "schema")]
+    pub peer_commands: Option<String>,
 }
 
 pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
@@ -39,7 +42,11 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     };
     match check(&path).await {
         Ok(document) => {
-            let report = if args.json { json(&Report::new(&document))? } else { table(&document) };
+            let report = match &args.peer_commands {
+                Some(node) => peer_commands::report(&document.cluster, node, args.json)?,
+                None if args.json => json(&Report::new(&document))?,
+                None => table(&document),
+            };
             print(&report)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -80,7 +87,8 @@ async fn mtu_fault(document: &Document) -> Option<Fault> {
     let cluster = &document.cluster;
     let net = Net::here().ok()?;
     let addresses = net.addresses().await.ok()?;
-    let is_underlay = |a: &&Address| cluster.nodes.iter().any(|n| a.ip() == n.underlay);
+    let managed = || cluster.nodes.iter().filter(|node| node.is_managed());
+    let is_underlay = |a: &&Address| managed().any(|n| a.ip() == n.underlay);
     let link = net.link(addresses.iter().find(is_underlay)?.ifindex).await.ok()??;
     let largest = cluster
         .networks
@@ -110,6 +118,8 @@ struct Report<'a> {
     cluster: ClusterReport<'a>,
     networks: Vec<NetworkReport<'a>>,
     nodes: Vec<NodeReport<'a>>,
+    /// Pairs of nodes with a tunnel of their own.
+    links: Vec<LinkReport<'a>>,
 }
 
 #[derive(Serialize)]
@@ -118,6 +128,8 @@ struct ClusterReport<'a> {
     encap: String,
     /// Container MTU in bytes; `null` if each node chooses it.
     mtu: Option<u16>,
+    ttl: u8,
+    dscp: String,
 }
 
 #[derive(Serialize)]
@@ -136,6 +148,31 @@ struct NodeReport<'a> {
     /// The host's own, in the cluster's own network.
     addresses: Vec<String>,
     subnets: Vec<SubnetReport<'a>>,
+    /// It runs mesh.
+    managed: bool,
+    /// To nodes that it has no link with.
+    #[serde(flatten)]
+    tunnel: TunnelReport,
+}
+
+#[derive(Serialize)]
+struct LinkReport<'a> {
+    nodes: [&'a str; 2],
+    #[serde(flatten)]
+    tunnel: TunnelReport,
+}
+
+#[derive(Serialize)]
+struct TunnelReport {
+    encap: String,
+    /// UDP destination port; `null` for GRE.
+    port: Option<u16>,
+}
+
+impl From<Tunnel> for TunnelReport {
+    fn from(Tunnel { encap, port }: Tunnel) -> Self {
+        Self { encap: encap.to_string(), port: encap.is_udp().then_some(port) }
+    }
 }
 
 #[derive(Serialize)]
@@ -160,6 +197,8 @@ impl<'a> Report<'a> {
             underlay: node.underlay.to_string(),
             addresses: addresses(node),
             subnets: subnets(document, node),
+            managed: node.is_managed(),
+            tunnel: cluster.tunnel(node, node).into(),
         };
         Self {
             ok: true,
@@ -167,11 +206,24 @@ impl<'a> Report<'a> {
                 name: &cluster.name,
                 encap: cluster.encap.to_string(),
                 mtu: cluster.mtu,
+                ttl: cluster.ttl,
+                dscp: cluster.dscp.to_string(),
             },
             networks: cluster.networks.iter().map(network).collect(),
             nodes: cluster.nodes.iter().map(node).collect(),
+            links: links(cluster)
+                .map(|(nodes, tunnel)| LinkReport { nodes, tunnel: tunnel.into() })
+                .collect(),
         }
     }
+}
+
+/// The pairs that have their own, and what it is.
+fn links(cluster: &Cluster) -> impl Iterator<Item = ([&str; 2], Tunnel)> {
+    cluster.links.iter().filter_map(|link| {
+        let [a, b] = &link.nodes;
+        Some(([a.as_str(), b], cluster.tunnel(cluster.node(a)?, cluster.node(b)?)))
+    })
 }
 
 fn strings<T: ToString>(values: impl IntoIterator<Item = T>) -> Vec<String> {
@@ -221,12 +273,39 @@ fn table(document: &Document) -> String {
             strings(subnets.iter().map(|s| &s.subnet)).join("\n"),
         ]);
     }
-    let mut out = format!("cluster {}, encap {}, mtu {mtu}\n", cluster.name, cluster.encap);
-    for table in [networks, nodes] {
+    let mut out = format!("cluster {}, encap {}, mtu {mtu}\n", cluster.name, usual(cluster));
+    let tables = [Some(networks), Some(nodes), tunnels(cluster)];
+    for table in tables.into_iter().flatten() {
         out.push('\n');
         out.extend(table.lines().map(|line| format!("{}\n", line.trim_end())));
     }
     out + &notes(document)
+}
+
+/// Between two nodes of which nothing else is said.
+fn usual(cluster: &Cluster) -> Tunnel {
+    let encap = cluster.encap;
+    let port = encap.default_port().map_or(0, |usual| cluster.port.unwrap_or(usual));
+    Tunnel { encap, port }
+}
+
+/// What is otherwise than in the cluster, if anything is.
+fn tunnels(cluster: &Cluster) -> Option<Table> {
+    let mut table = plain_table(["BETWEEN", "AND", "ENCAP"]);
+    for node in cluster.nodes.iter().filter(|node| !node.is_managed()) {
+        let tunnel = cluster.tunnel(node, node);
+        let vni = node.foreign.as_ref().and_then(|foreign| foreign.vni).filter(|vni| *vni != 0);
+        let vni = vni.map_or_else(String::new, |vni| format!(", vni {vni}"));
+        table.add_row([
+            node.name.clone(),
+            "all that run mesh".to_owned(),
+            format!("{tunnel}{vni}; it does not run mesh"),
+        ]);
+    }
+    for ([a, b], tunnel) in links(cluster) {
+        table.add_row([a.to_owned(), b.to_owned(), tunnel.to_string()]);
+    }
+    (!table.is_empty()).then_some(table)
 }
 
 /// What is no fault, and may surprise.
@@ -328,6 +407,32 @@ mod tests {
         ] {
             assert!(words.contains(&line.split(' ').collect()), "{line:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn tunnels_that_are_otherwise_are_shown() {
+        let more = "[[node]]\nname = 'h2'\nunderlay = '192.0.2.2'\nsubnet = '10.42.2.0/24'\n\
+            [[node]]\nname = 'x'\nunderlay = '192.0.2.3'\nsubnet = '10.42.3.0/24'\n\
+            managed = false\nencap = 'vxlan'\nvni = 42\n\
+            [[link]]\nnodes = ['h2', 'h1']\nencap = 'vxlan'\nport = 8472\n";
+        let document = config::parse_document(format!("{FILE}{more}").as_bytes()).unwrap();
+        let text = table(&document);
+        let words: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        for line in
+            ["x all that run mesh vxlan, vni 42; it does not run mesh", "h1 h2 vxlan port 8472"]
+        {
+            assert!(words.contains(&line.split(' ').collect()), "{line:?} is not in\n{text}");
+        }
+        let json = serde_json::to_value(Report::new(&document)).unwrap();
+        let link = serde_json::json!({"nodes": ["h1", "h2"], "encap": "vxlan", "port": 8472});
+        assert_eq!(json["links"], serde_json::json!([link]));
+        let tunnel = |at: usize| {
+            let node = &json["nodes"][at];
+            (node["managed"].clone(), node["encap"].clone(), node["port"].clone())
+        };
+        assert_eq!(tunnel(0), (true.into(), "gre".into(), serde_json::Value::Null));
+        assert_eq!(tunnel(2), (false.into(), "vxlan".into(), 4789.into()));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod docker;
 mod doctor;
 mod down;
 mod generate;
+mod peer_commands;
 mod session;
 mod status;
 mod up;

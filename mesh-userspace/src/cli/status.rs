@@ -98,14 +98,25 @@ fn networks(s: &Status) -> Table {
 }
 
 fn peers(s: &Status) -> Table {
-    let mut table = table(&["name", "underlay", "subnets", "next hop", "sent", "received"]);
+    let mut table =
+        table(&["name", "underlay", "encap", "subnets", "next hop", "sent", "received"]);
     for p in &s.peers {
         let next_hop = p.next_hop.as_ref().map_or_else(
             || "no route".to_owned(),
             |n| format!("{} {} ({})", n.ifname, n.address, n.state),
         );
         let (tx, rx) = (traffic(&p.tx), traffic(&p.rx));
-        table.add_row([p.name.clone(), p.underlay.clone(), join(&p.subnets), next_hop, tx, rx]);
+        let port = p.port.map_or_else(String::new, |port| format!(" port {port}"));
+        let encap = format!("{}{port}{}", p.encap, if p.managed { "" } else { ", foreign" });
+        table.add_row([
+            p.name.clone(),
+            p.underlay.clone(),
+            encap,
+            join(&p.subnets),
+            next_hop,
+            tx,
+            rx,
+        ]);
     }
     table
 }

@@ -302,6 +302,10 @@ fn the_largest_overhead_of_any_pair_counts_for_all_containers() {
     cluster.links.clear();
     cluster.nodes[0].foreign = Some(Foreign { encap: Some(Encap::Geneve), ..Foreign::default() });
     assert_eq!(container_mtu(&cluster, vni(0), 1500), Ok(1450));
+    // A number in GRE takes four bytes, also where it is that of the cluster's own network.
+    cluster.nodes[0].foreign =
+        Some(Foreign { encap: Some(Encap::Gretap), vni: Some(42), ..Foreign::default() });
+    assert_eq!(container_mtu(&cluster, vni(0), 1500), Ok(1458));
 }
 
 /// A change of other nodes must not be compiled with another MTU than that of all of them.

@@ -274,7 +274,8 @@ fn check_mtu(spec: &Spec, findings: &mut Findings<'_>) {
         findings.add(&mtu.place, message);
     }
     let vnis = spec.networks.iter().filter_map(|n| n.vni.as_ref()).map(|at| at.value);
-    let vni = vnis.max().unwrap_or_default();
+    let wire = |node: &NodeSpec| Vni::new(node.foreign.as_ref()?.vni.as_ref()?.value);
+    let vni = vnis.chain(spec.nodes.iter().filter_map(wire)).max().unwrap_or_default();
     let is_ipv6 = spec.nodes.iter().filter_map(|n| n.underlay.as_ref()).any(|u| u.value.is_ipv6());
     let overheads = overrides::encaps(spec).map(|encap| (encap.overhead(vni, is_ipv6), encap));
     let (overhead, encap) = overheads.max_by_key(|(bytes, _)| *bytes).unwrap_or_default();

@@ -99,12 +99,12 @@ pub struct Tunnel {
     pub port: u16,
 }
 
-/// With the port where there is one.
+/// With the port if it is not the usual one.
 impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            0 => self.encap.fmt(f),
-            port => f.pad(&format!("{} port {port}", self.encap)),
+        match self.encap.default_port() {
+            Some(usual) if usual != self.port => write!(f, "{} port {}", self.encap, self.port),
+            _ => self.encap.fmt(f),
         }
     }
 }
@@ -161,6 +161,11 @@ impl Cluster {
         self.links.binary_search_by(names).ok().map(|at| &self.links[at])
     }
 
+    /// The foreign node that has this VNI on the wire for the cluster's own network.
+    pub fn foreign_with(&self, vni: u32) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.foreign.as_ref().is_some_and(|f| f.vni == Some(vni)))
+    }
+
     /// The underlay of all nodes is IPv6.
     pub fn has_ipv6_underlay(&self) -> bool {
         self.nodes.first().is_some_and(|node| node.underlay.is_ipv6())
@@ -170,7 +175,11 @@ impl Cluster {
     /// they are most.
     pub fn overhead(&self, vni: Vni) -> usize {
         let ipv6 = self.has_ipv6_underlay();
-        self.encaps().map(|encap| encap.overhead(vni, ipv6)).max().unwrap_or_default()
+        // Numbers are of the same length but for 0.
+        let mut foreign =
+            self.nodes.iter().filter_map(|node| Vni::new(node.foreign.as_ref()?.vni?));
+        let wire = foreign.find(|wire| vni == Vni::DEFAULT && *wire != vni).unwrap_or(vni);
+        self.encaps().map(|encap| encap.overhead(wire, ipv6)).max().unwrap_or_default()
     }
 
     /// Those in use that are in UDP, each once, the cluster's first.
@@ -259,4 +268,9 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], String> {
         return Err(format!("{text} is no host's: write the MAC address of one interface"));
     }
     Ok(mac)
+}
+
+/// As [`parse_mac`] reads it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
 }

@@ -92,6 +92,13 @@ impl Docker {
             let (vni, name) = (network.vni, &network.name);
             return Err(DriverError::User(format!("vni={vni}: network {name} has it")));
         }
+        if let Some(node) = options.vni.and_then(|vni| cluster.foreign_with(vni)) {
+            return Err(DriverError::User(format!(
+                "vni={}: node {} has it for the cluster's own network",
+                options.vni.unwrap_or_default(),
+                node.name
+            )));
+        }
         let network = AddedNetwork {
             name: options.network.clone().unwrap_or_default(),
             vni: options.vni.unwrap_or_default(),

@@ -224,17 +224,35 @@ impl Drop for Docker {
     }
 }
 
-/// Who speaks to whom.
+/// Who speaks to whom: all that have an agent.
 pub fn roster(cluster: &Cluster, me: &str) -> Roster {
     let addresses = |node: &config::Node| -> Vec<IpAddr> {
         let own: Vec<IpAddr> = node.subnets_of(Vni::DEFAULT).map(gateway).collect();
         let first = |v4: bool| own.iter().find(|ip| ip.is_ipv4() == v4).copied();
         [first(true), first(false)].into_iter().flatten().collect()
     };
-    let peers = cluster.nodes.iter().filter(|n| n.name != me);
+    let peers = cluster.nodes.iter().filter(|n| n.name != me && n.is_managed());
     Roster {
         me: me.to_owned(),
         addresses: cluster.node(me).map(addresses).unwrap_or_default(),
         peers: peers.map(|n| (n.name.clone(), addresses(n))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_speak_to_no_node_that_has_none() {
+        let node =
+            |name, more| format!("[[node]]\nname='{name}'\nunderlay='192.0.2.{name}'\n{more}");
+        let nodes = node("1", "") + &node("2", "managed=false\n") + &node("3", "");
+        let file = format!("[cluster]\nname='c'\ncidr='10.42.0.0/16'\n{nodes}");
+        let roster = roster(&config::parse(file.as_bytes()).unwrap(), "1");
+        let names: Vec<&str> = roster.peers.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["3"]);
+        // The part that the one between them has is its own all the same.
+        assert_eq!(roster.peers[0].1, ["10.42.128.1".parse::<IpAddr>().unwrap()]);
     }
 }

@@ -13,6 +13,7 @@ use super::{
     watch::Event,
 };
 use crate::{
+    compile::fnv1a,
     host::{AddedNetwork, Host},
     peers::{NetworkSpec, Subnet},
 };
@@ -253,8 +254,7 @@ fn mirrored(name: &str, spec: &NetworkSpec) -> api::Network {
 
 /// The same for the same name everywhere, but for one that is taken.
 fn choose_vni(name: &str, taken: &BTreeSet<u32>) -> u32 {
-    let hash =
-        name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let hash = fnv1a(name.as_bytes());
     let place = |n: u32| CHOSEN_VNI + hash.wrapping_add(n) % CHOSEN_VNI;
     (0..).map(place).find(|vni| !taken.contains(vni)).unwrap_or(CHOSEN_VNI)
 }

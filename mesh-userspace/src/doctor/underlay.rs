@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
-use mesh_common::tunnel::{GRE, GRETAP, Shape, VXLAN};
-
 use super::{
     AS_ROOT, Finding,
     Status::{Fail, Info, Ok, Warn},
     sysctl,
 };
-use crate::net::{self, Address, Link, Net, NetError, Route};
+use crate::{
+    config::{Encap, Vni},
+    net::{self, Address, Link, Net, NetError, Route},
+};
 
 pub(super) async fn findings(net: &Net) -> Vec<Finding> {
     let all =
@@ -69,12 +70,13 @@ fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) ->
 const IPV6_MIN_MTU: u32 = 1280;
 
 fn mtu(link: &Link) -> Finding {
-    let inside = |shape: Shape| link.mtu.saturating_sub(shape.overhead(0, false) as u32);
-    let [gre, gretap, udp] = [GRE, GRETAP, VXLAN].map(inside);
+    let inside = |encap: Encap| link.mtu.saturating_sub(encap.overhead(Vni::DEFAULT, false) as u32);
+    let [gre, gretap, udp] = [Encap::Gre, Encap::Gretap, Encap::Vxlan].map(inside);
     let value = format!("{} {}, containers {gretap}", link.name, link.mtu);
     let meaning = format!(
-        "Containers get an MTU of {gretap} if the config file sets none, {udp} with vxlan and geneve; \
-         it may set up to {gre} with gre, 4 less in networks with a VNI. Over IPv6 all are 20 less."
+        "Containers get an MTU of {gretap} if the config file sets none; it may set up to {gre} with \
+         gre, {gretap} with gretap, 4 less in networks with a VNI. With vxlan and geneve it is \
+         {udp}. Between IPv6 addresses all of it is 20 less."
     );
     if gretap < IPV6_MIN_MTU {
         let meaning = format!("{meaning} IPv6 needs {IPV6_MIN_MTU}.");
@@ -149,9 +151,10 @@ fn xdp(link: &Link) -> Finding {
 }
 
 fn gre(interface: &str) -> Finding {
-    let meaning = "Tunnel packets are IP protocol 47, which has no ports. This host's own firewall \
+    let meaning = "With gre and gretap, tunnel packets are IP protocol 47, which has no ports; with \
+                   vxlan they are UDP to port 4789, with geneve to 6081. This host's own firewall \
                    is not asked, for mesh takes them first; firewalls between the hosts and a \
-                   cloud's security groups must let protocol 47 through.";
+                   cloud's security groups must let them through.";
     Finding::new("gre", Info, "IP protocol 47", meaning)
         .mended_by(format!("tcpdump -ni {interface} ip proto 47  # shows whether they arrive"))
 }

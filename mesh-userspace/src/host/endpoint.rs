@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Network, Node, Vni, gateway},
+    config::{Cluster, Network, Node, Vni, gateway, mac_text},
     net::{Net, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
@@ -336,10 +336,6 @@ pub(super) fn describe(name: &str, network: &Network, me: &Node, endpoint: &Endp
         mtu: endpoint.mtu,
         netns: endpoint.netns.clone(),
     }
-}
-
-pub(super) fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|b| format!("{b:02x}")).join(":")
 }
 
 /// `eth0`, or the first `ethN` that is free.

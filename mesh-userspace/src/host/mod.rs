@@ -456,11 +456,12 @@ impl Host {
 }
 
 fn find(cluster: &Cluster, node: &str) -> Result<Node, HostError> {
-    cluster.nodes.iter().find(|n| n.name == node).cloned().ok_or_else(|| {
-        HostError::User(format!(
+    let Some(node) = cluster.nodes.iter().find(|n| n.name == node) else {
+        return Err(HostError::User(format!(
             "the config file has no node {node:?}, which this host is: add it, or run `mesh down`"
-        ))
-    })
+        )));
+    };
+    identity::managed(node).cloned()
 }
 
 /// The inode number of this network namespace.

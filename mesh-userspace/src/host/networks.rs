@@ -29,10 +29,15 @@ impl AddedNetwork {
     fn fault(&self, cluster: &Cluster) -> Option<String> {
         let same = |n: &&Network| n.name == self.name || n.vni.get() == self.vni;
         let taken = cluster.networks.iter().find(same);
-        self.size_fault(cluster).or_else(|| {
-            let n = taken?;
-            Some(format!("network {} has VNI {}", n.name, n.vni))
-        })
+        self.size_fault(cluster)
+            .or_else(|| taken.map(|n| format!("network {} has VNI {}", n.name, n.vni)))
+            .or_else(|| {
+                let node = cluster.foreign_with(self.vni)?;
+                Some(format!(
+                    "node {} has VNI {} for the cluster's own network",
+                    node.name, self.vni
+                ))
+            })
     }
 
     /// A node's part of each cidr, in their order.
@@ -100,6 +105,19 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_with_a_foreign_nodes_vni_is_left_out() {
+        let mut cluster = cluster(3);
+        let foreign = |vni| Some(config::Foreign { vni, ..config::Foreign::default() });
+        cluster.nodes[2].foreign = foreign(Some(701));
+        let network = added("10.50.0.0/24", "h1");
+        assert_eq!(network.fault(&cluster), None);
+        cluster.nodes[2].foreign = foreign(Some(700));
+        let fault = network.fault(&cluster).unwrap();
+        assert_eq!(fault, "node h3 has VNI 700 for the cluster's own network");
+        assert_eq!(with_added(cluster.clone(), &[network]), cluster);
+    }
 
     fn cluster(nodes: usize) -> Cluster {
         let node = |n| format!("[[node]]\nname = \"h{n}\"\nunderlay = \"192.0.2.{n}\"\n");

@@ -10,10 +10,10 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Host, HostError, endpoint::mac_text};
+use super::{Host, HostError};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
-    config::{Cluster, Node, Vni},
+    config::{Cluster, Node, Vni, mac_text},
     net::Neighbour,
 };
 
@@ -66,6 +66,12 @@ pub struct Count {
 pub struct PeerStatus {
     pub name: String,
     pub underlay: String,
+    /// Between it and this host.
+    pub encap: String,
+    /// UDP destination port; `None` for GRE.
+    pub port: Option<u16>,
+    /// It runs mesh.
+    pub managed: bool,
     /// In the cluster's own network.
     pub subnets: Vec<IpNet>,
     /// In the others, by name.
@@ -198,10 +204,14 @@ impl Host {
                 let ifname = links.get(&peer.ifindex).cloned();
                 next_hop(peer, address, ifname, neighbours.get(&(peer.ifindex, address)))
             });
+            let tunnel = cluster.tunnel(me, node);
             let others = cluster.networks.iter().filter(|n| n.vni != Vni::DEFAULT);
             all.push(PeerStatus {
                 name: node.name.clone(),
                 underlay: node.underlay.to_string(),
+                encap: tunnel.encap.to_string(),
+                port: tunnel.encap.is_udp().then_some(tunnel.port),
+                managed: node.is_managed(),
                 subnets: subnets(node, Vni::DEFAULT),
                 networks: others
                     .map(|n| (n.name.clone(), subnets(node, n.vni)))
