@@ -40,6 +40,7 @@ pub async fn run(args: AttachArgs, place: &Place) -> anyhow::Result<ExitCode> {
         name: args.name,
         addresses: args.ip,
         network: args.network,
+        ..AttachRequest::default()
     };
     let call = Request::Attach(request.clone());
     let attached = match session::open(place, &call, Some(netns.as_fd()), false).await? {
