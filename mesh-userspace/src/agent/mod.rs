@@ -213,7 +213,7 @@ impl Agent {
             (Request::Attach(mut request), Some(netns)) => {
                 request.reserved = reserved;
                 let name = request.netns.clone();
-                host.attach(request, netns.as_fd()).await.map(|attached| {
+                host.attach(*request, netns.as_fd()).await.map(|attached| {
                     tracing::info!(netns = name, endpoint = attached.name, "attached");
                     Response::Attached(Box::new(attached))
                 })

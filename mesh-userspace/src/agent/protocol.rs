@@ -12,7 +12,7 @@ pub const MAX_REQUEST: usize = 1 << 20;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
-    Attach(AttachRequest),
+    Attach(Box<AttachRequest>),
     Detach {
         name: String,
     },

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -26,6 +27,10 @@ const PLUGIN: &str = "mesh";
 /// The beginning of our configs' names, and their end.
 const STEM: &str = "10-mesh";
 const ENDING: &str = ".conflist";
+
+/// How long an agent may take to hear of a network from the others.
+const HEARSAY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub struct CniArgs {
@@ -126,14 +131,22 @@ fn uninstall(folders: &FoldersArgs) -> anyhow::Result<()> {
 /// A config that no container could be attached with is not written. Without an agent nobody knows.
 fn check_network(network: Option<&str>, place: &Place) -> anyhow::Result<()> {
     let request = Request::Ready { network: network.map(str::to_owned) };
-    match client::call(&state::socket(&place.run_dir), &request, None, client::PATIENCE) {
-        Ok(Response::Error(failure)) if failure.kind == Kind::Refused => bail!(failure.text),
-        Err(e) if client::is_absent(&e) => {
-            eprintln!("mesh: no agent runs here yet; until then runtimes are told to try again");
+    let deadline = Instant::now() + HEARSAY;
+    loop {
+        match client::call(&state::socket(&place.run_dir), &request, None, client::PATIENCE) {
+            Ok(Response::Error(failure)) => match failure.kind {
+                Kind::NotNow if Instant::now() < deadline => std::thread::sleep(POLL),
+                _ => bail!(failure.text),
+            },
+            Err(e) if client::is_absent(&e) => {
+                eprintln!(
+                    "mesh: no agent runs here yet; until then runtimes are told to try again"
+                );
+                return Ok(());
+            }
+            done => return Ok(done.map(drop)?),
         }
-        _ => {}
     }
-    Ok(())
 }
 
 /// Puts this program among the plugins.

@@ -34,7 +34,7 @@ const SHORT: Duration = Duration::from_secs(10);
 
 pub fn add(call: &Call, conf: &Conf, run_dir: &Path) -> Result<Value, CniError> {
     let netns = open(call)?;
-    let request = Request::Attach(AttachRequest {
+    let request = Request::Attach(Box::new(AttachRequest {
         netns: call.netns.clone(),
         name: Some(endpoint_name(&call.container, &call.ifname)),
         addresses: conf.addresses(&call.args)?,
@@ -48,7 +48,7 @@ pub fn add(call: &Call, conf: &Conf, run_dir: &Path) -> Result<Value, CniError> 
         names: conf.names(&call.container, &call.args),
         cni: Some(conf.name.clone()),
         ..AttachRequest::default()
-    });
+    }));
     let deadline = Instant::now() + STARTING;
     loop {
         let trouble = match ask(run_dir, &request, Some(netns.as_fd()), client::PATIENCE) {
@@ -99,6 +99,8 @@ fn detach_without_agent(name: &str, run_dir: &Path) -> anyhow::Result<()> {
     }
     let place = Place { run_dir: run_dir.to_owned(), pin_dir: Place::DEFAULT_PIN_DIR.into() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The host's sockets belong to it.
+    let _context = runtime.enter();
     let deadline = Instant::now() + STARTING;
     loop {
         // An agent that ends has the lock a moment longer than the socket.
