@@ -10,7 +10,7 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
-const NAMES: Duration = Duration::from_secs(10);
+const NAMES: Duration = Duration::from_secs(20);
 
 fn endpoints(runtimes: &Runtimes, at: usize) -> Result<Vec<Value>> {
     let status = runtimes.topology.hosts[at].status()?;
@@ -37,6 +37,9 @@ fn podmans_containers_find_each_other_across_hosts_by_name_and_alias() {
         runtimes.wait_for(1, back, |text| text.contains("name = web.default"))?;
         let link = runtimes.run(0, "exec web ip addr show dev eth0")?;
         ensure!(link.contains("mtu 1462") && link.contains("10.42.1.2/32"), "{link}");
+        let asked = "--rm --network mesh --ip 10.42.1.50 --mac-address 02:aa:bb:cc:dd:ee";
+        let link = runtimes.run_bb(0, asked, "ip addr show dev eth0")?;
+        ensure!(link.contains("10.42.1.50/32") && link.contains("02:aa:bb:cc:dd:ee"), "{link}");
         // Gone is gone, on both hosts.
         runtimes.run(0, "rm -f -t 0 web")?;
         ensure!(endpoints(runtimes, 0)?.is_empty(), "{:?}", endpoints(runtimes, 0)?);

@@ -39,8 +39,12 @@ fn ask(host: &Host, command: &str, container: usize, conf: &Value) -> Result<Ans
 }
 
 fn conf(version: &str, more: Value) -> Value {
-    let mut conf = json!({"cniVersion": version, "name": "mesh", "type": "mesh"});
-    conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let mut conf = more;
+    conf["cniVersion"] = json!(version);
+    conf["type"] = json!("mesh");
+    if conf["name"].is_null() {
+        conf["name"] = json!("mesh");
+    }
     conf
 }
 

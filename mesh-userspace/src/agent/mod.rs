@@ -230,7 +230,9 @@ impl Agent {
                 checked.map(|attached| Response::Attached(Box::new(attached)))
             }
             (Request::Collect { cni, keep }, _) => host.collect(&cni, &keep).await.map(|gone| {
-                tracing::info!(network = cni, endpoints = ?gone, "of no container: detached");
+                if !gone.is_empty() {
+                    tracing::info!(network = cni, endpoints = ?gone, "of no container: detached");
+                }
                 Response::Done
             }),
             (Request::Ready { network }, _) => {
