@@ -1,6 +1,6 @@
 //! A network's config, as the runtime gives it on stdin, with what it adds for the container. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -14,6 +14,9 @@ use super::{
 /// Of the specification, that this plugin speaks.
 pub const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 pub const LATEST: &str = VERSIONS[2];
+
+/// What an interface may be limited to.
+const MTUS: RangeInclusive<u32> = 576..=65_535;
 
 /// Keys that mean something, here or to runtimes.
 const KEYS: [&str; 14] = [
@@ -129,6 +132,10 @@ impl Conf {
             let error = format!("{key}: {} means nothing to mesh", keys[key]);
             return Err(CniError::new(Code::Unsupported, error)
                 .with("its own keys are network, runDir, mtu and dns"));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !MTUS.contains(mtu)) {
+            let error = format!("mtu: {mtu} is not in {} to {}", MTUS.start(), MTUS.end());
+            return Err(CniError::new(Code::Config, error));
         }
         match &self.ipam {
             Some(ipam) if ipam.get("type").is_some_and(|t| *t != "") => {

@@ -21,6 +21,7 @@ fn what_is_wrong_has_the_code_of_the_specification() {
         ("{\"cniVersion\": 1}", Code::Decode),
         ("{\"cniVersion\": \"1.0.0\", \"name\": \"x\", \"mtu\": \"x\"}", Code::Decode),
         ("{}", Code::Version),
+        ("{\"cniVersion\": \"1.0.0\", \"name\": \"x\", \"mtu\": 0}", Code::Config),
         ("{\"cniVersion\": \"0.2.0\", \"name\": \"x\"}", Code::Version),
         ("{\"cniVersion\": \"2.0.0\", \"name\": \"x\"}", Code::Version),
         ("{\"cniVersion\": \"1.0.0\"}", Code::Config),
