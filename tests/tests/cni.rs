@@ -53,6 +53,24 @@ fn podmans_containers_find_each_other_across_hosts_by_name_and_alias() {
 }
 
 #[test]
+fn podman_removes_a_container_while_no_agent_runs() {
+    scenario(1, |runtimes| {
+        runtimes.import(0)?;
+        for name in ["goes", "stays"] {
+            runtimes.run_bb(0, &format!("-d --network mesh --name {name}"), "sleep 1000")?;
+        }
+        let cluster = runtimes.topology.cluster.clone();
+        runtimes.host(0).kill9();
+        runtimes.run(0, "rm -f -t 0 goes")?;
+        runtimes.run(0, "exec stays ping -c 1 -w 5 10.42.1.1")?;
+        runtimes.host(0).up(&cluster)?;
+        let left = endpoints(runtimes, 0)?;
+        ensure!(left.len() == 1 && left[0]["names"][0] == "stays", "{left:?}");
+        runtimes.run(0, "exec stays nslookup stays").map(drop)
+    });
+}
+
+#[test]
 fn containerd_calls_the_plugin_and_takes_its_containers_off_again() {
     scenario(2, |runtimes| {
         runtimes.start_containerd(0)?;

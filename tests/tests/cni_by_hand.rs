@@ -1,6 +1,6 @@
 //! `mesh cni` as any runtime may call it, right and wrong.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
@@ -290,6 +290,30 @@ fn a_container_that_went_without_del_is_replaced_by_its_successor() {
         ensure!(result["ips"][0]["address"] == "10.42.1.2/32", "{result}");
         ensure!(endpoints(host)? == ["cni-h1c1-eth0"], "{:?}", endpoints(host)?);
         ping::expect_ping(&host.containers[1].netns, "10.42.1.1".parse()?)
+    });
+}
+
+#[test]
+fn many_at_once_neither_collide_nor_leak() {
+    const MANY: usize = 40;
+    bare(Options { containers: MANY, ..OPTIONS }, |mesh| {
+        let cluster = mesh.cluster.clone();
+        mesh.hosts[0].up(&cluster)?;
+        let host = &mesh.hosts[0];
+        let all = |command: &'static str| -> Result<BTreeSet<String>> {
+            thread::scope(|scope| {
+                let one =
+                    |at| scope.spawn(move || ask(host, command, at, &conf("1.0.0", json!({}))));
+                let calls: Vec<_> = (0..MANY).map(one).collect();
+                let address = |result: Value| result["ips"][0]["address"].to_string();
+                calls.into_iter().map(|call| call.join().unwrap()?.ok().map(address)).collect()
+            })
+        };
+        let given = all("ADD")?;
+        ensure!(given.len() == MANY, "{} addresses for {MANY} containers", given.len());
+        all("DEL")?;
+        ensure!(endpoints(host)?.is_empty(), "{:?}", endpoints(host)?);
+        Ok(())
     });
 }
 
