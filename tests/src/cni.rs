@@ -25,11 +25,11 @@ use crate::{
 const STARTING: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(15);
 
-/// An /etc, an /opt and, for what CNI keeps, a /var/lib of the host's own, with what podman must find.
+/// An /etc, an /opt and, for what runtimes keep, a /var of the host's own, with what podman must find.
 /// Where they are unpacked: `$1`: podman, `$2`: others' plugins, `$3`: a Docker engine.
 const PREPARE: &str = r#"
 set -e
-for folder in etc opt var/lib; do
+for folder in etc opt var; do
     mkdir -p /run/own/$folder/upper /run/own/$folder/work
     mount -n -t overlay overlay \
         -o lowerdir=/$folder,upperdir=/run/own/$folder/upper,workdir=/run/own/$folder/work /$folder
