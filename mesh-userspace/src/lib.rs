@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod docker;

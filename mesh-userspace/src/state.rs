@@ -90,6 +90,12 @@ pub struct Endpoint {
     pub netns: String,
     /// Device and inode of the namespace, to know it again.
     pub netns_id: (u64, u64),
+    /// What other containers call it; Docker's are asked of Docker.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The CNI network by which it came.
+    #[serde(default)]
+    pub cni: Option<String>,
 }
 
 /// The run folder, locked: whoever has this may change things.

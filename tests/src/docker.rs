@@ -1,10 +1,9 @@
-//! Hosts with a real Docker daemon each: a network, mount and UTS namespace, with a /run, a /sys and
-//! a bpf file system of its own, as a machine has.
+//! Hosts with a real Docker daemon each.
 
 use std::{
     env, fs,
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -14,8 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     Host, Options, Topology,
+    machine::{Machines, image, remove_cgroup, unpacked},
     netns::check,
-    scenario::{NO_SKIP, able},
     wait,
 };
 
@@ -24,29 +23,12 @@ const ENGINE: &str = "MESH_DOCKER";
 const STARTING: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Makes what the host must have of its own, and keeps it until killed. `$1`: folder, `$2`: name.
-const HOLD: &str = r#"
-set -e
-hostname "$2"
-mkdir -p "$1/run-$2" && mount -n -t tmpfs -o mode=755 tmpfs "$1/run-$2"
-mkdir -p "$1/run-$2/${1#/run/}" && mount -n --bind "$1" "$1/run-$2/${1#/run/}"
-mount -n --move "$1/run-$2" /run
-mkdir -p /run/lock /run/cgroups
-cp -f "$1/$2.resolv" /run/resolv.conf && mount -n --bind /run/resolv.conf /etc/resolv.conf
-mount -n --rbind /sys/fs/cgroup /run/cgroups
-umount -n -l /sys && mount -n -t sysfs sysfs /sys
-mount -n --rbind /run/cgroups /sys/fs/cgroup && umount -n -l /run/cgroups
-mount -n -t bpf bpf /sys/fs/bpf
-touch "$1/$2.ready"
-exec sleep infinity
-"#;
-
 /// A topology, with a Docker daemon on each host.
 #[derive(Debug)]
 pub struct Docker {
     pub topology: Topology,
     engine: PathBuf,
-    holders: Vec<Child>,
+    machines: Machines,
     daemons: Vec<Option<Child>>,
 }
 
@@ -56,21 +38,11 @@ pub struct Docker {
 ///
 /// If `body` fails, with its error and the end of every agent's log.
 pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
-    let engine = env::var_os(ENGINE).map(PathBuf::from);
-    let able = able().and_then(|()| {
-        engine.ok_or_else(|| format!("{ENGINE} does not say where a Docker engine is"))
-    });
-    let engine = match able {
-        Ok(engine) => engine,
-        Err(cause) => {
-            assert!(env::var_os(NO_SKIP).is_none(), "{NO_SKIP} is set, but: {cause}");
-            eprintln!("SKIP: {cause}");
-            return;
-        }
-    };
+    let Some([engine]) = unpacked([ENGINE]) else { return };
     let options = Options { hosts, containers: 0, ..Options::default() };
     let topology = Topology::new(options).expect("make namespaces");
-    let mut docker = Docker { topology, engine, holders: Vec::new(), daemons: Vec::new() };
+    let machines = Machines::default();
+    let mut docker = Docker { topology, engine, machines, daemons: Vec::new() };
     let done = docker.up().and_then(|()| body(&mut docker));
     done.unwrap_or_else(|error| panic!("{error:#}"));
 }
@@ -78,8 +50,8 @@ pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
 impl Docker {
     /// Starts daemons and agents, and gives each daemon the image `bb`, busybox.
     fn up(&mut self) -> Result<()> {
+        self.machines.make(&mut self.topology)?;
         for at in 0..self.topology.hosts.len() {
-            self.hold(at)?;
             self.daemons.push(None);
             self.start_daemon(at, &[])?;
         }
@@ -89,27 +61,6 @@ impl Docker {
             self.run(at, &format!("import {} bb", image.display()))?;
         }
         self.topology.up()
-    }
-
-    fn hold(&mut self, at: usize) -> Result<()> {
-        let host = &self.topology.hosts[at];
-        let dir = &self.topology.dir;
-        // Nobody answers there: names that are not of the mesh are nobody's.
-        fs::write(dir.join(format!("{}.resolv", host.name)), "nameserver 192.0.2.254\n")?;
-        host.netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
-        let mut unshare = host.netns.command("unshare");
-        unshare.args(["--mount", "--uts", "--propagation", "private", "sh", "-c", HOLD, "sh"]);
-        unshare.arg(dir).arg(&host.name).stdin(Stdio::null()).process_group(0);
-        let holder = unshare.spawn().context("start unshare")?;
-        let ready = dir.join(format!("{}.ready", host.name));
-        let pid = holder.id();
-        self.holders.push(holder);
-        wait::until_true("a host's namespaces", STARTING, || ready.exists())?;
-        let host = &mut self.topology.hosts[at];
-        host.inside = Some(pid);
-        host.run_dir = "/run/mesh".into();
-        host.pin_dir = "/sys/fs/bpf/mesh".into();
-        Ok(())
     }
 
     pub fn host(&mut self, at: usize) -> &mut Host {
@@ -243,54 +194,5 @@ impl Drop for Docker {
             let _ = self.end_daemon(at, Signal::TERM);
             remove_cgroup(&self.cgroup(at));
         }
-        for holder in &mut self.holders {
-            let _ = holder.kill();
-            let _ = holder.wait();
-        }
     }
-}
-
-/// Kills what is left in a control group of every hierarchy, and removes it.
-fn remove_cgroup(name: &str) {
-    let mut roots: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
-    roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
-    for group in roots.iter().map(|root| root.join(name.trim_start_matches('/'))) {
-        let mut folders = vec![group];
-        let mut all = Vec::new();
-        while let Some(folder) = folders.pop() {
-            let inner = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(inner.map(|e| e.path()).filter(|p| p.is_dir()));
-            all.push(folder);
-        }
-        let pids =
-            |folder: &Path| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        for pid in all.iter().flat_map(|f| pids(f).lines().map(str::to_owned).collect::<Vec<_>>()) {
-            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-        for folder in all.iter().rev().filter(|f| f.is_dir()) {
-            let _ = wait::until_true("a control group to be empty", ENDING, || {
-                pids(folder).is_empty() && fs::remove_dir(folder).is_ok()
-            });
-        }
-    }
-}
-
-/// busybox, all its applets, and a page for its web server.
-fn image(engine: &Path, dir: &Path) -> Result<PathBuf> {
-    let (root, tar) = (dir.join("image"), dir.join("image.tar"));
-    for folder in ["bin", "etc", "var/www", "tmp"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    let busybox = root.join("bin/busybox");
-    fs::copy(engine.join("bin/busybox"), &busybox).context("the engine's busybox")?;
-    fs::write(root.join("var/www/index.html"), "hello\n")?;
-    let applets = Command::new(&busybox).arg("--list").output()?;
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
-    }
-    let output = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").output()?;
-    check("tar", &output)?;
-    Ok(tar)
 }

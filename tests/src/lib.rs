@@ -11,12 +11,14 @@
 
 pub mod capture;
 pub mod cluster;
+pub mod cni;
 pub mod container;
 pub mod docker;
 pub mod figure;
 pub mod flow;
 pub mod host;
 pub mod interrupt;
+pub mod machine;
 pub mod netns;
 pub mod packet;
 pub mod party;

@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
+    cni::call,
     docker::{Docker, scenario},
+    netns::check,
     wait,
 };
 use rustix::process::Signal;
@@ -196,6 +198,49 @@ fn many_containers_at_once_neither_collide_nor_leak() {
             let ours = links.lines().filter(|l| l.contains(": mesh") && !l.contains("mesh0"));
             ensure!(ours.count() == left, "{links}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_container_that_is_none_of_dockers_joins_its_network_and_has_a_name() {
+    scenario(3, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, "run -d --network my-net --name c1 bb sleep 1000")?;
+        let host = &docker.topology.hosts[1];
+        let added = host.command("ip").args(["netns", "add", "pod"]).output()?;
+        check("ip netns add", &added)?;
+        let vars = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "sandbox"),
+            ("CNI_NETNS", "/run/netns/pod"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=pod1;K8S_POD_NAMESPACE=shop"),
+        ];
+        let conf =
+            r#"{"cniVersion": "1.0.0", "name": "pods", "type": "mesh", "network": "my-net"}"#;
+        let result = call(host, &vars, conf)?.ok()?;
+        // Docker's container on this host gets another address, and theirs stay apart.
+        let pod = result["ips"][0]["address"].as_str().context("an address")?;
+        let pod: Ipv4Addr = pod.split('/').next().unwrap_or_default().parse()?;
+        docker.run(1, "run -d --network my-net --name c2 bb sleep 1000")?;
+        ensure!(address(docker, 1, "c2")? != pod, "{pod} was given twice");
+        for name in ["pod1", "pod1.shop", "sandbox", "pod1.my-net"] {
+            let line = format!("exec c1 nslookup {name}");
+            docker.wait_for(0, &line, |text| text.contains(&format!("Address: {pod}")))?;
+        }
+        docker.run(0, &format!("exec c1 ping -c 1 -w 5 {pod}"))?;
+        // In use there, it is not removed by any host.
+        docker.run(1, "rm -f c2")?;
+        for at in [1, 2] {
+            docker.run(at, "network rm my-net")?;
+            docker.wait_for(at, "network ls -q -f name=^my-net$", |ids| !ids.is_empty())?;
+            docker.run(0, &format!("exec c1 ping -c 1 -w 5 {pod}"))?;
+        }
+        let host = &docker.topology.hosts[1];
+        ensure!(call(host, &[("CNI_COMMAND", "DEL"), vars[1], vars[3]], conf)?.code() == 0);
+        ensure!(host.status()?["endpoints"].as_array().is_some_and(Vec::is_empty));
         Ok(())
     });
 }

@@ -19,7 +19,7 @@ mod docker;
 mod linker;
 
 pub use apt::{Need, packages, unpacked};
-pub use docker::engine as docker_engine;
+pub use docker::{engine as docker_engine, podman};
 
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[

@@ -37,7 +37,7 @@ pub struct TestArgs {
     /// Keep what the verifiers took as what they may take (tests/verified.json)
     #[arg(long)]
     pub record: bool,
-    /// Run only the tests with real Docker daemons
+    /// Run only the tests with real container runtimes: Docker, podman, containerd
     #[arg(long)]
     pub docker: bool,
     /// Run only tests with this in their own name or in that of their file
@@ -48,8 +48,8 @@ pub struct TestArgs {
 const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
 /// The last step, and its name for the filter.
 const BENCH: &str = "bench: a short run";
-/// Tells the tests where a Docker engine is.
-const DOCKER: &str = "MESH_DOCKER";
+/// Tell the tests where a Docker engine is, podman, and the CNI plugins of others.
+const RUNTIMES: [&str; 3] = ["MESH_DOCKER", "MESH_PODMAN", "MESH_CNI_PLUGINS"];
 /// How a test that skips itself says why, at the start of a line.
 const SKIP: &str = "SKIP: ";
 
@@ -60,8 +60,8 @@ struct Tiers {
     agent: PathBuf,
     no_skip: bool,
     ran: usize,
-    /// Where a Docker engine is, once it was asked for.
-    docker: Option<PathBuf>,
+    /// Where they are, once they were asked for.
+    runtimes: Option<[PathBuf; 3]>,
 }
 
 pub fn run(args: TestArgs) -> Result<()> {
@@ -85,10 +85,10 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     if args.docker {
-        built.retain(needs_docker);
+        built.retain(needs_runtimes);
     }
     let mut tiers =
-        Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0, docker: None };
+        Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0, runtimes: None };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
     // Single programs before whole hosts: what fails first is nearest to the cause.
     upper.sort_by_key(|test| (!test.name.starts_with("prog"), test.name.clone()));
@@ -130,9 +130,16 @@ fn privilege() -> Result<()> {
     setup::packages(&[setup::DEMO, setup::BENCH, setup::TESTS].concat())
 }
 
-/// Tests with real Docker daemons.
-fn needs_docker(test: &Built) -> bool {
-    is_upper(test) && test.name.starts_with("docker")
+/// Tests with real container runtimes.
+fn needs_runtimes(test: &Built) -> bool {
+    is_upper(test) && ["docker", "cni"].iter().any(|start| test.name.starts_with(start))
+}
+
+/// Unpacked, if they are not yet.
+fn runtimes() -> Result<[PathBuf; 3]> {
+    let engine = setup::docker_engine()?;
+    let [podman, plugins] = setup::podman()?;
+    Ok([engine, podman, plugins])
 }
 
 /// Tests of whole programs and hosts, in `tests/tests`.
@@ -194,11 +201,11 @@ impl Tiers {
             report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
             return Ok(());
         }
-        if needs_docker(test) && self.docker.is_none() {
-            match setup::docker_engine() {
-                Ok(root) => self.docker = Some(root),
+        if needs_runtimes(test) && self.runtimes.is_none() {
+            match runtimes() {
+                Ok(roots) => self.runtimes = Some(roots),
                 Err(why) => {
-                    let why = format!("{count} tests: no Docker engine: {why:#}");
+                    let why = format!("{count} tests: no container runtimes: {why:#}");
                     report.step(&name, || Ok(Outcome::Skipped(why)));
                     return Ok(());
                 }
@@ -254,8 +261,8 @@ impl Tiers {
         for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
         }
-        if let Some(root) = self.docker.as_ref().filter(|_| needs_docker(test)) {
-            vars.push((DOCKER.into(), root.into()));
+        if let Some(roots) = self.runtimes.as_ref().filter(|_| needs_runtimes(test)) {
+            vars.extend(RUNTIMES.iter().zip(roots).map(|(name, root)| (name.into(), root.into())));
         }
         if self.no_skip {
             vars.push((NO_SKIP.into(), "1".into()));

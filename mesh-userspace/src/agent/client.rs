@@ -16,13 +16,18 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use super::protocol::{Request, Response};
 
 /// An agent that takes longer is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks the agent at `socket`.
-pub fn call(socket: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> io::Result<Response> {
+/// Asks the agent at `socket`, and waits so long at most for each step.
+pub fn call(
+    socket: &Path,
+    request: &Request,
+    fd: Option<BorrowedFd<'_>>,
+    patience: Duration,
+) -> io::Result<Response> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     let sent = match fd {
@@ -36,6 +41,14 @@ pub fn call(socket: &Path, request: &Request, fd: Option<BorrowedFd<'_>>) -> io:
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent ended meanwhile"));
     }
     Ok(serde_json::from_str(&answer)?)
+}
+
+/// Nobody is there, or goes away just now.
+pub fn is_absent(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::UnexpectedEof
+    )
 }
 
 fn send_with(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {

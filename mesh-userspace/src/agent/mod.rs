@@ -1,6 +1,7 @@
 //! The agent: follows the config file, the network and the socket, one thing at a time.
 
 use std::{
+    collections::HashSet,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::Duration,
@@ -25,12 +26,15 @@ pub mod protocol;
 mod server;
 mod watch;
 
-use protocol::{Request, Response};
+use protocol::{Failure, Kind, Request, Response};
 
 /// Changes come in bursts: what follows within this time is looked at together.
 const SETTLE: Duration = Duration::from_millis(10);
 /// After an error, and for changes that nobody told of.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// After which every other agent has said which networks there are.
+const HEARSAY: Duration = Duration::from_secs(2);
 
 /// What the agent was started with.
 #[derive(Debug, Clone)]
@@ -96,7 +100,7 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
-    let mut docker = Docker::start_if_wanted(&host);
+    let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster.docker.clone()));
     // The config file that the other agents are known by.
     let mut told = None;
     return_memory();
@@ -109,6 +113,9 @@ pub async fn run(
             told = generation;
             docker.shared().set_roster(docker::roster(cluster, &host.state.node));
         }
+        if let Some(docker) = &mut docker {
+            docker.follow(&host);
+        }
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {
@@ -117,7 +124,7 @@ pub async fn run(
                     return down(host, answer).await;
                 }
                 // A caller that went away does not need its answer.
-                let _ = answer.send(agent.answer(&mut host, request, fd).await);
+                let _ = answer.send(agent.answer(&mut host, docker.as_mut(), request, fd).await);
             }
             work = next(&mut docker) => {
                 if let Some(docker) = &mut docker {
@@ -161,7 +168,10 @@ async fn next(docker: &mut Option<Docker>) -> docker::Work {
 async fn down(host: Host, answer: tokio::sync::oneshot::Sender<Response>) -> anyhow::Result<()> {
     let errors = host.down().await;
     let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    let response = if errors.is_empty() { Response::Done } else { Response::Error(text) };
+    let response = match errors.is_empty() {
+        true => Response::Done,
+        false => Response::Error(Failure::new(Kind::Fault, text)),
+    };
     if answer.send(response).is_ok() {
         // The answer is written by another task; give it its turn before the process ends.
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -180,30 +190,57 @@ struct Agent {
 }
 
 impl Agent {
-    async fn answer(&mut self, host: &mut Host, request: Request, fd: Option<OwnedFd>) -> Response {
+    async fn answer(
+        &mut self,
+        host: &mut Host,
+        docker: Option<&mut Docker>,
+        request: Request,
+        fd: Option<OwnedFd>,
+    ) -> Response {
+        let mut reserved = HashSet::new();
+        if let Some(docker) = docker {
+            reserved = docker.reserved();
+            if let Some(why) = hear_others(host, docker, &request) {
+                return Response::Error(Failure::new(Kind::NotNow, why));
+            }
+        }
         let done = match (request, fd) {
             (Request::Status, _) => host.status().await.map(|mut status| {
                 status.agent = Some(std::process::id());
                 status.config_error.clone_from(&self.config_error);
                 Response::Status(Box::new(status))
             }),
-            (Request::Attach(request), Some(netns)) => {
+            (Request::Attach(mut request), Some(netns)) => {
+                request.reserved = reserved;
                 let name = request.netns.clone();
-                host.attach(request, netns.as_fd()).await.map(|attached| {
+                host.attach(*request, netns.as_fd()).await.map(|attached| {
                     tracing::info!(netns = name, endpoint = attached.name, "attached");
                     Response::Attached(Box::new(attached))
                 })
             }
-            (Request::Attach(_), None) => {
+            (Request::Attach(_) | Request::Check { .. }, None) => {
                 Err(HostError::User("the request came without its namespace".into()))
             }
             (Request::Detach { name }, _) => host.detach(&name).await.map(|()| {
                 tracing::info!(endpoint = name, "detached");
                 Response::Done
             }),
+            (Request::Check { name }, Some(netns)) => {
+                let checked = host.check_endpoint(&name, netns.as_fd()).await;
+                checked.map(|attached| Response::Attached(Box::new(attached)))
+            }
+            (Request::Collect { cni, keep }, _) => host.collect(&cni, &keep).await.map(|gone| {
+                if !gone.is_empty() {
+                    tracing::info!(network = cni, endpoints = ?gone, "of no container: detached");
+                }
+                Response::Done
+            }),
+            (Request::Ready { network }, _) => {
+                host.ready(network.as_deref()).map(|()| Response::Done)
+            }
             (Request::Down, _) => Err(HostError::User("already on the way down".into())),
         };
-        done.unwrap_or_else(|e| Response::Error(e.to_string()))
+        done.unwrap_or_else(|e| Response::Error(Failure::from(&e)))
     }
 
     /// The file changed, or somebody asked to look: apply it if it is good, else keep what is.
@@ -264,6 +301,21 @@ impl Agent {
         let at = Instant::now() + wait;
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
+}
+
+/// A runtime that speaks CNI may want a network that was made on another node: the other agents are
+/// listened to from its first word on. `Some`: the network is unknown, and may become known.
+fn hear_others(host: &Host, docker: &mut Docker, request: &Request) -> Option<String> {
+    let network = match request {
+        Request::Ready { network } => network,
+        Request::Attach(request) if request.cni.is_some() => &request.network,
+        _ => return None,
+    };
+    let since = docker.serve();
+    let name = network.as_ref()?;
+    let is_new = since.elapsed() < HEARSAY && host.cluster()?.network(name).is_none();
+    is_new
+        .then(|| format!("network {name:?} is not known here yet: the other nodes are being asked"))
 }
 
 /// Gives back to the kernel what the last piece of work took: an agent of a large cluster needs ten

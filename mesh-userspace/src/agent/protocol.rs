@@ -3,17 +3,32 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{AttachRequest, Attached, Status};
+use crate::host::{AttachRequest, Attached, HostError, Status};
 
-/// Longest line in bytes.
-pub const MAX_REQUEST: usize = 16 << 10;
+/// Longest line in bytes: the names of 4095 attachments to keep fit.
+pub const MAX_REQUEST: usize = 1 << 20;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
-    Attach(AttachRequest),
-    Detach { name: String },
+    Attach(Box<AttachRequest>),
+    Detach {
+        name: String,
+    },
+    /// Is an attachment still as it was made? With its namespace.
+    Check {
+        name: String,
+    },
+    /// Removes what was attached by way of this CNI network, but for those named.
+    Collect {
+        cni: String,
+        keep: Vec<String>,
+    },
+    /// Can a container be attached to this network, or the cluster's own?
+    Ready {
+        network: Option<String>,
+    },
     Down,
 }
 
@@ -23,5 +38,42 @@ pub enum Response {
     Status(Box<Status>),
     Attached(Box<Attached>),
     Done,
-    Error(String),
+    Error(Failure),
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: Kind,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// What was asked for can not be; another request may be better.
+    Refused,
+    /// There is no such endpoint.
+    Unknown,
+    /// The agent ends, or has not heard yet of what was asked for.
+    NotNow,
+    /// The host did not do as it should.
+    Fault,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+impl From<&HostError> for Failure {
+    fn from(error: &HostError) -> Self {
+        let kind = match error {
+            HostError::User(_) => Kind::Refused,
+            HostError::Unknown(_) => Kind::Unknown,
+            _ => Kind::Fault,
+        };
+        Self::new(kind, error.to_string())
+    }
 }

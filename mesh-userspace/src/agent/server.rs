@@ -18,7 +18,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::protocol::{MAX_REQUEST, Request, Response};
+use super::protocol::{Failure, Kind, MAX_REQUEST, Request, Response};
 
 /// A request, the descriptor that came with it, and where the answer goes.
 pub type Call = (Request, Option<OwnedFd>, oneshot::Sender<Response>);
@@ -66,7 +66,7 @@ async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<
     let caller = stream.peer_cred()?.uid();
     let own = rustix::process::geteuid().as_raw();
     let response = if caller != 0 && caller != own {
-        Response::Error("only root may speak to the agent".into())
+        Response::Error(Failure::new(Kind::Refused, "only root may speak to the agent"))
     } else {
         match tokio::time::timeout(PATIENCE, read(&stream)).await? {
             Ok((request, fd)) => {
@@ -74,10 +74,10 @@ async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<
                 if calls.send((request, fd, answer)).await.is_err() {
                     return Ok(());
                 }
-                let gone = || Response::Error("the agent is about to end".into());
-                answered.await.unwrap_or_else(|_| gone())
+                let gone = || Failure::new(Kind::NotNow, "the agent is about to end");
+                answered.await.unwrap_or_else(|_| Response::Error(gone()))
             }
-            Err(e) => Response::Error(format!("not understood: {e}")),
+            Err(e) => Response::Error(Failure::new(Kind::Refused, format!("not understood: {e}"))),
         }
     };
     let mut line = serde_json::to_vec(&response)?;

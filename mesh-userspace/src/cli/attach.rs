@@ -40,8 +40,9 @@ pub async fn run(args: AttachArgs, place: &Place) -> anyhow::Result<ExitCode> {
         name: args.name,
         addresses: args.ip,
         network: args.network,
+        ..AttachRequest::default()
     };
-    let call = Request::Attach(request.clone());
+    let call = Request::Attach(Box::new(request.clone()));
     let attached = match session::open(place, &call, Some(netns.as_fd()), false).await? {
         Session::Agent(Response::Attached(attached)) => *attached,
         Session::Agent(other) => bail!("the agent answered something else: {other:?}"),

@@ -1,18 +1,13 @@
 //! `mesh docker`
 
-use std::{
-    fs, io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Place, print,
+    Place, file, print,
     session::{self, Session},
 };
 use crate::{
@@ -47,22 +42,25 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
     // For when the agent is away.
     dns.extend(forward::public_resolvers());
     dns.dedup();
-    let before = match fs::read_to_string(&args.file) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(e).with_context(|| args.file.display().to_string()),
-    };
-    let file = args.file.display();
-    let Some(after) = merged(&before, &dns).with_context(|| file.to_string())? else {
-        print(&format!("{file} is right already; nothing to do"))?;
+    let shown = args.file.display();
+    let before = file::read(&args.file).with_context(|| shown.to_string())?;
+    let Some(after) = merged(&before, &dns).with_context(|| shown.to_string())? else {
+        print(&format!("{shown} is right already; nothing to do"))?;
         return Ok(ExitCode::SUCCESS);
     };
-    print(&difference(&before, &after))?;
+    print(&file::difference(&before, &after))?;
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    write(&args.file, &before, &after).with_context(|| file.to_string())?;
-    print(&format!("{file} is written; restart Docker for it (`systemctl restart docker`)"))?;
+    let written = (|| {
+        if !before.is_empty() {
+            // What was there stays beside it.
+            fs::write(file::beside(&args.file, ".before-mesh"), &before)?;
+        }
+        file::replace(&args.file, &after)
+    })();
+    written.with_context(|| shown.to_string())?;
+    print(&format!("{shown} is written; restart Docker for it (`systemctl restart docker`)"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,29 +78,6 @@ fn merged(before: &str, dns: &[IpAddr]) -> anyhow::Result<Option<String>> {
     Ok(Some(serde_json::to_string_pretty(&settings)? + "\n"))
 }
 
-/// The lines that go and those that come.
-fn difference(before: &str, after: &str) -> String {
-    let missing = |sign: char, lines: &str, other: &str| -> String {
-        let others: Vec<&str> = other.lines().map(str::trim_end).collect();
-        let only = lines.lines().filter(|line| !others.contains(&line.trim_end()));
-        only.map(|line| format!("{sign} {line}\n")).collect()
-    };
-    missing('-', before, after) + &missing('+', after, before)
-}
-
-/// Keeps what was there beside it.
-fn write(path: &Path, before: &str, after: &str) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    if !before.is_empty() {
-        fs::write(path.with_extension("json.before-mesh"), before)?;
-    }
-    let next = path.with_extension("json.next");
-    fs::write(&next, after)?;
-    fs::rename(next, path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +93,7 @@ mod tests {
         let value: Value = serde_json::from_str(&after).unwrap();
         assert_eq!(value, json!({"log-driver": "local", "dns": ["10.42.0.1"]}));
         assert_eq!(merged(&after, &dns()).unwrap(), None);
-        assert!(difference(before, &after).contains("+     \"10.42.0.1\""));
+        assert!(file::difference(before, &after).contains("+     \"10.42.0.1\""));
     }
 
     #[test]

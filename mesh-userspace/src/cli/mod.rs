@@ -10,10 +10,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod attach;
 mod check;
+mod cni;
 mod detach;
 mod docker;
 mod doctor;
 mod down;
+mod file;
 mod generate;
 mod peer_commands;
 mod session;
@@ -34,11 +36,17 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Place {
     /// Folder of the agent's socket, lock and state
-    #[arg(long, global = true, default_value = "/run/mesh", env = "MESH_RUN_DIR")]
+    #[arg(long, global = true, default_value = Place::DEFAULT_RUN_DIR, env = Place::RUN_DIR)]
     pub run_dir: PathBuf,
     /// Folder of the pinned programs and maps; a bpf file system is mounted if there is none
-    #[arg(long, global = true, default_value = "/sys/fs/bpf/mesh", env = "MESH_PIN_DIR")]
+    #[arg(long, global = true, default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
     pub pin_dir: PathBuf,
+}
+
+impl Place {
+    pub const DEFAULT_RUN_DIR: &str = "/run/mesh";
+    pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/mesh";
+    const RUN_DIR: &str = "MESH_RUN_DIR";
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +68,8 @@ pub enum Verb {
     /// Prepare this host's Docker for the names of the mesh
     #[command(subcommand)]
     Docker(docker::DockerVerb),
+    /// The CNI plugin: called by container runtimes, installed for them by `install`
+    Cni(cni::CniArgs),
     /// Print the completions for a shell
     Completions(generate::CompletionsArgs),
     /// Write the man pages into a folder
@@ -68,7 +78,15 @@ pub enum Verb {
 
 /// Parses the arguments, runs the verb, prints what went wrong.
 pub fn main() -> ExitCode {
+    // A container waits: no more is done than is needed.
+    if crate::cni::is_called() {
+        let run_dir = std::env::var_os(Place::RUN_DIR);
+        return crate::cni::main(&run_dir.map_or(Place::DEFAULT_RUN_DIR.into(), PathBuf::from));
+    }
     let mut cli = Cli::parse();
+    if let Verb::Cni(cni::CniArgs { verb: None }) = cli.verb {
+        return crate::cni::main(&cli.place.run_dir);
+    }
     log();
     // Before there is a second thread: only then may a process change its mount namespace.
     if cli.verb.touches_pins() {
@@ -102,6 +120,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Check(args) => check::run(args).await,
         Verb::Doctor(args) => doctor::run(args, &place).await,
         Verb::Docker(verb) => docker::run(verb, &place).await,
+        Verb::Cni(args) => cni::run(args, &place),
         Verb::Completions(args) => generate::completions(args, Cli::command()),
         Verb::Man(args) => generate::man(args, Cli::command()),
     }

@@ -1,7 +1,6 @@
 //! How a verb reaches the mesh of this host: through the agent if one runs, else itself.
 
 use std::{
-    io,
     os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
@@ -55,14 +54,14 @@ pub async fn open(
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
             Err(e) => return Err(e.into()),
         };
-        match client::call(&socket(&place.run_dir), request, fd) {
-            Ok(Response::Error(e)) => bail!(e),
+        match client::call(&socket(&place.run_dir), request, fd, client::PATIENCE) {
+            Ok(Response::Error(e)) => bail!(e.text),
             Ok(response) => return Ok(Session::Agent(response)),
             // It is about to listen, or about to end.
-            Err(e) if is_absent(&e) && Instant::now() < deadline => {
+            Err(e) if client::is_absent(&e) && Instant::now() < deadline => {
                 tokio::time::sleep(POLL).await;
             }
-            Err(e) if is_absent(&e) => return Err(locked.into()),
+            Err(e) if client::is_absent(&e) => return Err(locked.into()),
             Err(e) => return Err(e).context("the agent does not answer"),
         }
     }
@@ -78,11 +77,4 @@ async fn comes_up(place: &Place) -> bool {
         tokio::time::sleep(POLL).await;
     }
     true
-}
-
-fn is_absent(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::UnexpectedEof
-    )
 }

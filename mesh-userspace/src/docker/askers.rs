@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    Attached,
     api::{Api, ApiError},
     networks::DRIVER,
 };
@@ -32,6 +33,7 @@ pub struct Askers {
     shared: Shared,
     /// Counts what happened to containers.
     changes: watch::Receiver<u64>,
+    attached: watch::Receiver<Attached>,
     known: Arc<Mutex<Known>>,
 }
 
@@ -46,8 +48,13 @@ struct Known {
 }
 
 impl Askers {
-    pub(super) fn new(api: Api, shared: Shared, changes: watch::Receiver<u64>) -> Self {
-        Self { api, shared, changes, known: Arc::default() }
+    pub(super) fn new(
+        api: Api,
+        shared: Shared,
+        changes: watch::Receiver<u64>,
+        attached: watch::Receiver<Attached>,
+    ) -> Self {
+        Self { api, shared, changes, attached, known: Arc::default() }
     }
 
     /// The networks whose names this address may see; `None`: all, since it is the host, which asks
@@ -55,6 +62,9 @@ impl Askers {
     pub async fn networks_of(&self, source: IpAddr) -> Option<Vec<String>> {
         if source.is_loopback() || self.shared.addresses().contains(&source) {
             return None;
+        }
+        if let Some(networks) = self.attached.borrow().askers.get(&source) {
+            return Some(networks.clone());
         }
         let mut known = self.known.lock().await;
         let now = *self.changes.borrow();

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Docker, api, driver::DriverError, driver::endpoint_name, saved::Note};
+use super::{
+    Docker, api,
+    driver::{DriverError, endpoint_name, is_dockers},
+    saved::Note,
+};
 use crate::{
     host::Host,
     peers::{Named, View},
@@ -54,8 +58,8 @@ impl Docker {
     }
 
     /// Tells who is called what in the mesh's networks.
-    fn publish_names(&self) {
-        let mut view = View::default();
+    pub(super) fn publish_names(&self) {
+        let mut view = View { networks: self.attached.borrow().names.clone() };
         for seen in self.containers.values() {
             for attachment in seen.container.network_settings.networks.values() {
                 let local = self.saved.networks.get(&attachment.network_id);
@@ -116,7 +120,7 @@ impl Docker {
         self.loose = self.saved.ipam.release_loose(&held, &self.loose);
         let names: BTreeSet<String> =
             self.saved.endpoints.keys().map(|id| endpoint_name(id)).collect();
-        let is_loose = |name: &&String| name.starts_with("docker-") && !names.contains(*name);
+        let is_loose = |name: &&String| is_dockers(name) && !names.contains(*name);
         let loose: Vec<String> = host.state.endpoints.keys().filter(is_loose).cloned().collect();
         for name in loose {
             tracing::info!(endpoint = name, "nobody's any more: removed");

@@ -230,6 +230,10 @@ pub(super) fn endpoint_name(id: &str) -> String {
     format!("docker-{}", id.get(..12).unwrap_or(id))
 }
 
+pub(super) fn is_dockers(endpoint: &str) -> bool {
+    endpoint.starts_with("docker-")
+}
+
 /// As Docker makes them: the address tells the MAC.
 fn mac_of(address: IpAddr) -> [u8; 6] {
     let [a, b, c, d] = match address {

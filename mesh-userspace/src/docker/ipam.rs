@@ -51,6 +51,11 @@ impl Ipam {
         self.pools.contains_key(&pool)
     }
 
+    /// All that are taken, and the gateways.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.pools.values().flat_map(|pool| pool.taken.iter().copied().chain(pool.gateway))
+    }
+
     /// A pool that overlaps.
     pub fn overlapping(&self, net: IpNet) -> Option<IpNet> {
         self.pools.keys().copied().find(|pool| overlap(*pool, net))

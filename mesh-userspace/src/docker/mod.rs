@@ -1,4 +1,4 @@
-//! Docker: its network and IPAM driver, and the names of its containers.
+//! Docker: its network and IPAM driver, and the names of its containers and of others.
 //!
 //! ```text
 //! dockerd -> plugin socket (server) -> calls  \
@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
@@ -29,6 +29,7 @@ use crate::{
 
 mod api;
 mod askers;
+mod attached;
 mod containers;
 mod driver;
 pub mod http;
@@ -43,6 +44,7 @@ mod watch;
 
 use api::Api;
 pub use askers::Askers;
+use attached::Attached;
 use saved::Saved;
 use server::Asked;
 use watch::{Event, Watcher};
@@ -68,7 +70,8 @@ pub struct Docker {
     /// As the data plane has them.
     applied: Vec<AddedNetwork>,
     containers: BTreeMap<String, containers::Seen>,
-    is_served: bool,
+    /// Since when.
+    served: Option<Instant>,
     /// Docker's ids of networks that it deleted just now.
     deleted: HashSet<String>,
     /// Networks that Docker is making or removing for us.
@@ -86,18 +89,17 @@ pub struct Docker {
     peers: channel::Receiver<u64>,
     /// Counts what happened to containers here.
     changes: channel::Sender<u64>,
-    watcher: AbortHandle,
+    /// Of the host's revision `followed`.
+    attached: channel::Sender<Attached>,
+    followed: Option<u64>,
+    /// `None` if the config file says so.
+    watcher: Option<AbortHandle>,
 }
 
 impl Docker {
-    /// `None` if the config file says so.
-    pub fn start_if_wanted(host: &Host) -> Option<Self> {
-        let settings = host.cluster()?.docker.clone();
-        settings.plugin.then(|| Self::start(host, settings))
-    }
-
-    /// Takes up what was saved, and begins to serve as soon as there is a Docker.
-    fn start(host: &Host, settings: config::Docker) -> Self {
+    /// Takes up what was saved, and begins to serve as soon as there is a Docker, or a container that
+    /// has a name.
+    pub fn start(host: &Host, settings: config::Docker) -> Self {
         let saved: Option<Saved> =
             host.docker().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let mut saved = saved.unwrap_or_default();
@@ -124,7 +126,7 @@ impl Docker {
             saved,
             applied: host.state.networks.clone(),
             containers: BTreeMap::new(),
-            is_served: false,
+            served: None,
             deleted: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
@@ -135,7 +137,9 @@ impl Docker {
             incoming,
             calls,
             changes: channel::Sender::new(0),
-            watcher: tokio::spawn(watcher.run()).abort_handle(),
+            attached: channel::Sender::new(Attached::default()),
+            followed: None,
+            watcher: settings.plugin.then(|| tokio::spawn(watcher.run()).abort_handle()),
         }
     }
 
@@ -143,18 +147,38 @@ impl Docker {
         &self.shared
     }
 
-    /// Speaks with the other agents and serves names, from when there is a Docker here: a mesh
-    /// without any says nothing.
-    fn serve(&mut self) {
-        if std::mem::replace(&mut self.is_served, true) {
-            return;
+    /// Speaks with the other agents and serves names, from when there is a Docker here or a runtime
+    /// that speaks CNI: a mesh without any says nothing. Returns since when.
+    pub fn serve(&mut self) -> Instant {
+        if let Some(since) = self.served {
+            return since;
         }
         self.shared.start();
-        let changes = self.changes.subscribe();
-        Resolver::start(
-            self.shared.clone(),
-            Askers::new(self.api.clone(), self.shared.clone(), changes),
-        );
+        let (changes, attached) = (self.changes.subscribe(), self.attached.subscribe());
+        let askers = Askers::new(self.api.clone(), self.shared.clone(), changes, attached);
+        Resolver::start(self.shared.clone(), askers);
+        *self.served.insert(Instant::now())
+    }
+
+    /// Follows what was attached by others than Docker.
+    pub fn follow(&mut self, host: &Host) {
+        if self.followed.replace(host.revision()) == Some(host.revision()) {
+            return;
+        }
+        let now = Attached::of(host);
+        if now == *self.attached.borrow() {
+            return;
+        }
+        if !now.names.is_empty() {
+            self.serve();
+        }
+        self.attached.send_replace(now);
+        self.publish_names();
+    }
+
+    /// Addresses that are Docker's to give, or were given.
+    pub fn reserved(&self) -> HashSet<IpAddr> {
+        self.saved.ipam.addresses().collect()
     }
 
     /// The next thing to do. May be dropped while it waits: nothing is lost.
@@ -220,7 +244,9 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        self.watcher.abort();
+        if let Some(watcher) = &self.watcher {
+            watcher.abort();
+        }
     }
 }
 

@@ -111,10 +111,11 @@ impl Docker {
     }
 
     /// A network that the local Docker does not have any more: nobody has it, unless containers of
-    /// another node are in it.
+    /// another node are in it, or some here that are none of Docker's.
     pub(super) fn removed_here(&mut self, name: &str) {
-        let user = self.shared.lock().user(name).map(str::to_owned);
-        if let Some(node) = user {
+        let elsewhere = self.shared.lock().user(name).map(str::to_owned);
+        let here = || self.attached.borrow().names.contains_key(name).then(|| self.node.clone());
+        if let Some(node) = elsewhere.or_else(here) {
             tracing::warn!(
                 "network {name} is in use on node {node}: it stays, and comes back here"
             );

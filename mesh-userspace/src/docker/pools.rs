@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Docker,
-    driver::{DriverError, cluster},
+    driver::{DriverError, cluster, is_dockers},
     ipam::overlap,
     options,
     protocol::{PoolId, RequestAddress, RequestPool, ip},
@@ -124,6 +124,12 @@ impl Docker {
             aux
         } else {
             let blocks = self.own_blocks(host, &[pool])?;
+            // Of containers that others than Docker attached; let go as leaks are.
+            let others = host.state.endpoints.iter().filter(|(name, _)| !is_dockers(name));
+            let addresses = others.flat_map(|(_, endpoint)| &endpoint.addresses);
+            for address in addresses.filter(|ip| pool.contains(*ip)) {
+                self.saved.ipam.hold(pool, *address);
+            }
             self.saved.ipam.take(pool, &blocks, wanted)?
         };
         Ok(json!({"Address": format!("{address}/{}", pool.prefix_len()), "Data": {}}))

@@ -66,7 +66,7 @@ impl Host {
         &self,
         me: &Node,
         network: &Network,
-        asked: &[IpAddr],
+        request: &AttachRequest,
     ) -> Result<Vec<IpAddr>, HostError> {
         let subnets: Vec<&IpNet> =
             me.subnets.iter().filter(|(vni, _)| *vni == network.vni).map(|(_, n)| n).collect();
@@ -77,24 +77,23 @@ impl Host {
             .filter(|e| e.vni == network.vni.get())
             .flat_map(|e| e.addresses.iter().copied())
             .chain(subnets.iter().map(|net| gateway(**net)))
+            .chain(request.reserved.iter().copied())
             .collect();
         let mut chosen = Vec::new();
         for v4 in [true, false] {
             let of_family = |ip: &&IpAddr| ip.is_ipv4() == v4;
             let subnets = || subnets.iter().copied().filter(|net| net.addr().is_ipv4() == v4);
-            match asked.iter().filter(of_family).collect::<Vec<_>>().as_slice() {
+            match request.addresses.iter().filter(of_family).collect::<Vec<_>>().as_slice() {
                 [] if subnets().next().is_none() => {}
-                [] => match subnets().find_map(|net| first_free(net, &taken)) {
-                    Some(ip) => chosen.push(ip),
-                    None => {
-                        let full: Vec<_> = subnets().map(IpNet::to_string).collect();
-                        return Err(HostError::User(format!(
-                            "no address is free in {}: detach an endpoint or give the node a \
-                             larger subnet",
-                            full.join(", ")
-                        )));
-                    }
-                },
+                [] => {
+                    let ranges: Vec<_> =
+                        request.ranges.iter().filter(|(first, _)| first.is_ipv4() == v4).collect();
+                    let free = subnets().find_map(|net| match ranges.as_slice() {
+                        [] => first_free(net, &taken),
+                        some => some.iter().find_map(|range| first_in(net, range, &taken)),
+                    });
+                    chosen.push(free.ok_or_else(|| none_free(subnets(), &ranges))?);
+                }
                 [ip] => chosen.push(check_asked(**ip, subnets(), &taken, me, network)?),
                 _ => {
                     return Err(HostError::User(
@@ -160,21 +159,54 @@ fn check_asked<'a>(
     Ok(ip)
 }
 
+fn none_free<'a>(
+    subnets: impl Iterator<Item = &'a IpNet>,
+    ranges: &[&(IpAddr, IpAddr)],
+) -> HostError {
+    let full: Vec<_> = subnets.map(IpNet::to_string).collect();
+    let of: Vec<_> = ranges.iter().map(|(first, last)| format!("{first} to {last}")).collect();
+    HostError::User(match of.as_slice() {
+        [] => format!(
+            "no address is free in {}: detach an endpoint or give the node a larger subnet",
+            full.join(", ")
+        ),
+        of => format!(
+            "no address of the range {} is free in this node's part of the network, {}",
+            of.join(", "),
+            full.join(", ")
+        ),
+    })
+}
+
 /// The lowest free address, neither the network's, the gateway's nor the broadcast address.
 fn first_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
+    first_in(net, &(net.network(), net.broadcast()), taken)
+}
+
+/// The same within a range.
+fn first_in(
+    net: &IpNet,
+    (low, high): &(IpAddr, IpAddr),
+    taken: &HashSet<IpAddr>,
+) -> Option<IpAddr> {
+    let v4 = net.addr().is_ipv4();
+    let first = bits(net.network()) + 2;
+    let last = bits(net.broadcast()) - u128::from(v4);
+    let candidates = first.max(bits(*low))..=last.min(bits(*high));
     // One more candidate than are taken is enough.
-    let candidates = taken.len() as u128 + 1;
-    match net {
-        IpNet::V4(net) => {
-            let (first, last) = (u32::from(net.network()) + 2, u32::from(net.broadcast()));
-            let end = last.min(first.saturating_add(u32::try_from(candidates).ok()?));
-            (first..end).map(|a| Ipv4Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
-        IpNet::V6(net) => {
-            let (first, last) = (u128::from(net.network()) + 2, u128::from(net.broadcast()));
-            let end = last.min(first.saturating_add(candidates));
-            (first..=end).map(|a| Ipv6Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
+    candidates
+        .take(taken.len() + 1)
+        .map(|bits| match u32::try_from(bits) {
+            Ok(bits) if v4 => Ipv4Addr::from(bits).into(),
+            _ => Ipv6Addr::from(bits).into(),
+        })
+        .find(|ip| !taken.contains(ip))
+}
+
+fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
     }
 }
 
@@ -240,6 +272,21 @@ mod tests {
         assert_eq!(got, Some("10.42.0.3".parse().unwrap()));
         let net = "fd00::/64".parse().unwrap();
         assert_eq!(first_free(&net, &taken(&["fd00::1"])), Some("fd00::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_range_is_kept_to() {
+        let net = "10.42.0.0/24".parse().unwrap();
+        let within = |low: &str, high: &str, gone: &[&str]| {
+            let range = (low.parse().unwrap(), high.parse().unwrap());
+            first_in(&net, &range, &taken(gone)).map(|ip| ip.to_string())
+        };
+        assert_eq!(within("10.42.0.9", "10.42.0.10", &[]).unwrap(), "10.42.0.9");
+        assert_eq!(within("10.42.0.9", "10.42.0.10", &["10.42.0.9"]).unwrap(), "10.42.0.10");
+        assert_eq!(within("10.42.0.9", "10.42.0.10", &["10.42.0.9", "10.42.0.10"]), None);
+        assert_eq!(within("10.42.0.0", "10.42.0.1", &[]), None);
+        assert_eq!(within("10.41.0.0", "10.43.0.0", &[]).unwrap(), "10.42.0.2");
+        assert_eq!(within("10.42.0.255", "10.43.0.0", &[]), None);
     }
 
     #[test]

@@ -38,6 +38,27 @@ pub struct AttachRequest {
     /// At most one of each family; chosen where not given.
     pub addresses: Vec<IpAddr>,
     pub network: Option<String>,
+    /// First and last of the addresses to choose from; of all that the node has, if there is none
+    /// of a family.
+    #[serde(default)]
+    pub ranges: Vec<(IpAddr, IpAddr)>,
+    /// Addresses that are somebody's who is not attached yet.
+    #[serde(skip)]
+    pub reserved: HashSet<IpAddr>,
+    /// The interface in the namespace; else the first `ethN` that is free.
+    #[serde(default)]
+    pub ifname: Option<String>,
+    #[serde(default)]
+    pub mac: Option<[u8; 6]>,
+    /// The interface gets no more than this.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// What other containers call it.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The CNI network by which it comes.
+    #[serde(default)]
+    pub cni: Option<String>,
 }
 
 /// What a container was given.
@@ -82,13 +103,15 @@ impl Host {
         self.forget_gone().await?;
         let me = super::find(cluster, &self.state.node)?;
         let network = find_network(cluster, request.network.as_deref())?;
+        self.replace_stale(cluster, &me, &request, netns).await?;
         let name = self.name_for(&request, network, netns)?;
-        let addresses = self.addresses_for(&me, network, &request.addresses)?;
+        let addresses = self.addresses_for(&me, network, &request)?;
         let mtu = compile::container_mtu(cluster, network.vni, self.underlay(&me).await?.mtu)
             .unwrap_or_else(|largest| largest);
+        let mtu = request.mtu.map_or(mtu, |most| most.min(mtu));
         let inside = Net::in_netns(netns)?;
-        let ifname = free_ifname(&inside).await?;
-        let mac = container_mac(network.vni, &addresses);
+        let ifname = choose_ifname(&inside, request.ifname).await?;
+        let mac = request.mac.unwrap_or_else(|| container_mac(network.vni, &addresses));
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
@@ -114,9 +137,11 @@ impl Host {
             mac,
             addresses,
             mtu,
-            mtu_max: None,
+            mtu_max: request.mtu,
             netns: request.netns,
             netns_id: id_of(netns),
+            names: request.names,
+            cni: request.cni,
         };
         let attached = describe(&name, network, &me, &endpoint);
         self.state.endpoints.insert(name.clone(), endpoint);
@@ -199,7 +224,7 @@ impl Host {
             self.remove_endpoint(&cluster, &me, name).await
         } else {
             let known: Vec<_> = self.state.endpoints.keys().map(String::as_str).collect();
-            Err(HostError::User(match known.as_slice() {
+            Err(HostError::Unknown(match known.as_slice() {
                 [] => format!("there is no endpoint {name:?}: nothing is attached on this host"),
                 known => format!("there is no endpoint {name:?}; there are {}", known.join(", ")),
             }))
@@ -256,6 +281,7 @@ impl Host {
             .filter(|(_, e)| !is_there(e))
             .map(|(name, _)| name.clone())
             .collect();
+        self.revision += u64::from(!gone.is_empty());
         for name in gone {
             tracing::info!(endpoint = name, "its interface is gone: detached");
             if let Some(endpoint) = self.state.endpoints.remove(&name) {
@@ -289,7 +315,11 @@ impl Host {
 }
 
 /// Routes in the container: the gateways on the link, the rest of the network through them.
-fn container_routes(network: &Network, me: &Node, endpoint: &Endpoint) -> Vec<RouteSpec> {
+pub(super) fn container_routes(
+    network: &Network,
+    me: &Node,
+    endpoint: &Endpoint,
+) -> Vec<RouteSpec> {
     let mut routes = Vec::new();
     for source in &endpoint.addresses {
         let Some(via) = gateway_for(me, network, *source) else { continue };
@@ -338,9 +368,16 @@ pub(super) fn describe(name: &str, network: &Network, me: &Node, endpoint: &Endp
     }
 }
 
-/// `eth0`, or the first `ethN` that is free.
-async fn free_ifname(inside: &Net) -> Result<String, HostError> {
+/// The one asked for; else `eth0`, or the first `ethN` that is free.
+async fn choose_ifname(inside: &Net, asked: Option<String>) -> Result<String, HostError> {
     let taken: HashSet<String> = inside.links().await?.into_iter().map(|l| l.name).collect();
+    match asked {
+        Some(name) if taken.contains(&name) => {
+            return Err(HostError::User(format!("the container has an interface {name} already")));
+        }
+        Some(name) => return Ok(name),
+        None => {}
+    }
     let free = (0..=taken.len()).map(|n| format!("eth{n}")).find(|name| !taken.contains(name));
     Ok(free.unwrap_or_else(|| "eth0".into()))
 }

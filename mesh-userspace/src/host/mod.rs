@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod choice;
+mod cni;
 mod endpoint;
 mod headroom;
 mod identity;
@@ -51,6 +52,9 @@ pub enum HostError {
     /// Something that the user can mend; says how.
     #[error("{0}")]
     User(String),
+    /// No endpoint of that name.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 /// The protocol number of our routes, in the range that rtnetlink(7) leaves to everybody.
@@ -73,6 +77,8 @@ pub struct Host {
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
     contents: Option<Contents>,
+    /// Counts what may have changed the endpoints.
+    revision: u64,
     /// The kernel's routes to the other nodes from `hops_from`; see [`Host::forget_routes`].
     hops: ByAddress<Option<Hop>>,
     hops_from: Option<IpAddr>,
@@ -114,6 +120,7 @@ impl Host {
             tables: None,
             headroom: None,
             contents: None,
+            revision: 0,
             hops: ByAddress::default(),
             hops_from: None,
             next_hops: underlay::NextHops::default(),
@@ -128,6 +135,11 @@ impl Host {
     /// The cluster as this process applied it last.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.cluster.as_ref()
+    }
+
+    /// Another one than before: the endpoints may be others.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     pub fn net(&self) -> &Net {
@@ -450,7 +462,8 @@ impl Host {
         self.state.mode.unwrap_or(Mode::Tcx)
     }
 
-    fn save(&self) -> Result<(), HostError> {
+    fn save(&mut self) -> Result<(), HostError> {
+        self.revision += 1;
         Ok(self.run.save(&self.state)?)
     }
 }

@@ -103,6 +103,9 @@ pub struct EndpointStatus {
     pub mac: String,
     pub mtu: u32,
     pub netns: String,
+    /// What other containers call it, where it was said when it was attached.
+    #[serde(default)]
+    pub names: Vec<String>,
     pub tx: Count,
     pub rx: Count,
 }
@@ -243,6 +246,7 @@ impl Host {
                 mac: mac_text(e.mac),
                 mtu: e.mtu,
                 netns: e.netns.clone(),
+                names: e.names.clone(),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });

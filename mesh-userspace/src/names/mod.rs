@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! container -> Docker's 127.0.0.11 -> (what Docker does not know) -> this node's overlay address:53
+//! container of another runtime                                    -> the same
 //!    -> who asks? -> its networks -> zone, from the directory
 //!                                 -> forward, to the host's resolvers
 //! ```

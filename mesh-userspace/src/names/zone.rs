@@ -41,8 +41,7 @@ pub fn find(
         return Found::NotOurs;
     }
     let sees = |name: &str| networks.is_none_or(|seen| seen.iter().any(|n| n == name));
-    let visible: Vec<&str> =
-        directory.networks().map(|(name, _)| name).filter(|n| sees(n)).collect();
+    let visible: Vec<&str> = directory.network_names().into_iter().filter(|n| sees(n)).collect();
     if let Ok(net) = query.name.parse_arpa_name() {
         return find_address(directory, &visible, query, net);
     }

@@ -100,6 +100,13 @@ impl Directory {
         self.networks.values().filter_map(|r| Some((r.name.as_str(), r.spec.as_ref()?)))
     }
 
+    /// The networks that are, and those of the config file that a container with a name is in.
+    pub fn network_names(&self) -> BTreeSet<&str> {
+        let views = std::iter::once(&self.own).chain(self.others.values());
+        let used = views.flat_map(|seen| seen.view.networks.keys().map(String::as_str));
+        self.networks().map(|(name, _)| name).chain(used).collect()
+    }
+
     pub fn network(&self, name: &str) -> Option<&NetworkSpec> {
         self.networks.get(name)?.spec.as_ref()
     }

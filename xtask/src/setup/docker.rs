@@ -1,5 +1,6 @@
-//! A Docker engine for the tests, unpacked beside the other tools. Nothing is installed: an
-//! installed one would start, and make interfaces of its own on this machine.
+//! A Docker engine for the tests, and what other runtimes there are, unpacked beside the other
+//! tools. Nothing is installed: an installed engine would start, and make interfaces of its own on
+//! this machine.
 
 use std::{
     fs,
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     exec::{output, run, say, succeeds},
-    setup::apt::{Need, packages, update},
+    setup::apt::{Need, packages, unpacked, update},
     toolchain::{self, on_path},
 };
 
@@ -42,6 +43,14 @@ pub fn engine() -> Result<PathBuf> {
     fs::rename(next.join("root"), &root)?;
     fs::remove_dir_all(next)?;
     Ok(root)
+}
+
+/// The root folders of podman and of the plugins that others bring for CNI.
+pub fn podman() -> Result<[PathBuf; 2]> {
+    Ok([
+        unpacked("podman", "is a runtime that calls CNI plugins")?,
+        unpacked("containernetworking-plugins", "are what mesh is chained with in tests")?,
+    ])
 }
 
 fn fetch(into: &Path) -> Result<()> {

@@ -1,0 +1,244 @@
+//! `mesh cni`: the plugin itself, and its installation.
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Place, file, print};
+use crate::{
+    agent::{
+        client,
+        protocol::{Kind, Request, Response},
+    },
+    cni::VERSIONS,
+    state,
+};
+
+/// What runtimes look for among their plugins: the `type` in a config.
+const PLUGIN: &str = "mesh";
+/// The beginning of our configs' names, and their end.
+const STEM: &str = "10-mesh";
+const ENDING: &str = ".conflist";
+
+/// How long an agent may take to hear of a network from the others.
+const HEARSAY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Args)]
+pub struct CniArgs {
+    /// None: the plugin, which reads its orders from the environment and stdin
+    #[command(subcommand)]
+    pub verb: Option<CniVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CniVerb {
+    /// Make this program a plugin of the container runtimes here, with a config for it
+    Install(InstallArgs),
+    /// Take away what `install` made
+    Uninstall(FoldersArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct FoldersArgs {
+    /// Where the runtimes look for plugins
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Where the runtimes look for networks
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub folders: FoldersArgs,
+    /// The network of the mesh [default: the cluster's own, which runtimes then call "mesh"]
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+}
+
+pub fn run(args: CniArgs, place: &Place) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        None => bail!("the plugin was to be called before this"),
+        Some(CniVerb::Install(args)) => install(&args, place)?,
+        Some(CniVerb::Uninstall(folders)) => uninstall(&folders)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<()> {
+    let network = args.network.as_deref();
+    check_network(network, place)?;
+    link(&args.folders)?;
+    let name = network.map_or(STEM.to_owned(), |network| format!("{STEM}-{network}"));
+    let path = args.folders.conf_dir.join(name + ENDING);
+    let shown = path.display();
+    let before = file::read(&path).with_context(|| shown.to_string())?;
+    let run_dir = (place.run_dir != Path::new(Place::DEFAULT_RUN_DIR)).then_some(&*place.run_dir);
+    let after = text(&conflist(network, run_dir))?;
+    if before == after {
+        return Ok(print(&format!("{shown} is right already"))?);
+    }
+    if !before.is_empty() && !is_as_made(&before) {
+        return Ok(print(&format!("{shown} was changed by hand, and stays as it is"))?);
+    }
+    print(&format!("{shown}:\n{}", file::difference(&before, &after)))?;
+    if !args.folders.dry_run {
+        file::replace(&path, &after).with_context(|| shown.to_string())?;
+    }
+    Ok(())
+}
+
+fn uninstall(folders: &FoldersArgs) -> anyhow::Result<()> {
+    let mut found = false;
+    let mut remove = |path: &Path| -> anyhow::Result<()> {
+        found = true;
+        print(&format!("{} is removed", path.display()))?;
+        if !folders.dry_run {
+            fs::remove_file(path).with_context(|| path.display().to_string())?;
+        }
+        Ok(())
+    };
+    for path in configs(&folders.conf_dir)? {
+        if is_as_made(&file::read(&path)?) {
+            remove(&path)?;
+        } else {
+            print(&format!("{} was changed by hand, and stays", path.display()))?;
+        }
+    }
+    let plugin = folders.bin_dir.join(PLUGIN);
+    if plugin.is_symlink() {
+        remove(&plugin)?;
+    }
+    if !found {
+        print("nothing is installed; nothing to do")?;
+    }
+    Ok(())
+}
+
+/// A config that no container could be attached with is not written. Without an agent nobody knows.
+fn check_network(network: Option<&str>, place: &Place) -> anyhow::Result<()> {
+    let request = Request::Ready { network: network.map(str::to_owned) };
+    let deadline = Instant::now() + HEARSAY;
+    loop {
+        match client::call(&state::socket(&place.run_dir), &request, None, client::PATIENCE) {
+            Ok(Response::Error(failure)) => match failure.kind {
+                Kind::NotNow if Instant::now() < deadline => std::thread::sleep(POLL),
+                _ => bail!(failure.text),
+            },
+            Err(e) if client::is_absent(&e) => {
+                eprintln!(
+                    "mesh: no agent runs here yet; until then runtimes are told to try again"
+                );
+                return Ok(());
+            }
+            done => return Ok(done.map(drop)?),
+        }
+    }
+}
+
+/// Puts this program among the plugins.
+fn link(folders: &FoldersArgs) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("where this program is")?;
+    let path = folders.bin_dir.join(PLUGIN);
+    let (from, to) = (path.display(), program.display());
+    let there = fs::read_link(&path);
+    if there.as_ref().is_ok_and(|target| *target == program) || path == program {
+        return Ok(print(&format!("{from} is right already"))?);
+    }
+    if there.is_err() && path.exists() {
+        bail!("{from} is there and none of `mesh cni install`: move it away, or give a --bin-dir");
+    }
+    print(&format!("{from} -> {to}"))?;
+    if folders.dry_run {
+        return Ok(());
+    }
+    let make = || -> io::Result<()> {
+        fs::create_dir_all(&folders.bin_dir)?;
+        let next = file::beside(&path, ".next");
+        match fs::remove_file(&next) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        symlink(&program, &next)?;
+        fs::rename(next, &path)
+    };
+    make().with_context(|| from.to_string())
+}
+
+/// What a runtime reads. It calls the network by its name in the mesh.
+fn conflist(network: Option<&str>, run_dir: Option<&Path>) -> Value {
+    let mut plugin = json!({
+        "type": PLUGIN,
+        "capabilities": {"aliases": true, "ips": true, "mac": true},
+    });
+    if let Some(network) = network {
+        plugin["network"] = json!(network);
+    }
+    if let Some(run_dir) = run_dir {
+        plugin["runDir"] = json!(run_dir);
+    }
+    json!({
+        // Runtimes of today know cniVersion only, later ones take the highest that both speak.
+        "cniVersion": "1.0.0",
+        "cniVersions": VERSIONS,
+        "name": network.unwrap_or(PLUGIN),
+        "plugins": [plugin],
+    })
+}
+
+fn text(config: &Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(config)? + "\n")
+}
+
+/// Whether nobody changed it since `install`.
+fn is_as_made(text: &str) -> bool {
+    let Ok(config) = serde_json::from_str::<Value>(text) else { return false };
+    let plugin = &config["plugins"][0];
+    config == conflist(plugin["network"].as_str(), plugin["runDir"].as_str().map(Path::new))
+}
+
+/// Our configs, in order.
+fn configs(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| folder.display().to_string())?,
+    };
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let stem = name.and_then(|name| name.strip_suffix(ENDING)?.strip_prefix(STEM));
+        stem.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    let mut ours: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(is_ours).collect();
+    ours.sort();
+    Ok(ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_is_known_again_unless_it_was_changed() {
+        for (network, run_dir) in [(None, None), (Some("green"), Some(Path::new("/run/other")))] {
+            let made = text(&conflist(network, run_dir)).unwrap();
+            assert!(is_as_made(&made), "{made}");
+            assert!(!is_as_made(&made.replace("\"mac\": true", "\"mac\": false")));
+        }
+        assert!(!is_as_made("{}") && !is_as_made(""));
+        assert_eq!(conflist(Some("green"), None)["name"], "green");
+        assert_eq!(conflist(None, None)["name"], "mesh");
+    }
+}

@@ -1,0 +1,154 @@
+//! Hosts that are as whole machines: a network, mount and UTS namespace, with a /run, a /sys and a bpf
+//! file system of their own.
+
+use std::{
+    env, fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    Topology,
+    netns::check,
+    scenario::{NO_SKIP, able},
+    wait,
+};
+
+const STARTING: Duration = Duration::from_secs(30);
+const ENDING: Duration = Duration::from_secs(15);
+
+/// Makes what the host must have of its own, and keeps it until killed. `$1`: folder, `$2`: name.
+const HOLD: &str = r#"
+set -e
+hostname "$2"
+mkdir -p "$1/run-$2" && mount -n -t tmpfs -o mode=755 tmpfs "$1/run-$2"
+mkdir -p "$1/run-$2/${1#/run/}" && mount -n --bind "$1" "$1/run-$2/${1#/run/}"
+mount -n --move "$1/run-$2" /run
+mkdir -p /run/lock /run/cgroups
+cp -f "$1/$2.resolv" /run/resolv.conf && mount -n --bind /run/resolv.conf /etc/resolv.conf
+mount -n --rbind /sys/fs/cgroup /run/cgroups
+umount -n -l /sys && mount -n -t sysfs sysfs /sys
+mount -n --rbind /run/cgroups /sys/fs/cgroup && umount -n -l /run/cgroups
+mount -n -t bpf bpf /sys/fs/bpf
+touch "$1/$2.ready"
+exec sleep infinity
+"#;
+
+/// Folders of programs that `cargo xtask test` unpacked, by the variables that say where. `None`: the
+/// test is to be skipped, which was said.
+///
+/// # Panics
+///
+/// If skipping is forbidden.
+pub fn unpacked<const N: usize>(vars: [&str; N]) -> Option<[PathBuf; N]> {
+    let missing = vars.iter().find(|name| env::var_os(name).is_none());
+    let able = able().and_then(|()| match missing {
+        Some(name) => Err(format!("{name} does not say what is unpacked where")),
+        None => Ok(vars.map(|name| env::var_os(name).unwrap_or_default().into())),
+    });
+    match able {
+        Ok(folders) => Some(folders),
+        Err(cause) => {
+            assert!(env::var_os(NO_SKIP).is_none(), "{NO_SKIP} is set, but: {cause}");
+            eprintln!("SKIP: {cause}");
+            None
+        }
+    }
+}
+
+/// What keeps the machines' namespaces, until this is dropped.
+#[derive(Debug, Default)]
+pub struct Machines {
+    holders: Vec<Child>,
+}
+
+impl Machines {
+    /// Makes machines of all hosts, on which nothing runs yet.
+    pub fn make(&mut self, topology: &mut Topology) -> Result<()> {
+        for at in 0..topology.hosts.len() {
+            self.hold(topology, at)?;
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, topology: &mut Topology, at: usize) -> Result<()> {
+        let host = &topology.hosts[at];
+        let dir = &topology.dir;
+        // Nobody answers there: names that are not of the mesh are nobody's.
+        fs::write(dir.join(format!("{}.resolv", host.name)), "nameserver 192.0.2.254\n")?;
+        host.netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+        let mut unshare = host.netns.command("unshare");
+        unshare.args(["--mount", "--uts", "--propagation", "private", "sh", "-c", HOLD, "sh"]);
+        unshare.arg(dir).arg(&host.name).stdin(Stdio::null()).process_group(0);
+        let holder = unshare.spawn().context("start unshare")?;
+        let ready = dir.join(format!("{}.ready", host.name));
+        let pid = holder.id();
+        self.holders.push(holder);
+        wait::until_true("a host's namespaces", STARTING, || ready.exists())?;
+        let host = &mut topology.hosts[at];
+        host.inside = Some(pid);
+        host.run_dir = "/run/mesh".into();
+        host.pin_dir = "/sys/fs/bpf/mesh".into();
+        Ok(())
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for holder in &mut self.holders {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+    }
+}
+
+/// Kills what is left in a control group of every hierarchy, and removes it.
+pub fn remove_cgroup(name: &str) {
+    let mut roots: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
+    roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
+    for group in roots.iter().map(|root| root.join(name.trim_start_matches('/'))) {
+        let mut folders = vec![group];
+        let mut all = Vec::new();
+        while let Some(folder) = folders.pop() {
+            let inner = fs::read_dir(&folder).into_iter().flatten().flatten();
+            folders.extend(inner.map(|e| e.path()).filter(|p| p.is_dir()));
+            all.push(folder);
+        }
+        let pids =
+            |folder: &Path| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        for pid in all.iter().flat_map(|f| pids(f).lines().map(str::to_owned).collect::<Vec<_>>()) {
+            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        for folder in all.iter().rev().filter(|f| f.is_dir()) {
+            let _ = wait::until_true("a control group to be empty", ENDING, || {
+                pids(folder).is_empty() && fs::remove_dir(folder).is_ok()
+            });
+        }
+    }
+}
+
+/// busybox, all its applets, and a page for its web server: an archive, and the folder `image` in
+/// `dir`. `engine`: where Debian's static busybox is unpacked.
+pub fn image(engine: &Path, dir: &Path) -> Result<PathBuf> {
+    let (root, tar) = (dir.join("image"), dir.join("image.tar"));
+    for folder in ["bin", "etc", "var/www", "tmp"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let busybox = root.join("bin/busybox");
+    fs::copy(engine.join("bin/busybox"), &busybox).context("the engine's busybox")?;
+    fs::write(root.join("var/www/index.html"), "hello\n")?;
+    let applets = Command::new(&busybox).arg("--list").output()?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
+    }
+    let output = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").output()?;
+    check("tar", &output)?;
+    Ok(tar)
+}
