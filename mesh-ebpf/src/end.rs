@@ -26,8 +26,8 @@ impl From<DropReason> for Refusal {
 pub const NEXT: i32 = -1;
 
 #[inline(always)]
-pub fn end(hook: Hook, outcome: Result<Done, Refusal>) -> i32 {
-    match outcome {
+pub fn end(hook: Hook, outcome: Result<Done, impl Into<Refusal>>) -> i32 {
+    match outcome.map_err(Into::into) {
         Ok((verdict, code)) => {
             count::verdict(hook, verdict);
             code

@@ -47,5 +47,5 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
-    end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
+    underlay::receive(&Packet::new(&ctx))
 }

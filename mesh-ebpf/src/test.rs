@@ -58,11 +58,11 @@ pub fn perf_empty(_: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_pair(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let sent = end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer));
-    if sent == TC_ACT_SHOT {
-        return sent;
+    let code = sent(&packet);
+    if code == TC_ACT_SHOT {
+        return code;
     }
-    end(Hook::FromUnderlay, underlay::receive(&packet))
+    underlay::receive(&packet)
 }
 
 /// `from_container` to a peer, and back.
@@ -72,7 +72,7 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
         let before = packet.len();
-        let code = end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer));
+        let code = sent(&packet);
         packet.shrink(packet.len() - before, 0)?;
         Ok(code)
     }))
@@ -96,7 +96,7 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Outer>(&packet, || {
         let before = packet.len();
-        let code = end(Hook::FromUnderlay, underlay::receive(&packet));
+        let code = underlay::receive(&packet);
         packet.grow(before - packet.len(), 0)?;
         Ok(code)
     }))
@@ -135,7 +135,7 @@ pub fn perf_shrink(ctx: TcContext) -> i32 {
 pub fn cut_from_container(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     match packet.trim(mark(&ctx)) {
-        Ok(()) => end(Hook::FromContainer, overlay::send(&packet, Hook::FromContainer)),
+        Ok(()) => sent(&packet),
         Err(_) => TC_ACT_OK,
     }
 }
@@ -146,7 +146,7 @@ pub fn cut_from_container(ctx: TcContext) -> i32 {
 pub fn cut_from_underlay(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     match packet.trim(mark(&ctx)) {
-        Ok(()) => end(Hook::FromUnderlay, underlay::receive(&packet)),
+        Ok(()) => underlay::receive(&packet),
         Err(_) => TC_ACT_OK,
     }
 }
@@ -156,7 +156,7 @@ pub fn cut_from_underlay(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn tagged_from_container(ctx: TcContext) -> i32 {
     tag(&ctx);
-    end(Hook::FromContainer, overlay::send(&Packet::new(&ctx), Hook::FromContainer))
+    sent(&Packet::new(&ctx))
 }
 
 /// `from_underlay` on a packet with a VLAN tag beside its bytes.
@@ -164,7 +164,13 @@ pub fn tagged_from_container(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     tag(&ctx);
-    end(Hook::FromUnderlay, underlay::receive(&Packet::new(&ctx)))
+    underlay::receive(&Packet::new(&ctx))
+}
+
+/// What `from_container` does. With a stack of its own: one for all would be too large.
+#[inline(never)]
+fn sent(packet: &Packet) -> i32 {
+    end(Hook::FromContainer, overlay::send(packet, Hook::FromContainer))
 }
 
 /// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after

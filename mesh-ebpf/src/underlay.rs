@@ -3,11 +3,11 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, TC_ACT_SHOT},
+    bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6},
 };
 use mesh_common::{
     maps::{Addr, FibInfo, NodeInfo, PeerKey, PeerSource, UdpPort, VNI_MAX},
-    verdict::{DropReason, Verdict},
+    verdict::{DropReason, Hook, Verdict},
     wire::{
         ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
         GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, UDP_LEN, Udp,
@@ -17,7 +17,7 @@ use mesh_common::{
 
 use crate::{
     count, deliver,
-    end::{Done, NEXT, Refusal},
+    end::{Done, NEXT, Refusal, end},
     fib,
     inner::{Family, V4, V6, ecn},
     maps, neighbour,
@@ -59,10 +59,20 @@ enum Kind {
 /// A peer that may send in this network.
 struct Outer {
     source: &'static PeerSource,
+    src: Addr,
+    /// On the wire.
+    vni: u32,
     tos: u8,
     /// The inner packet has an Ethernet header.
     ethernet: bool,
     is_v4: bool,
+}
+
+impl Outer {
+    #[inline(always)]
+    fn key(&self) -> PeerKey {
+        PeerKey { outer_source: self.src, vni: self.vni }
+    }
 }
 
 /// What is not a packet for this node, or one that it refuses.
@@ -71,16 +81,19 @@ enum Not {
     Good(Kind, DropReason),
 }
 
+/// Gives the kernel's code.
 #[inline(always)]
-pub fn receive(packet: &Packet) -> Result<Done, Refusal> {
+pub fn receive(packet: &Packet) -> i32 {
     let mut asked = Asked::default();
-    match judge(packet, &mut asked)? {
+    match judge(packet, &mut asked) {
         // From here, and not from where it is found: the two would need the stack at once.
-        (Verdict::Learn, _) if asked.is_arp => Ok(switch::arp(packet, &asked.key, asked.at)?),
-        (Verdict::Learn, _) => Ok(switch::nd(packet, &asked.key, asked.at)?),
-        done => Ok(done),
+        ASKED if asked.is_arp => end(HOOK, switch::arp(packet, &asked.key, asked.at)),
+        ASKED => end(HOOK, switch::nd(packet, &asked.key, asked.at)),
+        code => code,
     }
 }
+
+const HOOK: Hook = Hook::FromUnderlay;
 
 /// An ARP or neighbour message from behind a peer that is a switch.
 #[derive(Default)]
@@ -90,11 +103,20 @@ struct Asked {
     is_arp: bool,
 }
 
-const ASKED: Done = (Verdict::Learn, TC_ACT_SHOT);
+/// No code of the kernel's.
+const ASKED: i32 = 1000;
 
-/// All but what ends with [`Verdict::Learn`]: that is in `asked`.
 #[inline(never)]
-fn judge(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
+fn judge(packet: &Packet, asked: &mut Asked) -> i32 {
+    match sort(packet, asked) {
+        Ok((_, ASKED)) => ASKED,
+        outcome => end(HOOK, outcome),
+    }
+}
+
+/// All but what ends with [`ASKED`]: that is in `asked`.
+#[inline(always)]
+fn sort(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
     if !packet.is_for_us() || packet.is_vlan() {
         return Ok(PASS);
     }
@@ -217,8 +239,7 @@ fn known<O: Family>(
     if O::is_mapped(&src) {
         return Ok(PASS);
     }
-    asked.key = PeerKey { outer_source: src, vni: t.vni };
-    let Some(source) = maps::peer_source(&asked.key) else {
+    let Some(source) = maps::peer_source(&PeerKey { outer_source: src, vni: t.vni }) else {
         return stranger::<O>(ip, t.kind, DropReason::UnknownVni);
     };
     if !O::is_same(&source.local, &O::dst(ip)) {
@@ -229,7 +250,8 @@ fn known<O: Family>(
         packet.shrink(t.more, 0)?;
     }
     let at = packet::any_offset(packet, t.at);
-    let outer = Outer { source, tos: O::tos(ip), ethernet: false, is_v4: O::IS_V4 };
+    let outer =
+        Outer { source, src, vni: t.vni, tos: O::tos(ip), ethernet: false, is_v4: O::IS_V4 };
     // Any form is taken from a peer, so that a change of `encap` loses nothing while one host has it
     // and the other not yet.
     match u16::from_be(t.proto) {
@@ -243,8 +265,8 @@ fn known<O: Family>(
                 ETH_P_IP => decap::<V4>(packet, &outer, asked, at + ETH_LEN),
                 ETH_P_IPV6 => decap::<V6>(packet, &outer, asked, at + ETH_LEN),
                 ETH_P_ARP if source.flags & PeerSource::SWITCH != 0 => {
-                    (asked.at, asked.is_arp) = (at + ETH_LEN, true);
-                    Ok(ASKED)
+                    *asked = Asked { key: outer.key(), at: at + ETH_LEN, is_arp: true };
+                    Ok((Verdict::Learn, ASKED))
                 }
                 _ => Err(DropReason::NotIp.into()),
             }
@@ -271,8 +293,8 @@ fn decap<F: Family>(
     let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
     let is_switch = source.flags & PeerSource::SWITCH != 0;
     if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
-        asked.at = at;
-        return Ok(ASKED);
+        *asked = Asked { key: outer.key(), at, is_arp: false };
+        return Ok((Verdict::Learn, ASKED));
     }
     if !is_peers::<F>(source, &src) {
         return Err(DropReason::SourceNotPeers.into());
