@@ -103,7 +103,7 @@ pub fn send(
     let code = if peer.flags & PeerInfo::MAC_KNOWN != 0 {
         packet::redirect(peer.ifindex)
     } else {
-        packet::redirect_neigh(peer.ifindex, &peer.next_hop)
+        packet::redirect_neigh(peer.ifindex, true, &peer.next_hop)
     };
     Ok((Verdict::Encap, code))
 }

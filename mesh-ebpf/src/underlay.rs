@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6},
 };
 use mesh_common::{
-    maps::{Addr, FibInfo, NodeInfo, PeerSource, VNI_MAX},
+    maps::{Addr, FibInfo, NetworkInfo, NodeInfo, PeerSource, VNI_MAX},
     verdict::{DropReason, Verdict},
     wire::{
         ECN_CE, ETH_LEN, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY, GRE_KEY_LEN, GRE_LEN,
@@ -15,7 +15,7 @@ use mesh_common::{
 };
 
 use crate::{
-    count, deliver,
+    bridge, count, deliver,
     end::{Done, NEXT, Refusal},
     fib,
     inner::{Family, V4, V6, ecn},
@@ -131,16 +131,35 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
     let to = match maps::endpoint(outer.vni, dst) {
         Ok(to) => to,
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
-        Err(reason) => return Err(reason.into()),
+        Err(reason) => {
+            let network = on_bridge::<F>(outer.vni, &dst).ok_or(reason)?;
+            take_off::<F>(packet, outer, header, at)?;
+            packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
+            count::peer_rx(outer.source.peer, bytes);
+            return Ok(bridge::ask::<F>(network, &dst));
+        }
     };
+    let protocol = take_off::<F>(packet, outer, header, at)?;
+    packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
+    count::peer_rx(outer.source.peer, bytes);
+    Ok(deliver::hand_over(to, bytes, F::IS_V4 || protocol))
+}
+
+/// Takes off what is in front of the inner packet. Returns whether the kernel was told its protocol.
+#[inline(always)]
+fn take_off<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    header: &mut F::Header,
+    at: usize,
+) -> Result<bool, DropReason> {
     if ecn(outer.tos) == ECN_CE {
         // RFC 6040, 4.2: a sender without ECN would never hear of it.
         if ecn(F::tos(header)) == 0 {
-            return Err(DropReason::Congestion.into());
+            return Err(DropReason::Congestion);
         }
         F::mark_ce(header);
     }
-
     let protocol = DECAP_L3.load() != 0;
     let flags = match (protocol, F::IS_V4) {
         (false, _) => 0,
@@ -148,9 +167,19 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
     packet.shrink((at - ETH_LEN) as u32, flags.into())?;
-    packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
-    count::peer_rx(outer.source.peer, bytes);
-    Ok(deliver::hand_over(to, bytes, F::IS_V4 || protocol))
+    Ok(protocol)
+}
+
+/// The bridge that may have an address which nobody is known to have.
+#[inline(always)]
+fn on_bridge<F: Family>(vni: u32, dst: &Addr) -> Option<&'static NetworkInfo> {
+    // The kernel asks for IPv6 only if the packet says that it is.
+    if !F::IS_V4 && DECAP_L3.load() == 0 {
+        return None;
+    }
+    let network = bridge::of(vni)?;
+    let to = fib::lookup::<F>(&network.lens, vni, dst)?;
+    (to.kind == FibInfo::LOCAL).then_some(network)
 }
 
 /// A source outside the peer's first subnet: in another of its subnets?

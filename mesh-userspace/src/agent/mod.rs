@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
@@ -31,6 +31,10 @@ use protocol::{Request, Response};
 const SETTLE: Duration = Duration::from_millis(10);
 /// After an error, and for changes that nobody told of.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Between two looks at what the ports of bridges told. They work without: it is for those who read
+/// it, and for the fast way.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// What the agent was started with.
 #[derive(Debug, Clone)]
@@ -97,6 +101,8 @@ pub async fn run(
 
     let mut agent = Agent { config_error, retry: None, due: None };
     let mut docker = Docker::start_if_wanted(&host);
+    let mut listen = tokio::time::interval(LISTEN);
+    listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The config file that the other agents are known by.
     let mut told = None;
     return_memory();
@@ -140,6 +146,12 @@ pub async fn run(
                     agent.reload(&mut host, &settings).await;
                 }
                 agent.refresh(&mut host).await;
+            }
+            _ = listen.tick(), if host.is_learning() => {
+                if let Err(e) = host.take_learned().await {
+                    tracing::debug!("{e}");
+                    agent.due_in(SETTLE);
+                }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

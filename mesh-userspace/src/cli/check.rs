@@ -118,6 +118,8 @@ struct ClusterReport<'a> {
     encap: String,
     /// Container MTU in bytes; `null` if each node chooses it.
     mtu: Option<u16>,
+    /// Attached on each host.
+    bridges: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -167,6 +169,7 @@ impl<'a> Report<'a> {
                 name: &cluster.name,
                 encap: cluster.encap.to_string(),
                 mtu: cluster.mtu,
+                bridges: &cluster.bridges,
             },
             networks: cluster.networks.iter().map(network).collect(),
             nodes: cluster.nodes.iter().map(node).collect(),
@@ -222,6 +225,9 @@ fn table(document: &Document) -> String {
         ]);
     }
     let mut out = format!("cluster {}, encap {}, mtu {mtu}\n", cluster.name, cluster.encap);
+    if !cluster.bridges.is_empty() {
+        let _ = writeln!(out, "attached on each host: {}", cluster.bridges.join(", "));
+    }
     for table in [networks, nodes] {
         out.push('\n');
         out.extend(table.lines().map(|line| format!("{}\n", line.trim_end())));

@@ -14,6 +14,7 @@ use super::{
 };
 
 pub(super) const CLUSTER_KEYS: [&str; 4] = ["name", "cidr", "encap", "mtu"];
+pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
 pub(super) const NODE_KEYS: [&str; 4] = ["name", "underlay", "subnet", "subnets"];
@@ -24,6 +25,7 @@ pub(super) struct Spec {
     pub cluster: Option<ClusterSpec>,
     pub networks: Vec<NetworkSpec>,
     pub nodes: Vec<NodeSpec>,
+    pub attach: Option<AttachSpec>,
     pub docker: Option<DockerSpec>,
     /// Given, but as something that is no table.
     unreadable: Vec<Kind>,
@@ -35,6 +37,11 @@ pub(super) struct ClusterSpec {
     pub cidr: Vec<At<IpNet>>,
     pub encap: Option<At<Encap>>,
     pub mtu: Option<At<u16>>,
+}
+
+#[derive(Debug)]
+pub(super) struct AttachSpec {
+    pub bridges: Vec<At<String>>,
 }
 
 #[derive(Debug)]
@@ -89,6 +96,7 @@ impl Spec {
         match section.kind {
             Kind::Root => self.read_root(body, reader),
             Kind::Cluster => self.set_cluster(body, place, section.is_list, reader),
+            Kind::Attach => self.set_attach(body, place, section.is_list, reader),
             Kind::Docker => self.set_docker(body, place, section.is_list, reader),
             Kind::Network | Kind::Node => {
                 if !section.is_list {
@@ -118,6 +126,7 @@ impl Spec {
             let name: &str = key.get_ref();
             let kind = match value::nearest(name, TABLES) {
                 Some("cluster") => Kind::Cluster,
+                Some("attach") => Kind::Attach,
                 Some("docker") => Kind::Docker,
                 Some("network") => Kind::Network,
                 Some("node") => Kind::Node,
@@ -129,16 +138,22 @@ impl Spec {
             }
             match kind {
                 Kind::Cluster => self.read_cluster(value, reader),
-                Kind::Docker => {
-                    let place = reader.place(value, "docker".into());
-                    match value.get_ref() {
-                        DeValue::Table(table) => self.set_docker(table, &place, false, reader),
-                        _ => reader.wrong_type(value, &place, "a table: [docker]"),
-                    }
-                }
+                Kind::Attach | Kind::Docker => self.read_single(kind, value, reader),
                 Kind::Network | Kind::Node => self.read_list(kind, value, reader),
                 _ => {}
             }
+        }
+    }
+
+    fn read_single(&mut self, kind: Kind, value: &Value<'_>, reader: &mut Reader<'_, '_>) {
+        let name = if kind == Kind::Attach { "attach" } else { "docker" };
+        let place = reader.place(value, name.into());
+        match value.get_ref() {
+            DeValue::Table(table) if kind == Kind::Attach => {
+                self.set_attach(table, &place, false, reader);
+            }
+            DeValue::Table(table) => self.set_docker(table, &place, false, reader),
+            _ => reader.wrong_type(value, &place, &format!("a table: [{name}]")),
         }
     }
 
@@ -181,6 +196,22 @@ impl Spec {
             mtu: mtu.and_then(|v| reader.integer(v, "cluster.mtu".into(), value::parse_mtu)),
         };
         self.cluster.get_or_insert(spec);
+    }
+
+    fn set_attach(
+        &mut self,
+        table: &DeTable<'_>,
+        place: &Place,
+        is_list: bool,
+        reader: &mut Reader<'_, '_>,
+    ) {
+        if self.attach.is_some() || is_list {
+            reader.findings.add(place, "there is one: write [attach] once, in single brackets");
+        }
+        let [bridges] = reader.fields(table, place, ATTACH_KEYS, 1);
+        let bridges = bridges
+            .map_or_else(Vec::new, |v| reader.strings(v, "attach.bridges", value::parse_ifname));
+        self.attach.get_or_insert(AttachSpec { bridges });
     }
 
     fn set_docker(

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Tables at the top of the file.
-pub(super) const TABLES: [&str; 4] = ["cluster", "docker", "network", "node"];
+pub(super) const TABLES: [&str; 5] = ["attach", "cluster", "docker", "network", "node"];
 /// Further syntax faults are counted only: such a file is something else than TOML.
 const MAX_FAULTS: usize = 1000;
 
@@ -25,6 +25,7 @@ pub(super) enum Kind {
     /// The whole file, or what stands above the first header.
     Root,
     Cluster,
+    Attach,
     Docker,
     Network,
     Node,
@@ -109,6 +110,7 @@ fn cut(text: &str) -> Vec<Piece> {
                 (Kind::Subnets, format!("node[{}].subnets", nodes.max(1) - 1))
             }
             Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
+            Some("attach") => (Kind::Attach, "attach".to_owned()),
             Some("docker") => (Kind::Docker, "docker".to_owned()),
             Some("node") => {
                 nodes += 1;

@@ -62,6 +62,7 @@ pub enum Work {
 /// The agent's part for Docker.
 pub struct Docker {
     node: String,
+    is_plugin: bool,
     api: Api,
     shared: Shared,
     saved: Saved,
@@ -90,10 +91,12 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// `None` if the config file says so.
+    /// `None` if the config file says so. Where only a bridge is attached, Docker is asked whose its
+    /// ports are, and served nothing.
     pub fn start_if_wanted(host: &Host) -> Option<Self> {
-        let settings = host.cluster()?.docker.clone();
-        settings.plugin.then(|| Self::start(host, settings))
+        let cluster = host.cluster()?;
+        let settings = cluster.docker.clone();
+        (settings.plugin || !cluster.bridges.is_empty()).then(|| Self::start(host, settings))
     }
 
     /// Takes up what was saved, and begins to serve as soon as there is a Docker.
@@ -111,13 +114,14 @@ impl Docker {
         let api = Api { socket: settings.socket };
         let watcher = Watcher {
             api: api.clone(),
-            plugin_socket: settings.plugin_socket,
+            plugin_socket: settings.plugin.then_some(settings.plugin_socket),
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
         };
         Self {
             node: host.state.node.clone(),
+            is_plugin: settings.plugin,
             api,
             peers: shared.watch_networks(),
             shared,
@@ -168,7 +172,9 @@ impl Docker {
     }
 
     pub async fn work(&mut self, host: &mut Host, work: Work) {
-        self.serve();
+        if self.is_plugin {
+            self.serve();
+        }
         let done = match work {
             Work::Call((call, answer)) => {
                 let result = self.answer(host, call).await;
@@ -191,12 +197,18 @@ impl Docker {
 
     async fn happened(&mut self, host: &mut Host, event: Event) -> Result<(), driver::DriverError> {
         match event {
+            Event::Networks(_) | Event::All { .. } if !self.is_plugin => {}
             Event::Networks(list) => return self.reconcile(host, list).await,
             Event::All { networks, running, count } => {
                 self.seen_all(host, &networks, &running, count).await?;
                 return self.reconcile(host, networks).await;
             }
             Event::Container { id, count, container } => {
+                for told in container.iter().flat_map(|container| containers::told(container)) {
+                    if let Err(e) = host.docker_says(told).await {
+                        tracing::warn!("{e}");
+                    }
+                }
                 self.seen(id, count, container.map(|c| *c));
             }
             Event::Left { container, network, count } => self.left(&container, &network, count),

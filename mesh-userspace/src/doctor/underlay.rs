@@ -188,6 +188,7 @@ mod tests {
             loopback: name == "lo",
             alias: None,
             peer: None,
+            peer_netns: None,
             controller: None,
         }
     }

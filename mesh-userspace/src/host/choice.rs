@@ -79,11 +79,13 @@ impl Host {
             .collect();
         let mut chosen = Vec::new();
         for v4 in [true, false] {
+            // Whoever owns a bridge gives out the first ones.
+            let highest = self.bridges.share_subnet(v4);
             let of_family = |ip: &&IpAddr| ip.is_ipv4() == v4;
             let subnets = || subnets.iter().copied().filter(|net| net.addr().is_ipv4() == v4);
             match asked.iter().filter(of_family).collect::<Vec<_>>().as_slice() {
                 [] if subnets().next().is_none() => {}
-                [] => match subnets().find_map(|net| first_free(net, &taken)) {
+                [] => match subnets().find_map(|net| free(net, &taken, highest)) {
                     Some(ip) => chosen.push(ip),
                     None => {
                         let full: Vec<_> = subnets().map(IpNet::to_string).collect();
@@ -159,22 +161,25 @@ fn check_asked<'a>(
     Ok(ip)
 }
 
-/// The lowest free address, neither the network's, the gateway's nor the broadcast address.
-fn first_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
+/// The lowest free address, or the highest, neither the network's, the gateway's nor the broadcast
+/// address.
+fn free(net: &IpNet, taken: &HashSet<IpAddr>, highest: bool) -> Option<IpAddr> {
+    let bits = |ip| match ip {
+        IpAddr::V4(ip) => u128::from(u32::from(ip)),
+        IpAddr::V6(ip) => u128::from(ip),
+    };
+    let ip = |bits| match net {
+        IpNet::V4(_) => IpAddr::from(Ipv4Addr::from(bits as u32)),
+        IpNet::V6(_) => IpAddr::from(Ipv6Addr::from(bits)),
+    };
+    let broadcasts = net.addr().is_ipv4().into();
+    let first = bits(net.network()) + 2;
+    let last = bits(net.broadcast()).checked_sub(broadcasts)?;
     // One more candidate than are taken is enough.
-    let candidates = taken.len() as u128 + 1;
-    match net {
-        IpNet::V4(net) => {
-            let (first, last) = (u32::from(net.network()) + 2, u32::from(net.broadcast()));
-            let end = last.min(first.saturating_add(u32::try_from(candidates).ok()?));
-            (first..end).map(|a| Ipv4Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
-        IpNet::V6(net) => {
-            let (first, last) = (u128::from(net.network()) + 2, u128::from(net.broadcast()));
-            let end = last.min(first.saturating_add(candidates));
-            (first..=end).map(|a| Ipv6Addr::from(a).into()).find(|ip| !taken.contains(ip))
-        }
-    }
+    let mut candidates = (0..=taken.len() as u128).filter(|n| *n <= last.wrapping_sub(first));
+    let at = |n| ip(if highest { last - n } else { first + n });
+    (first <= last)
+        .then(|| candidates.find_map(|n| Some(at(n)).filter(|ip| !taken.contains(ip))))?
 }
 
 fn check_name(name: &str) -> Result<(), HostError> {
@@ -239,22 +244,31 @@ mod tests {
     #[test]
     fn the_first_free_address_skips_gateway_and_taken() {
         let net = "10.42.0.0/24".parse().unwrap();
-        let got = first_free(&net, &taken(&["10.42.0.1", "10.42.0.2", "10.42.0.4"]));
+        let got = free(&net, &taken(&["10.42.0.1", "10.42.0.2", "10.42.0.4"]), false);
         assert_eq!(got, Some("10.42.0.3".parse().unwrap()));
         let net = "fd00::/64".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["fd00::1"])), Some("fd00::2".parse().unwrap()));
+        assert_eq!(free(&net, &taken(&["fd00::1"]), false), Some("fd00::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_last_free_address_is_the_highest_that_is_not_the_broadcast() {
+        let net = "10.42.0.0/24".parse().unwrap();
+        let got = free(&net, &taken(&["10.42.0.1", "10.42.0.254"]), true);
+        assert_eq!(got, Some("10.42.0.253".parse().unwrap()));
+        let one = "10.42.0.0/30".parse().unwrap();
+        assert_eq!(free(&one, &taken(&["10.42.0.1", "10.42.0.2"]), true), None);
     }
 
     #[test]
     fn a_full_subnet_has_no_free_address() {
         let net = "10.42.0.0/30".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["10.42.0.1", "10.42.0.2"])), None);
+        assert_eq!(free(&net, &taken(&["10.42.0.1", "10.42.0.2"]), false), None);
     }
 
     #[test]
     fn a_large_subnet_is_not_walked() {
         let net = "fd00::/8".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&[])), Some("fd00::2".parse().unwrap()));
+        assert_eq!(free(&net, &taken(&[]), false), Some("fd00::2".parse().unwrap()));
     }
 
     #[test]

@@ -48,5 +48,6 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         mtu_max: None,
         netns: "?".into(),
         netns_id: (0, 0),
+        bridged: None,
     }
 }

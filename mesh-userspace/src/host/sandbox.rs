@@ -77,6 +77,7 @@ impl Host {
             mtu_max: request.mtu,
             netns: request.netns,
             netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
+            bridged: None,
         };
         self.state.endpoints.insert(request.name.clone(), endpoint);
         match self.finish_sandbox(cluster, network, &request.name, pair).await {

@@ -21,6 +21,7 @@ fn cluster() -> impl Strategy<Value = (File, Cluster)> {
             networks: Vec::new(),
             nodes: Vec::new(),
             docker: Docker::default(),
+            bridges: Vec::new(),
         };
         file.cluster = ClusterTable {
             name: cluster.name.clone(),
