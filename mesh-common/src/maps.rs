@@ -105,6 +105,8 @@ pub struct EndpointInfo {
 impl EndpointInfo {
     /// The host itself: deliver by ingress on `mesh0`.
     pub const HOST: u32 = 1;
+    /// Behind a bridge of somebody else's: what its neighbours there send it is the bridge's.
+    pub const BRIDGED: u32 = 2;
 }
 
 /// Prefix lengths in use in a network, the commonest first, 0 ends the list. Lengths are of the
@@ -147,6 +149,35 @@ pub struct PortInfo {
     pub gateway6: [u32; 4],
     /// Room for an identity that policy will look at.
     pub identity: u32,
+    pub flags: u32,
+}
+
+impl PortInfo {
+    /// A port of somebody else's bridge: what is not for another node is the bridge's. Its addresses
+    /// are in `ENDPOINTS` alone, where they may have been learned; none stand here, so that nothing
+    /// it sends takes the short way of a container's own port.
+    pub const BRIDGED: u32 = 1;
+    /// The agent knows its IPv4 address: no other is learned.
+    pub const BOUND4: u32 = 2;
+    pub const BOUND6: u32 = 4;
+}
+
+/// `LEARNED`: whose traffic told its address. One of each family for each port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct LearnedKey {
+    pub ifindex: u32,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+/// `LEARNED`: the address, and the MAC that it was sent from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LearnedInfo {
+    pub endpoint: EndpointKey,
+    pub mac: [u16; 3],
+    pub _pad: u16,
 }
 
 /// Entries of `PORT_SLOTS`.
@@ -308,6 +339,9 @@ pub struct NetworkInfo {
     pub lens: PrefixLens,
     pub mtu: u32,
     pub flags: u32,
+    /// The bridge that may know an address of this node's subnet that nobody has told yet; 0 for
+    /// none.
+    pub bridge: u32,
 }
 
 /// `NODE`, one entry: this node.
@@ -364,7 +398,9 @@ pub struct Traffic {
 const _: () = {
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<EndpointInfo>() == 28);
-    assert!(size_of::<PortInfo>() == 80);
+    assert!(size_of::<PortInfo>() == 84);
+    assert!(size_of::<LearnedKey>() == 8);
+    assert!(size_of::<LearnedInfo>() == 28);
     assert!(size_of::<FibKey>() == 20);
     assert!(size_of::<LpmKey>() == 20);
     assert!(size_of::<FibInfo>() == 16);
@@ -372,7 +408,7 @@ const _: () = {
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<PeerSource>() == 68);
     assert!(size_of::<NeighbourInfo>() == 20);
-    assert!(size_of::<NetworkInfo>() == 16);
+    assert!(size_of::<NetworkInfo>() == 20);
     assert!(size_of::<NodeInfo>() == 40);
     assert!(size_of::<Traffic>() == 32);
 };

@@ -12,6 +12,7 @@ pub const PORTS: &str = "PORTS";
 pub const PORT_SLOTS: &str = "PORT_SLOTS";
 pub const ENDPOINTS: &str = "ENDPOINTS";
 pub const ENDPOINT_SLOTS: &str = "ENDPOINT_SLOTS";
+pub const LEARNED: &str = "LEARNED";
 pub const FIB: &str = "FIB";
 pub const FIB_SLOTS: &str = "FIB_SLOTS";
 pub const FIB_LPM: &str = "FIB_LPM";
@@ -27,11 +28,12 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 17] = [
+pub const ALL_MAPS: [&str; 18] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
     ENDPOINT_SLOTS,
+    LEARNED,
     FIB,
     FIB_SLOTS,
     FIB_LPM,

@@ -38,7 +38,7 @@ numbered! {
     Verdict {
         Pass = 0, "passed", "Not ours: left to the next program and the host's stack.";
         Deliver = 1, "delivered", "Handed to a container on this host.";
-        Host = 2, "host", "Handed to this host's own stack on mesh0.";
+        Host = 2, "host", "Handed to this host's own stack, on mesh0 or to ask for its MAC on a bridge.";
         Encap = 3, "encapsulated", "Sent to a peer.";
         Answer = 4, "answered", "Turned into an ARP or neighbour reply to its sender.";
         Drop = 5, "dropped", "Dropped, with the reason counted in DROPS.";

@@ -145,7 +145,7 @@ fn fill(packet: &Packet, route: &Route<'_>, inner: &Inner, hash: u32) -> Result<
     let code = if peer.flags & PeerInfo::MAC_KNOWN != 0 {
         packet::redirect(peer.ifindex)
     } else {
-        packet::redirect_neigh(peer.ifindex, &peer.next_hop, peer.flags & PeerInfo::IPV6 != 0)
+        packet::redirect_neigh(peer.ifindex, peer.flags & PeerInfo::IPV6 == 0, &peer.next_hop)
     };
     Ok((Verdict::Encap, code))
 }

@@ -98,7 +98,7 @@ fn v4(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
 #[inline(always)]
 fn needed(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV4_LEN + size_of::<Icmp>();
-    let sender: Ipv4 = packet.load(ETH_LEN)?;
+    let (to, sender): (Eth, Ipv4) = (packet.load(0)?, packet.load(ETH_LEN)?);
     packet.trim((ETH_LEN + QUOTE) as u32)?;
     packet.grow(ROOM as u32, 0)?;
     let mut ip = Ipv4 {
@@ -117,7 +117,7 @@ fn needed(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32,
     icmp.sum = fold(body_sum(packet, ETH_LEN + IPV4_LEN, 0)?);
     packet.store(ETH_LEN + IPV4_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
-    packet.store(0, &front(port, crate::inner::V4::PROTO))?;
+    packet.store(0, &front(port, &to, crate::inner::V4::PROTO))?;
     Ok(back(packet, hook))
 }
 
@@ -131,7 +131,7 @@ fn v6(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
 #[inline(always)]
 fn too_big(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV6_LEN + size_of::<Icmp>();
-    let sender: Ipv6 = packet.load(ETH_LEN)?;
+    let (to, sender): (Eth, Ipv6) = (packet.load(0)?, packet.load(ETH_LEN)?);
     packet.trim((ETH_LEN + QUOTE) as u32)?;
     packet.grow(ROOM as u32, 0)?;
     let len = (size_of::<Icmp>() + QUOTE) as u16;
@@ -148,13 +148,13 @@ fn too_big(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32
     icmp.sum = fold(body_sum(packet, ETH_LEN + IPV6_LEN, pseudo_sum(&ip))?);
     packet.store(ETH_LEN + IPV6_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
-    packet.store(0, &front(port, crate::inner::V6::PROTO))?;
+    packet.store(0, &front(port, &to, crate::inner::V6::PROTO))?;
     Ok(back(packet, hook))
 }
 
 #[inline(always)]
-fn front(port: &PortInfo, proto: u16) -> Eth {
-    Eth { dst: port.mac, src: port.gateway_mac, proto }
+fn front(port: &PortInfo, to: &Eth, proto: u16) -> Eth {
+    Eth { dst: to.src, src: port.gateway_mac, proto }
 }
 
 /// Sum of the ICMP header and the quote that follow at `at`, on top of `sum`.

@@ -5,6 +5,8 @@
 //! from_host       tcx egress,  mesh0                            /             -> deliver.rs
 //! from_underlay   tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
 //! ```
+//!
+//! Where the veth is a port of somebody else's bridge, `bridge.rs` says what stays the bridge's.
 #![no_std]
 #![no_main]
 // Inline BPF assembly, for stores wider than the compiler dares.
@@ -15,6 +17,7 @@ use end::end;
 use mesh_common::verdict::Hook;
 use packet::Packet;
 
+mod bridge;
 mod count;
 mod deliver;
 mod encap;

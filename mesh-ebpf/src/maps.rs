@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NeighbourInfo, NeighbourKey,
-        NetworkInfo, NodeInfo, PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource,
-        PortInfo, Traffic,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LearnedInfo, LearnedKey, LpmKey,
+        NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo, PORT_SLOTS as PORT_SLOT_COUNT,
+        PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
@@ -21,9 +21,11 @@ static PORTS: HashMap<u32, PortInfo> = HashMap::with_max_entries(4096, 0);
 #[map]
 static PORT_SLOTS: Array<PortInfo> = Array::with_max_entries(PORT_SLOT_COUNT, 0);
 #[map]
-static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
+pub static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
 static ENDPOINT_SLOTS: Array<Slot<EndpointKey, EndpointInfo>> = Array::with_max_entries(SLOTS, 0);
+#[map]
+pub static LEARNED: HashMap<LearnedKey, LearnedInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
 static FIB: HashMap<FibKey, FibInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
@@ -68,6 +70,13 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
 #[inline(always)]
 pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReason> {
     find(&ENDPOINT_SLOTS, &ENDPOINTS, &EndpointKey { vni, addr }).ok_or(DropReason::NoEndpoint)
+}
+
+/// Was this learned on that port?
+#[inline(always)]
+pub fn is_learned(key: &LearnedKey, endpoint: &EndpointKey) -> bool {
+    // SAFETY: values are not replaced, only removed and set.
+    unsafe { LEARNED.get(key) }.is_some_and(|told| told.endpoint == *endpoint)
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@ use mesh_common::{
 };
 
 use crate::{
+    bridge::{self, Source},
     end::Done,
     fib,
     icmp::pseudo_sum,
@@ -29,16 +30,21 @@ const ND_AT: usize = ETH_LEN + IPV6_LEN;
 pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ask: Arp = packet.load(ETH_LEN)?;
     let kind = (u16::from_be(ask.htype), u16::from_be(ask.ptype), ask.hlen, ask.plen);
-    if kind != ARP_ETH_IPV4 || u16::from_be(ask.op) != ARP_REQUEST {
-        return Err(DropReason::NoReply);
+    let is_request = u16::from_be(ask.op) == ARP_REQUEST;
+    if kind != ARP_ETH_IPV4 || !is_request && !bridge::is_port(port) {
+        return bridge::pass_or(port, DropReason::NoReply);
     }
     let (sender, target) = (Addr::from_v4(ask.sender_ip), Addr::from_v4(ask.target_ip));
     // 0 asks whether an address is free (RFC 5227).
     if ask.sender_ip != 0 && !V4::is_own(port, &sender) {
-        return Err(DropReason::SpoofedSource);
+        match bridge::source::<V4>(packet, port, &sender) {
+            Source::Own => {}
+            Source::Others => return Err(DropReason::SpoofedSource),
+            Source::Unknown => return bridge::pass_or(port, DropReason::SpoofedSource),
+        }
     }
-    if !is_somebodys::<V4>(port, &target) {
-        return Err(DropReason::NoReply);
+    if !is_request || !is_somebodys::<V4>(port, &target) {
+        return bridge::pass_or(port, DropReason::NoReply);
     }
     let reply = Arp {
         op: ARP_REPLY.to_be(),
@@ -72,14 +78,18 @@ pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReas
     // From :: it asks whether an address is free (RFC 4862, 5.4): silence says yes, and only the
     // endpoint itself may have it.
     if kind != ND_SOLICIT || ip.hops != ND_HOPS || { ip.src } == [0; 4] {
-        return Err(DropReason::NoReply);
+        return bridge::pass_or(port, DropReason::NoReply);
     }
     if !V6::is_own(port, &from) && !is_link_local(&from) {
-        return Err(DropReason::SpoofedSource);
+        match bridge::source::<V6>(packet, port, &from) {
+            Source::Own => {}
+            Source::Others => return Err(DropReason::SpoofedSource),
+            Source::Unknown => return bridge::pass_or(port, DropReason::SpoofedSource),
+        }
     }
     let target: [u32; 4] = packet.load(ND_AT + 8)?;
     if !is_somebodys::<V6>(port, &Addr(target)) {
-        return Err(DropReason::NoReply);
+        return bridge::pass_or(port, DropReason::NoReply);
     }
     let eth: Eth = packet.load(0)?;
     packet.trim((ND_AT + size_of::<NeighbourMessage>()) as u32)?;
@@ -161,16 +171,21 @@ fn put(
     packet.store(at + IPV6_LEN, &message)
 }
 
-/// The gateway, another node's subnet, or an endpoint here that is not the one that asks.
+/// The gateway, another node's subnet, or an endpoint here that is not the one that asks. For a port
+/// of a bridge, only what is not on the bridge.
 #[inline(always)]
 fn is_somebodys<F: Family>(port: &PortInfo, target: &Addr) -> bool {
-    if F::is_gateway(port, target) {
+    if !bridge::is_port(port) && F::is_gateway(port, target) {
         return true;
     }
     match fib::lookup::<F>(&port.lens, port.vni, target) {
-        Some(to) if to.kind == FibInfo::LOCAL => {
-            maps::endpoint(port.vni, *target).is_ok_and(|e| e.ifindex != port.ifindex)
+        Some(to) if to.kind == FibInfo::LOCAL && bridge::is_port(port) => {
+            !bridge::is_its_own(port.vni, target)
         }
+        Some(to) if to.kind == FibInfo::LOCAL => match maps::endpoint(port.vni, *target) {
+            Ok(endpoint) => endpoint.ifindex != port.ifindex,
+            Err(_) => bridge::of(port.vni).is_some(),
+        },
         Some(_) => true,
         None => false,
     }

@@ -7,6 +7,7 @@ use mesh_common::{
 };
 
 use crate::{
+    bridge::{self, Source, Taker},
     count, deliver,
     encap::{self, Inner},
     end::{Done, Refusal},
@@ -23,7 +24,7 @@ pub fn send(packet: &Packet, hook: Hook) -> Result<Done, Refusal> {
     // The tag is not in the bytes: encapsulated with it, the packet would enter a VLAN of the
     // underlay.
     if packet.is_vlan() {
-        return Err(DropReason::VlanTagged.into());
+        return Ok(bridge::pass_or(port, DropReason::VlanTagged)?);
     }
     let eth: *mut Eth = packet.need(0)?;
     // SAFETY: `need` checked the bounds.
@@ -31,7 +32,7 @@ pub fn send(packet: &Packet, hook: Hook) -> Result<Done, Refusal> {
         ETH_P_IP => forward::<V4>(packet, hook, port),
         ETH_P_IPV6 => forward::<V6>(packet, hook, port),
         ETH_P_ARP => neighbour::arp(packet, hook, port).map_err(Refusal::from),
-        _ => Err(DropReason::NotIp.into()),
+        _ => Ok(bridge::pass_or(port, DropReason::NotIp)?),
     }
 }
 
@@ -49,12 +50,22 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     }
     let (src, dst) = (F::src(header), F::dst(header));
     if !F::is_own(port, &src) {
-        // Group membership reports and the like come from other addresses, and are nothing to
-        // worry about.
-        let multicast = F::is_multicast(&dst);
-        return Err(
-            if multicast { DropReason::Multicast } else { DropReason::SpoofedSource }.into()
-        );
+        let source = bridge::source::<F>(packet, port, &src);
+        if bridge::is_port(port) && source != Source::Others {
+            match bridge::taker::<F>(packet, port, &dst) {
+                Taker::Bridge => return Ok(bridge::PASS),
+                Taker::Mesh => {}
+                Taker::Nobody => return Err(DropReason::NoRoute.into()),
+            }
+        }
+        if source != Source::Own {
+            // Group membership reports and the like come from other addresses, and are nothing to
+            // worry about.
+            let multicast = F::is_multicast(&dst) && !bridge::is_port(port);
+            return Err(
+                if multicast { DropReason::Multicast } else { DropReason::SpoofedSource }.into()
+            );
+        }
     }
     count::endpoint_tx(port.id, bytes);
 
@@ -63,7 +74,14 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
         return Err(if multicast { DropReason::Multicast } else { DropReason::NoRoute }.into());
     };
     if to.kind == FibInfo::LOCAL {
-        let endpoint = maps::endpoint(port.vni, dst)?;
+        let endpoint = match maps::endpoint(port.vni, dst) {
+            Ok(endpoint) => endpoint,
+            Err(reason) => {
+                let network = bridge::of(port.vni).ok_or(reason)?;
+                icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
+                return Ok(bridge::ask::<F>(network, &dst));
+            }
+        };
         if endpoint.ifindex == port.ifindex {
             return Err(DropReason::Hairpin.into());
         }

@@ -319,13 +319,13 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
 
 /// Out of an interface to `next_hop`, whose MAC the kernel finds out.
 #[inline(always)]
-pub fn redirect_neigh(ifindex: u32, next_hop: &Addr, is_ipv6: bool) -> i32 {
-    // The whole union, since the helper reads all of it.
-    let (family, nh) =
-        if is_ipv6 { (AF_INET6, next_hop.0) } else { (AF_INET, [next_hop.0[3], 0, 0, 0]) };
+pub fn redirect_neigh(ifindex: u32, is_v4: bool, next_hop: &Addr) -> i32 {
+    let (family, address) =
+        if is_v4 { (AF_INET, [next_hop.0[3], 0, 0, 0]) } else { (AF_INET6, next_hop.0) };
     let mut params = bpf_redir_neigh {
         nh_family: family,
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: nh },
+        // The whole union, since the helper reads all of it.
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: address },
     };
     // SAFETY: `params` lives on the stack for the call.
     let code = unsafe {

@@ -21,6 +21,7 @@ use mesh_common::{
 };
 use packet::Packet;
 
+mod bridge;
 mod count;
 mod deliver;
 mod encap;

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6},
 };
 use mesh_common::{
-    maps::{Addr, FibInfo, NodeInfo, PeerKey, PeerSource, UdpPort, VNI_MAX},
+    maps::{Addr, FibInfo, NetworkInfo, NodeInfo, PeerKey, PeerSource, UdpPort, VNI_MAX},
     verdict::{DropReason, Hook, Verdict},
     wire::{
         ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
@@ -16,7 +16,7 @@ use mesh_common::{
 };
 
 use crate::{
-    count, deliver,
+    bridge, count, deliver,
     end::{Done, NEXT, Refusal, end},
     fib,
     inner::{Family, V4, V6, ecn},
@@ -305,29 +305,63 @@ fn decap<F: Family>(
     let to = match maps::endpoint(source.vni, dst) {
         Ok(to) => to,
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
-        Err(reason) => return Err(reason.into()),
-    };
-    if ecn(outer.tos) == ECN_CE {
-        // RFC 6040, 4.2: a sender without ECN would never hear of it.
-        if ecn(F::tos(header)) == 0 {
-            return Err(DropReason::Congestion.into());
+        Err(reason) => {
+            let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
+            take_off::<F>(packet, outer, header, at)?;
+            packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
+            count::peer_rx(source.peer, bytes);
+            return Ok(bridge::ask::<F>(network, &dst));
         }
-        F::mark_ce(header);
-    }
+    };
     if is_switch && outer.ethernet {
         switch::learn(packet, source, src, at);
     }
-
-    let protocol = DECAP_L3.load() != 0;
-    let flags = match (protocol, F::IS_V4) {
-        (false, _) => 0,
-        (true, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
-        (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
-    };
-    packet.shrink((at - ETH_LEN) as u32, flags.into())?;
+    take_off::<F>(packet, outer, header, at)?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(source.peer, bytes);
-    Ok(deliver::hand_over(to, bytes, F::IS_V4 == outer.is_v4 || protocol))
+    Ok(deliver::hand_over(to, bytes, keeps_protocol::<F>(outer)))
+}
+
+/// Does the kernel know what the inner packet is, once all in front of it is off?
+#[inline(always)]
+fn keeps_protocol<F: Family>(outer: &Outer) -> bool {
+    F::IS_V4 == outer.is_v4 || DECAP_L3.load() != 0
+}
+
+/// Takes off what is in front of the inner packet.
+#[inline(always)]
+fn take_off<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    header: &mut F::Header,
+    at: usize,
+) -> Result<(), DropReason> {
+    if ecn(outer.tos) == ECN_CE {
+        // RFC 6040, 4.2: a sender without ECN would never hear of it.
+        if ecn(F::tos(header)) == 0 {
+            return Err(DropReason::Congestion);
+        }
+        F::mark_ce(header);
+    }
+    let flags = match (DECAP_L3.load(), F::IS_V4) {
+        (0, _) => 0,
+        (_, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        (_, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    };
+    packet.shrink((at - ETH_LEN) as u32, flags.into())
+}
+
+/// The bridge that may have an address which nobody is known to have.
+#[inline(always)]
+fn on_bridge<F: Family>(outer: &Outer, dst: &Addr) -> Option<&'static NetworkInfo> {
+    // The kernel asks only for what the packet says that it is.
+    if !keeps_protocol::<F>(outer) {
+        return None;
+    }
+    let vni = outer.source.vni;
+    let network = bridge::of(vni)?;
+    let to = fib::lookup::<F>(&network.lens, vni, dst)?;
+    (to.kind == FibInfo::LOCAL).then_some(network)
 }
 
 /// Is the address in a subnet that the peer has in the network?

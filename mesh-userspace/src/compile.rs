@@ -54,7 +54,17 @@ pub struct Attachment {
     pub id: u32,
     pub addresses: Vec<IpAddr>,
     pub mac: [u8; 6],
-    pub is_host: bool,
+    pub kind: AttachmentKind,
+}
+
+/// What stands behind an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachmentKind {
+    /// The host itself, behind `mesh0`.
+    Host,
+    Container,
+    /// A container on somebody else's bridge; without addresses until they are known.
+    Bridged,
 }
 
 /// What compilation needs to know of this host.
@@ -65,6 +75,8 @@ pub struct Facts {
     pub attachments: Vec<Attachment>,
     /// MTU of the interface that has our underlay address.
     pub underlay_mtu: u32,
+    /// The bridge that may have addresses of this node's subnet which no attachment has; 0 for none.
+    pub bridge: u32,
     /// The host has GRE tunnels of its own.
     pub foreign_gre: bool,
     /// UDP ports of VXLAN and Geneve tunnels of its own.
@@ -168,6 +180,7 @@ impl Difference {
             networks: cluster.networks.clone(),
             links: cluster.links.clone(),
             docker: cluster.docker.clone(),
+            bridges: cluster.bridges.clone(),
             ..*cluster
         };
         let whole = Whole::of(new);
@@ -197,7 +210,7 @@ impl Difference {
 
 /// What the entries of each node follow from besides itself and this node.
 fn common(c: &Cluster) -> impl PartialEq {
-    (c.encap, c.mtu, c.port, c.ttl, c.dscp, &c.links, &c.networks)
+    (c.encap, c.mtu, c.port, c.ttl, c.dscp, &c.links, &c.networks, &c.bridges)
 }
 
 /// What follows from all nodes together.
@@ -261,6 +274,7 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
             lens: whole.lens.get(&network.vni).copied().unwrap_or_default(),
             mtu: outer.container_mtu(cluster.mtu, facts.underlay_mtu).unwrap_or_else(|m| m),
             flags: 0,
+            bridge: if network.vni == Vni::DEFAULT { facts.bridge } else { 0 },
         };
         desired.maps.networks.insert(network.vni.get(), info);
     }
@@ -401,6 +415,7 @@ impl Desired {
         let gateway_of = |v4: bool| {
             subnets().find(|net| net.addr().is_ipv4() == v4).map(|net| Addr::from(gateway(*net)))
         };
+        let is_bridged = a.kind == AttachmentKind::Bridged;
         let mut port = PortInfo {
             ifindex: a.ifindex,
             vni: a.vni.get(),
@@ -411,12 +426,17 @@ impl Desired {
             lens: self.lens(a.vni),
             gateway4: gateway_of(true).unwrap_or_default().0[3],
             gateway6: gateway_of(false).unwrap_or_default().0,
+            flags: if is_bridged { PortInfo::BRIDGED } else { 0 },
             ..PortInfo::default()
         };
         let info = EndpointInfo {
             ifindex: a.ifindex,
             id: a.id,
-            flags: if a.is_host { EndpointInfo::HOST } else { 0 },
+            flags: match a.kind {
+                AttachmentKind::Host => EndpointInfo::HOST,
+                AttachmentKind::Container => 0,
+                AttachmentKind::Bridged => EndpointInfo::BRIDGED,
+            },
             macs: mac_pair(a.mac, node_mac(me.underlay)),
             identity: 0,
         };
@@ -425,8 +445,12 @@ impl Desired {
         for ip in a.addresses.iter().filter(|ip| subnets().any(|net| net.contains(*ip))) {
             let addr = Addr::from(*ip);
             match ip {
-                IpAddr::V4(_) => port.addr4 = addr.0[3],
-                IpAddr::V6(_) => port.addr6 = addr.0,
+                IpAddr::V4(_) if is_bridged => port.flags |= PortInfo::BOUND4,
+                IpAddr::V6(_) if is_bridged => port.flags |= PortInfo::BOUND6,
+                // The first of each family stands here, which is looked at first.
+                IpAddr::V4(_) if port.addr4 == 0 => port.addr4 = addr.0[3],
+                IpAddr::V6(_) if port.addr6 == [0; 4] => port.addr6 = addr.0,
+                _ => {}
             }
             self.maps.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
         }

@@ -65,6 +65,8 @@ pub struct State {
     /// `mesh0`.
     pub host: Option<Interface>,
     pub endpoints: BTreeMap<String, Endpoint>,
+    /// There are rules of ours in the host's firewall.
+    pub firewall: bool,
     /// Networks besides those of the config file.
     pub networks: Vec<AddedNetwork>,
 }
@@ -96,6 +98,19 @@ pub struct Endpoint {
     /// The CNI network by which it came.
     #[serde(default)]
     pub cni: Option<String>,
+    /// Of an interface that mesh did not make.
+    #[serde(default)]
+    pub bridged: Option<Bridged>,
+}
+
+/// A port of somebody else's bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridged {
+    pub bridge: String,
+    /// Where its other end is ([`crate::net::Link::peer_netns`]).
+    pub netns: i32,
+    /// Name of the container, once Docker confirmed whose it is.
+    pub container: Option<String>,
 }
 
 /// The run folder, locked: whoever has this may change things.

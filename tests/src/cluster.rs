@@ -41,6 +41,10 @@ pub struct ClusterFile {
     pub mtu: Option<u32>,
     pub nodes: Vec<Node>,
     pub networks: Vec<Network>,
+    /// `[attach] bridges`
+    pub bridges: Vec<String>,
+    /// Lines of `[docker]`
+    pub docker: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ impl ClusterFile {
             mtu: None,
             nodes: (1..=nodes).map(node).collect(),
             networks: Vec::new(),
+            bridges: Vec::new(),
+            docker: String::new(),
         }
     }
 
@@ -116,6 +122,12 @@ impl fmt::Display for ClusterFile {
         }
         for Network { name, vni, cidr } in &self.networks {
             writeln!(f, "\n[[network]]\nname = {name:?}\nvni = {vni}\ncidr = {cidr:?}")?;
+        }
+        if !self.bridges.is_empty() {
+            writeln!(f, "\n[attach]\nbridges = {:?}", self.bridges)?;
+        }
+        if !self.docker.is_empty() {
+            writeln!(f, "\n[docker]\n{}", self.docker)?;
         }
         Ok(())
     }

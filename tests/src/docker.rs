@@ -67,8 +67,16 @@ impl Docker {
         &mut self.topology.hosts[at]
     }
 
-    /// Starts the daemon of a host; [`Docker::wait_daemon`] waits for it.
+    /// Starts the daemon of a host, whose containers ask the agent for names; [`Docker::wait_daemon`]
+    /// waits for it.
     pub fn start_daemon(&mut self, at: usize, args: &[&str]) -> Result<()> {
+        let subnet = &self.topology.cluster.nodes[at].subnet[0];
+        let overlay = subnet.replace(".0/24", ".1");
+        self.start_plain_daemon(at, &[&["--dns", &overlay], args].concat())
+    }
+
+    /// The same for one that is told all by these arguments.
+    pub fn start_plain_daemon(&mut self, at: usize, args: &[&str]) -> Result<()> {
         let host = &self.topology.hosts[at];
         let dir = &self.topology.dir;
         let log = fs::File::options()
@@ -87,10 +95,7 @@ impl Docker {
             "overlay2",
         ]);
         command.args(["-H", "unix:///run/docker.sock", "--cgroup-parent", &self.cgroup(at)]);
-        command.args(["--shutdown-timeout", "1"]);
-        let subnet = &self.topology.cluster.nodes[at].subnet[0];
-        let overlay = subnet.replace(".0/24", ".1");
-        command.args(["--dns", &overlay]).args(args);
+        command.args(["--shutdown-timeout", "1"]).args(args);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.daemons[at] = Some(command.spawn().context("start dockerd")?);
         Ok(())

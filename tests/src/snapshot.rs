@@ -59,7 +59,7 @@ impl Snapshot {
             }
         }
         let rules = netns.exec("nft list ruleset").unwrap_or_default();
-        facts.extend(rules.lines().map(|rule| format!("netfilter {}", rule.trim())));
+        facts.extend(rules.lines().map(|rule| format!("netfilter {}", without_counts(rule))));
         facts.extend(netns.run(|| Ok(sysctls(Path::new("/proc/sys/net"))))?);
         Ok(Self(facts))
     }
@@ -104,6 +104,16 @@ impl fmt::Display for Difference {
         self.gone.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
         self.new.iter().try_for_each(|line| writeln!(f, "+ {line}"))
     }
+}
+
+/// A rule without what it counted: `counter packets 1 bytes 60`.
+fn without_counts(rule: &str) -> String {
+    let words: Vec<&str> = rule.split_whitespace().collect();
+    let before = [""].into_iter().chain(words.iter().copied());
+    let is_count =
+        |before, word: &str| matches!(before, "packets" | "bytes") && word.parse::<u64>().is_ok();
+    let kept = before.zip(&words).filter(|(before, word)| !is_count(*before, word));
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
 }
 
 /// Adds `kind id path value` for each scalar of each element of a JSON list.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
@@ -35,6 +35,10 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// After which every other agent has said which networks there are.
 const HEARSAY: Duration = Duration::from_secs(2);
+
+/// Between two looks at what the ports of bridges told. They work without: it is for those who read
+/// it, and for the fast way.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// What the agent was started with.
 #[derive(Debug, Clone)]
@@ -100,7 +104,9 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let mut agent = Agent { config_error, retry: None, due: None };
-    let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster.docker.clone()));
+    let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster));
+    let mut listen = tokio::time::interval(LISTEN);
+    listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The config file that the other agents are known by.
     let mut told = None;
     return_memory();
@@ -147,6 +153,12 @@ pub async fn run(
                     agent.reload(&mut host, &settings).await;
                 }
                 agent.refresh(&mut host).await;
+            }
+            _ = listen.tick(), if host.is_learning() => {
+                if let Err(e) = host.take_learned().await {
+                    tracing::debug!("{e}");
+                    agent.due_in(SETTLE);
+                }
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

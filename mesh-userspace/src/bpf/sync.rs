@@ -1,7 +1,10 @@
 //! Reads the maps, and carries out a plan on them.
 
 use bytemuck::{NoUninit, Zeroable, bytes_of};
-use mesh_common::names;
+use mesh_common::{
+    maps::{LearnedInfo, LearnedKey},
+    names,
+};
 
 use super::{
     BpfError,
@@ -125,6 +128,16 @@ pub fn networks(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::Netwo
 /// All ports, by interface.
 pub fn ports(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PortInfo>, BpfError> {
     entries(&tables.ports, names::PORTS)
+}
+
+/// What ports of bridges told of themselves.
+pub fn learned(tables: &Tables) -> Result<Entries<LearnedKey, LearnedInfo>, BpfError> {
+    entries(&tables.learned, names::LEARNED)
+}
+
+/// Forgets that, of these.
+pub fn forget_learned(tables: &Tables, keys: &[LearnedKey]) -> Result<(), BpfError> {
+    tables.learned.remove_all(keys).map_err(|e| failed(names::LEARNED, e))
 }
 
 /// This node's own entry; all zero if there is none.

@@ -2,8 +2,8 @@
 
 use mesh_common::{
     maps::{
-        EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NetworkInfo, NodeInfo, PeerInfo,
-        PeerKey, PeerSource, PortInfo, Traffic,
+        EndpointInfo, EndpointKey, FibInfo, FibKey, LearnedInfo, LearnedKey, LpmKey, NetworkInfo,
+        NodeInfo, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
     },
     names,
     verdict::{DropReason, Hook, Verdict, drop_index, verdict_index},
@@ -42,6 +42,7 @@ pub struct Tables {
     pub ports: Table<u32, PortInfo>,
     pub port_slots: Table<u32, PortInfo>,
     pub endpoints: SlottedTable<EndpointKey, EndpointInfo>,
+    pub learned: Table<LearnedKey, LearnedInfo>,
     pub fib: SlottedTable<FibKey, FibInfo>,
     pub fib_lpm: Table<LpmPrefix, FibInfo>,
     pub peers: Table<u32, PeerInfo>,
@@ -72,6 +73,7 @@ impl Tables {
                 at(maps, names::ENDPOINTS, Table::open)?,
                 at(maps, names::ENDPOINT_SLOTS, Table::open)?,
             ),
+            learned: at(maps, names::LEARNED, Table::open)?,
             fib: SlottedTable::new(
                 at(maps, names::FIB, Table::open)?,
                 at(maps, names::FIB_SLOTS, Table::open)?,

@@ -130,6 +130,8 @@ struct ClusterReport<'a> {
     mtu: Option<u16>,
     ttl: u8,
     dscp: String,
+    /// Attached on each host.
+    bridges: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -208,6 +210,7 @@ impl<'a> Report<'a> {
                 mtu: cluster.mtu,
                 ttl: cluster.ttl,
                 dscp: cluster.dscp.to_string(),
+                bridges: &cluster.bridges,
             },
             networks: cluster.networks.iter().map(network).collect(),
             nodes: cluster.nodes.iter().map(node).collect(),
@@ -274,6 +277,9 @@ fn table(document: &Document) -> String {
         ]);
     }
     let mut out = format!("cluster {}, encap {}, mtu {mtu}\n", cluster.name, usual(cluster));
+    if !cluster.bridges.is_empty() {
+        let _ = writeln!(out, "attached on each host: {}", cluster.bridges.join(", "));
+    }
     let tables = [Some(networks), Some(nodes), tunnels(cluster)];
     for table in tables.into_iter().flatten() {
         out.push('\n');

@@ -1,6 +1,12 @@
 //! `mesh docker`
 
-use std::{fs, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -12,12 +18,18 @@ use super::{
 };
 use crate::{
     agent::protocol::{Request, Response},
+    host::Status,
     names::forward,
 };
 
+/// What Docker calls its default bridge.
+const DOCKER0: &str = "docker0";
+const RESTART: &str = "`systemctl restart docker`";
+
 #[derive(Debug, Subcommand)]
 pub enum DockerVerb {
-    /// Make containers ask the agent for names: `dns` in Docker's daemon.json
+    /// Fit Docker's daemon.json to the mesh: `dns`, so that containers ask the agent for names, and
+    /// where docker0 is attached `bip`, `fixed-cidr`, `mtu` and `ip-masq`
     Configure(ConfigureArgs),
 }
 
@@ -38,68 +50,212 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
         Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
         Session::Direct(mut host) => host.status().await?,
     };
-    let mut dns = status.addresses;
-    // For when the agent is away.
-    dns.extend(forward::public_resolvers());
-    dns.dedup();
+    let wanted = settings(&status)?;
     let shown = args.file.display();
     let before = file::read(&args.file).with_context(|| shown.to_string())?;
-    let Some(after) = merged(&before, &dns).with_context(|| shown.to_string())? else {
-        print(&format!("{shown} is right already; nothing to do"))?;
+    let Some(after) = merged(&before, wanted).with_context(|| shown.to_string())? else {
+        print(&format!("{shown} is right already; {}", leftover(&status)))?;
         return Ok(ExitCode::SUCCESS);
     };
     print(&file::difference(&before, &after))?;
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    let written = (|| {
-        if !before.is_empty() {
-            // What was there stays beside it.
-            fs::write(file::beside(&args.file, ".before-mesh"), &before)?;
-        }
-        file::replace(&args.file, &after)
-    })();
-    written.with_context(|| shown.to_string())?;
-    print(&format!("{shown} is written; restart Docker for it (`systemctl restart docker`)"))?;
+    let kept = write(&args.file, &before, &after).with_context(|| shown.to_string())?;
+    let kept = kept.map_or_else(String::new, |kept| {
+        format!("; what it was before is kept in {}", kept.display())
+    });
+    print(&format!("{shown} is written{kept}; restart Docker for it ({RESTART})"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The file with these resolvers; `None` if it has them.
-fn merged(before: &str, dns: &[IpAddr]) -> anyhow::Result<Option<String>> {
-    let mut settings: Map<String, Value> = match before.trim() {
+/// What Docker has to be told.
+#[derive(Debug, Default, PartialEq)]
+struct Settings {
+    /// `None`: names are not served.
+    dns: Option<Vec<IpAddr>>,
+    bridge: Option<DefaultBridge>,
+}
+
+#[derive(Debug, PartialEq)]
+struct DefaultBridge {
+    /// The host's address on it, with the prefix that is on link.
+    bip: String,
+    /// Where the containers' addresses are from.
+    fixed_cidr: String,
+    mtu: u32,
+}
+
+fn settings(status: &Status) -> anyhow::Result<Settings> {
+    let dns = status.docker_plugin.then(|| {
+        let mut dns = status.addresses.clone();
+        // For when the agent is away.
+        dns.extend(forward::public_resolvers());
+        dns.dedup();
+        dns
+    });
+    let is_attached = status.bridges.iter().any(|bridge| bridge.name == DOCKER0);
+    let bridge = is_attached.then(|| default_bridge(status)).transpose()?;
+    if dns.is_none() && bridge.is_none() {
+        bail!(
+            "there is nothing to tell Docker: the config file has `docker.plugin = false` and does \
+             not attach {DOCKER0}; write `[attach]` with `bridges = [\"{DOCKER0}\"]` for that"
+        );
+    }
+    Ok(Settings { dns, bridge })
+}
+
+/// The whole of the cluster's network is on link, and the addresses are from the node's own part.
+/// The host has the same address there as on `mesh0`: one by which all know it.
+fn default_bridge(status: &Status) -> anyhow::Result<DefaultBridge> {
+    let network = status.networks.first();
+    let find = |address: &IpAddr| {
+        let subnet = network?.subnets.iter().find(|net| net.contains(address))?;
+        Some((subnet, network?.cidrs.iter().find(|cidr| cidr.contains(subnet))?))
+    };
+    let address = status.addresses.iter().find(|address| address.is_ipv4());
+    let Some((address, (subnet, cidr))) = address.and_then(|a| Some((a, find(a)?))) else {
+        bail!("this node has no IPv4 subnet, which {DOCKER0} needs: give the cluster one");
+    };
+    Ok(DefaultBridge {
+        bip: format!("{address}/{}", cidr.prefix_len()),
+        fixed_cidr: subnet.to_string(),
+        mtu: status.mtu,
+    })
+}
+
+/// The file is right; is what runs right too?
+fn leftover(status: &Status) -> String {
+    let bridge = status.bridges.iter().find(|bridge| bridge.name == DOCKER0);
+    let wanted = default_bridge(status).ok().filter(|_| bridge.is_some()).map(|b| b.bip);
+    let addresses = bridge.map_or(&[][..], |bridge| &bridge.addresses);
+    if wanted.is_none_or(|bip| addresses.iter().any(|net| net.to_string() == bip)) {
+        return "nothing to do".into();
+    }
+    format!("but Docker runs without it yet: restart Docker ({RESTART})")
+}
+
+/// The file with these settings; `None` if it has them.
+fn merged(before: &str, wanted: Settings) -> anyhow::Result<Option<String>> {
+    let mut file: Map<String, Value> = match before.trim() {
         "" => Map::new(),
         text => serde_json::from_str(text).context("it is no JSON object")?,
     };
-    let dns = json!(dns);
-    if settings.get("dns") == Some(&dns) {
+    let old = file.clone();
+    if let Some(dns) = wanted.dns {
+        file.insert("dns".into(), json!(dns));
+    }
+    if let Some(DefaultBridge { bip, fixed_cidr, mtu }) = wanted.bridge {
+        if let Some(other) = file.get("bridge") {
+            bail!(
+                "it has \"bridge\": {other}, so Docker makes no {DOCKER0}: take that out, or attach \
+                 that bridge instead"
+            );
+        }
+        file.insert("bip".into(), json!(bip));
+        file.insert("fixed-cidr".into(), json!(fixed_cidr));
+        // A smaller one does no harm.
+        let fits = |old: &Value| old.as_u64().is_some_and(|old| (1..=mtu.into()).contains(&old));
+        if !file.get("mtu").is_some_and(fits) {
+            file.insert("mtu".into(), json!(mtu));
+        }
+        // The world is reached by Docker's own masquerading; what stays in the mesh never meets it.
+        // Whoever switched it off has another way.
+        file.entry("ip-masq").or_insert(json!(true));
+    }
+    if file == old {
         return Ok(None);
     }
-    settings.insert("dns".into(), dns);
-    Ok(Some(serde_json::to_string_pretty(&settings)? + "\n"))
+    Ok(Some(serde_json::to_string_pretty(&file)? + "\n"))
+}
+
+/// Keeps what was there beside it, and what was kept before. Returns where.
+fn write(path: &Path, before: &str, after: &str) -> io::Result<Option<PathBuf>> {
+    let kept = (!before.is_empty()).then(|| keep(path, before)).transpose()?;
+    file::replace(path, after)?;
+    Ok(kept)
+}
+
+/// Writes `text` into a new file beside `path`.
+fn keep(path: &Path, text: &str) -> io::Result<PathBuf> {
+    for n in 1.. {
+        let number = if n == 1 { String::new() } else { format!("-{n}") };
+        let kept = file::beside(path, &format!(".before-mesh{number}"));
+        match fs::File::create_new(&kept) {
+            Ok(mut file) => return file.write_all(text.as_bytes()).map(|()| kept),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn dns() -> Vec<IpAddr> {
-        vec!["10.42.0.1".parse().unwrap()]
+    fn dns() -> Settings {
+        Settings { dns: Some(vec!["10.42.0.1".parse().unwrap()]), bridge: None }
+    }
+
+    fn bridge() -> Settings {
+        let bridge = DefaultBridge {
+            bip: "10.42.64.1/16".into(),
+            fixed_cidr: "10.42.64.0/18".into(),
+            mtu: 1462,
+        };
+        Settings { dns: None, bridge: Some(bridge) }
+    }
+
+    #[test]
+    fn the_default_bridge_is_given_its_part_and_what_was_wanted_otherwise_stays() {
+        let after = merged("", bridge()).unwrap().unwrap();
+        let value: Value = serde_json::from_str(&after).unwrap();
+        let expected = json!({
+            "bip": "10.42.64.1/16", "fixed-cidr": "10.42.64.0/18", "ip-masq": true, "mtu": 1462
+        });
+        assert_eq!(value, expected);
+        assert_eq!(merged(&after, bridge()).unwrap(), None);
+        let own = r#"{"mtu": 1400, "ip-masq": false, "bip": "172.17.0.1/16"}"#;
+        let value: Value = serde_json::from_str(&merged(own, bridge()).unwrap().unwrap()).unwrap();
+        assert_eq!((&value["mtu"], &value["ip-masq"]), (&json!(1400), &json!(false)));
+        assert_eq!(value["bip"], "10.42.64.1/16");
+        let value = merged(r#"{"mtu": 1500}"#, bridge()).unwrap().unwrap();
+        assert!(value.contains("\"mtu\": 1462"), "{value}");
+    }
+
+    #[test]
+    fn a_docker_without_its_default_bridge_is_left_alone() {
+        let error = merged(r#"{"bridge": "none"}"#, bridge()).unwrap_err();
+        assert!(error.to_string().contains("docker0"), "{error}");
+    }
+
+    #[test]
+    fn what_was_kept_once_is_not_overwritten() {
+        let dir = std::env::temp_dir().join(format!("mesh-daemon-{}", std::process::id()));
+        let path = dir.join("daemon.json");
+        assert_eq!(write(&path, "", "1").unwrap(), None);
+        let kept = [write(&path, "1", "2").unwrap(), write(&path, "2", "3").unwrap()];
+        let texts = kept.map(|kept| fs::read_to_string(kept.unwrap()).unwrap());
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(texts, ["1", "2"]);
     }
 
     #[test]
     fn what_else_is_in_the_file_stays() {
         let before = "{\n  \"log-driver\": \"local\",\n  \"dns\": [\"192.0.2.1\"]\n}\n";
-        let after = merged(before, &dns()).unwrap().unwrap();
+        let after = merged(before, dns()).unwrap().unwrap();
         let value: Value = serde_json::from_str(&after).unwrap();
         assert_eq!(value, json!({"log-driver": "local", "dns": ["10.42.0.1"]}));
-        assert_eq!(merged(&after, &dns()).unwrap(), None);
+        assert_eq!(merged(&after, dns()).unwrap(), None);
         assert!(file::difference(before, &after).contains("+     \"10.42.0.1\""));
+        assert!(!file::difference(before, &after).contains("log-driver"));
     }
 
     #[test]
     fn a_file_that_is_not_there_is_made_and_one_that_makes_no_sense_is_not() {
-        assert!(merged("", &dns()).unwrap().unwrap().contains("10.42.0.1"));
-        assert!(merged("[]", &dns()).is_err());
-        assert!(merged("{", &dns()).is_err());
+        assert!(merged("", dns()).unwrap().unwrap().contains("10.42.0.1"));
+        assert!(merged("[]", dns()).is_err());
+        assert!(merged("{", dns()).is_err());
     }
 }

@@ -14,11 +14,16 @@ pub fn read(path: &Path) -> io::Result<String> {
     }
 }
 
+/// A comma more, since another line follows, is no difference.
+fn plain(line: &str) -> &str {
+    line.trim_end().trim_end_matches(',')
+}
+
 /// The lines that go and those that come.
 pub fn difference(before: &str, after: &str) -> String {
     let missing = |sign: char, lines: &str, other: &str| -> String {
-        let others: Vec<&str> = other.lines().map(str::trim_end).collect();
-        let only = lines.lines().filter(|line| !others.contains(&line.trim_end()));
+        let others: Vec<&str> = other.lines().map(plain).collect();
+        let only = lines.lines().filter(|line| !others.contains(&plain(line)));
         only.map(|line| format!("{sign} {line}\n")).collect()
     };
     missing('-', before, after) + &missing('+', after, before)

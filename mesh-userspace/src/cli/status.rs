@@ -42,6 +42,7 @@ fn text(s: &Status) -> String {
     section(&mut out, "NETWORKS", &networks(s));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
+    section(&mut out, "BRIDGES", &bridges(s));
     section(&mut out, "PROGRAMS", &programs(s));
     section(&mut out, "PACKETS", &hooks(s));
     section(&mut out, "DROPS", &drops(s));
@@ -128,11 +129,21 @@ fn endpoints(s: &Status) -> Table {
             e.name.clone(),
             e.network.clone(),
             join(&e.addresses),
-            e.ifname.clone(),
+            // What is in a container that mesh did not make is known by its name.
+            e.container.clone().unwrap_or_else(|| e.ifname.clone()),
             e.host_ifname.clone(),
             traffic(&e.tx),
             traffic(&e.rx),
         ]);
+    }
+    table
+}
+
+fn bridges(s: &Status) -> Table {
+    let mut table = table(&["name", "address", "ports", "fault"]);
+    for b in &s.bridges {
+        let faults = b.faults.join("\n");
+        table.add_row([b.name.clone(), join(&b.addresses), b.ports.to_string(), faults]);
     }
     table
 }

@@ -44,6 +44,7 @@ fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cl
         networks,
         nodes,
         docker: Default::default(),
+        bridges: Vec::new(),
     }
 }
 
@@ -54,7 +55,7 @@ fn attachment(n: u32, ifindex: u32, addresses: &[&str]) -> Attachment {
         id: ifindex,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         mac: [2; 6],
-        is_host: false,
+        kind: AttachmentKind::Container,
     }
 }
 
@@ -209,6 +210,29 @@ fn of_ports_that_share_a_slot_the_lowest_has_it_in_any_order() {
     for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]] {
         assert_eq!(attach(order), first);
     }
+}
+
+#[test]
+fn a_port_of_a_bridge_has_its_addresses_among_the_endpoints_alone() {
+    let port = |addresses: &[&str]| {
+        let bridged = Attachment { kind: AttachmentKind::Bridged, ..attachment(0, 5, addresses) };
+        alone(&[(0, "10.42.0.0/24"), (0, "fd42::/64")], vec![bridged]).maps
+    };
+    let unknown = port(&[]);
+    assert_eq!(unknown.ports[&5].flags, PortInfo::BRIDGED);
+    assert!(unknown.endpoints.is_empty());
+    let known = port(&["10.42.0.7"]);
+    assert_eq!(known.ports[&5].flags, PortInfo::BRIDGED | PortInfo::BOUND4);
+    assert_eq!((known.ports[&5].addr4, known.endpoints.len()), (0, 1));
+    assert!(known.endpoints.values().all(|e| e.flags == EndpointInfo::BRIDGED));
+}
+
+#[test]
+fn the_first_of_several_addresses_is_the_ports_and_all_are_endpoints() {
+    let two = attachment(0, 5, &["10.42.0.1", "10.42.0.9"]);
+    let maps = alone(&[(0, "10.42.0.0/24")], vec![two]).maps;
+    assert_eq!(maps.ports[&5].addr4, Addr::from(ip("10.42.0.1")).0[3]);
+    assert_eq!(maps.endpoints.len(), 2);
 }
 
 #[test]

@@ -91,6 +91,22 @@ impl Reader<'_, '_> {
         }
     }
 
+    /// A list of strings that `parse` makes something of.
+    pub fn strings<T>(
+        &mut self,
+        value: &Value<'_>,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<At<T>> {
+        let DeValue::Array(list) = value.get_ref() else {
+            let place = self.place(value, key.to_owned());
+            self.wrong_type(value, &place, "a list of strings");
+            return Vec::new();
+        };
+        let each = list.iter().enumerate();
+        each.filter_map(|(i, value)| self.string(value, format!("{key}[{i}]"), &parse)).collect()
+    }
+
     /// The same for a boolean, as it stands.
     pub fn boolean(&mut self, value: &Value<'_>, key: String) -> Option<At<bool>> {
         let place = self.place(value, key);

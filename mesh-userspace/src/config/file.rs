@@ -13,6 +13,10 @@ use serde::Serialize;
 #[schemars(title = "mesh config", deny_unknown_fields)]
 pub struct File {
     pub cluster: ClusterTable,
+    /// What is attached on each host without being asked. Default: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "AttachTable")]
+    pub attach: Option<AttachTable>,
     /// Where Docker is on each host. Default: /run/docker.sock, served where it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "DockerTable")]
@@ -60,6 +64,17 @@ pub struct ClusterTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "DscpValue")]
     pub dscp: Option<DscpValue>,
+}
+
+/// What is attached without being asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(title = "attach", deny_unknown_fields)]
+pub struct AttachTable {
+    /// Bridges whose ports are attached as they appear, such as docker0. What its containers may
+    /// send from is the node's own subnet. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default, inner(length(min = 1, max = 15)))]
+    pub bridges: Vec<String>,
 }
 
 /// Docker, which mesh is a network driver of.

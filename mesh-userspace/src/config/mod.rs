@@ -94,6 +94,8 @@ pub struct Cluster {
     /// In file order.
     pub nodes: Vec<Node>,
     pub docker: Docker,
+    /// Bridges on each host whose ports are attached, such as `docker0`.
+    pub bridges: Vec<String>,
 }
 
 /// Where each host's Docker is, and whether it is served.

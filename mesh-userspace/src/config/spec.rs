@@ -15,6 +15,7 @@ use super::{
 };
 
 pub(super) const CLUSTER_KEYS: [&str; 7] = ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp"];
+pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
 pub(super) const NODE_KEYS: [&str; 9] =
@@ -27,6 +28,7 @@ pub(super) struct Spec {
     pub networks: Vec<NetworkSpec>,
     pub nodes: Vec<NodeSpec>,
     pub links: Vec<LinkSpec>,
+    pub attach: Option<AttachSpec>,
     pub docker: Option<DockerSpec>,
     /// Given, but as something that is no table.
     unreadable: Vec<Kind>,
@@ -41,6 +43,11 @@ pub(super) struct ClusterSpec {
     pub port: Option<At<u16>>,
     pub ttl: Option<At<u8>>,
     pub dscp: Option<At<Dscp>>,
+}
+
+#[derive(Debug)]
+pub(super) struct AttachSpec {
+    pub bridges: Vec<At<String>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +104,7 @@ impl Spec {
         match section.kind {
             Kind::Root => self.read_root(body, reader),
             Kind::Cluster => self.set_cluster(body, place, section.is_list, reader),
+            Kind::Attach => self.set_attach(body, place, section.is_list, reader),
             Kind::Docker => self.set_docker(body, place, section.is_list, reader),
             Kind::Link | Kind::Network | Kind::Node => {
                 if !section.is_list {
@@ -126,6 +134,7 @@ impl Spec {
             let name: &str = key.get_ref();
             let kind = match value::nearest(name, TABLES) {
                 Some("cluster") => Kind::Cluster,
+                Some("attach") => Kind::Attach,
                 Some("docker") => Kind::Docker,
                 Some("link") => Kind::Link,
                 Some("network") => Kind::Network,
@@ -138,16 +147,22 @@ impl Spec {
             }
             match kind {
                 Kind::Cluster => self.read_cluster(value, reader),
-                Kind::Docker => {
-                    let place = reader.place(value, "docker".into());
-                    match value.get_ref() {
-                        DeValue::Table(table) => self.set_docker(table, &place, false, reader),
-                        _ => reader.wrong_type(value, &place, "a table: [docker]"),
-                    }
-                }
+                Kind::Attach | Kind::Docker => self.read_single(kind, value, reader),
                 Kind::Link | Kind::Network | Kind::Node => self.read_list(kind, value, reader),
                 _ => {}
             }
+        }
+    }
+
+    fn read_single(&mut self, kind: Kind, value: &Value<'_>, reader: &mut Reader<'_, '_>) {
+        let name = if kind == Kind::Attach { "attach" } else { "docker" };
+        let place = reader.place(value, name.into());
+        match value.get_ref() {
+            DeValue::Table(table) if kind == Kind::Attach => {
+                self.set_attach(table, &place, false, reader);
+            }
+            DeValue::Table(table) => self.set_docker(table, &place, false, reader),
+            _ => reader.wrong_type(value, &place, &format!("a table: [{name}]")),
         }
     }
 
@@ -195,6 +210,22 @@ impl Spec {
             dscp: dscp.and_then(|v| read_dscp(v, key("dscp"), reader)),
         };
         self.cluster.get_or_insert(spec);
+    }
+
+    fn set_attach(
+        &mut self,
+        table: &DeTable<'_>,
+        place: &Place,
+        is_list: bool,
+        reader: &mut Reader<'_, '_>,
+    ) {
+        if self.attach.is_some() || is_list {
+            reader.findings.add(place, "there is one: write [attach] once, in single brackets");
+        }
+        let [bridges] = reader.fields(table, place, ATTACH_KEYS, 1);
+        let bridges = bridges
+            .map_or_else(Vec::new, |v| reader.strings(v, "attach.bridges", value::parse_ifname));
+        self.attach.get_or_insert(AttachSpec { bridges });
     }
 
     fn set_docker(

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Tables at the top of the file.
-pub(super) const TABLES: [&str; 5] = ["cluster", "docker", "link", "network", "node"];
+pub(super) const TABLES: [&str; 6] = ["attach", "cluster", "docker", "link", "network", "node"];
 /// Further syntax faults are counted only: such a file is something else than TOML.
 const MAX_FAULTS: usize = 1000;
 
@@ -25,6 +25,7 @@ pub(super) enum Kind {
     /// The whole file, or what stands above the first header.
     Root,
     Cluster,
+    Attach,
     Docker,
     Link,
     Network,
@@ -110,6 +111,7 @@ fn cut(text: &str) -> Vec<Piece> {
                 (Kind::Subnets, format!("node[{}].subnets", nodes.max(1) - 1))
             }
             Some("cluster") => (Kind::Cluster, "cluster".to_owned()),
+            Some("attach") => (Kind::Attach, "attach".to_owned()),
             Some("docker") => (Kind::Docker, "docker".to_owned()),
             Some("link") => {
                 links += 1;

@@ -71,6 +71,8 @@ fn check_duplicates(spec: &Spec, findings: &mut Findings<'_>) {
     check_unique(nodes.iter().filter_map(|n| n.underlay.as_ref()), |at| at.value, findings);
     check_unique(networks.iter().filter_map(|n| n.name.as_ref()), host_name, findings);
     check_unique(networks.iter().filter_map(|n| n.vni.as_ref()), |at| at.value, findings);
+    let bridges = spec.attach.iter().flat_map(|attach| &attach.bridges);
+    check_unique(bridges, |at| &at.value, findings);
 }
 
 /// Host names are the same in capitals (RFC 4343).
@@ -324,10 +326,16 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
             networks: networks.collect::<Option<_>>()?,
             nodes: nodes.collect::<Option<_>>()?,
             docker: docker(spec),
+            bridges: bridges(spec),
         },
         divided,
         mtu_at: None,
     })
+}
+
+fn bridges(spec: &Spec) -> Vec<String> {
+    let bridges = spec.attach.iter().flat_map(|attach| &attach.bridges);
+    bridges.map(|at| at.value.clone()).collect()
 }
 
 fn docker(spec: &Spec) -> Docker {

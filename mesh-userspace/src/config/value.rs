@@ -90,6 +90,15 @@ pub(super) fn parse_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// The kernel's rule for names of interfaces (dev_valid_name).
+pub(super) fn parse_ifname(text: &str) -> Result<String, String> {
+    let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace();
+    match text.len() {
+        1..16 if text != "." && text != ".." && !text.contains(bad) => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} can not be the name of an interface, such as docker0")),
+    }
+}
+
 pub(super) fn parse_vni(number: i128) -> Result<Vni, String> {
     let max = mesh_common::maps::VNI_MAX;
     match number {

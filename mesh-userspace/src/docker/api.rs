@@ -112,6 +112,8 @@ pub struct Container {
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerState {
     pub running: bool,
+    /// 0 if it does not run.
+    pub pid: u32,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -134,6 +136,7 @@ pub struct Attachment {
     pub ip_address: String,
     #[serde(rename = "GlobalIPv6Address")]
     pub global_ipv6_address: String,
+    pub mac_address: String,
     #[serde(deserialize_with = "null_is_empty")]
     pub aliases: Vec<String>,
     /// Since 26.0.
@@ -179,6 +182,13 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Attachment {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let texts = [&self.ip_address, &self.global_ipv6_address];
+        texts.into_iter().filter_map(|text| text.parse().ok())
+    }
 }
 
 impl Api {

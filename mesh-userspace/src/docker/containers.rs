@@ -8,7 +8,7 @@ use super::{
     saved::Note,
 };
 use crate::{
-    host::Host,
+    host::{Host, Told},
     peers::{Named, View},
 };
 
@@ -141,9 +141,27 @@ fn named(container: &api::Container, attachment: &api::Attachment) -> Named {
             names.push(other.to_owned());
         }
     }
-    let addresses = [&attachment.ip_address, &attachment.global_ipv6_address];
-    let addresses = addresses.iter().filter_map(|text| text.parse().ok()).collect();
-    Named { names, addresses }
+    Named { names, addresses: attachment.addresses().collect() }
+}
+
+/// What tells the host whose a port of a bridge is: a container in one network that may be on one.
+/// The host knows which addresses are the bridge's.
+pub(super) fn told(container: &api::Container) -> Vec<Told> {
+    let told = |attachment: &api::Attachment| {
+        Some(Told {
+            pid: container.state.pid,
+            container: container.name.trim_start_matches('/').to_owned(),
+            addresses: attachment.addresses().collect(),
+            mac: parse_mac(&attachment.mac_address)?,
+        })
+    };
+    container.network_settings.networks.values().filter_map(told).collect()
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ pub enum Work {
 /// The agent's part for Docker.
 pub struct Docker {
     node: String,
+    is_plugin: bool,
     api: Api,
     shared: Shared,
     saved: Saved,
@@ -98,8 +99,11 @@ pub struct Docker {
 
 impl Docker {
     /// Takes up what was saved, and begins to serve as soon as there is a Docker, or a container that
-    /// has a name.
-    pub fn start(host: &Host, settings: config::Docker) -> Self {
+    /// has a name. Where the config file has a bridge attached but no driver, Docker is asked whose the
+    /// bridge's ports are, and served nothing.
+    pub fn start(host: &Host, cluster: &Cluster) -> Self {
+        let settings = cluster.docker.clone();
+        let is_asked = settings.plugin || !cluster.bridges.is_empty();
         let saved: Option<Saved> =
             host.docker().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let mut saved = saved.unwrap_or_default();
@@ -113,13 +117,14 @@ impl Docker {
         let api = Api { socket: settings.socket };
         let watcher = Watcher {
             api: api.clone(),
-            plugin_socket: settings.plugin_socket,
+            plugin_socket: settings.plugin.then_some(settings.plugin_socket),
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
         };
         Self {
             node: host.state.node.clone(),
+            is_plugin: settings.plugin,
             api,
             peers: shared.watch_networks(),
             shared,
@@ -139,7 +144,7 @@ impl Docker {
             changes: channel::Sender::new(0),
             attached: channel::Sender::new(Attached::default()),
             followed: None,
-            watcher: settings.plugin.then(|| tokio::spawn(watcher.run()).abort_handle()),
+            watcher: is_asked.then(|| tokio::spawn(watcher.run()).abort_handle()),
         }
     }
 
@@ -192,7 +197,9 @@ impl Docker {
     }
 
     pub async fn work(&mut self, host: &mut Host, work: Work) {
-        self.serve();
+        if self.is_plugin {
+            self.serve();
+        }
         let done = match work {
             Work::Call((call, answer)) => {
                 let result = self.answer(host, call).await;
@@ -215,12 +222,18 @@ impl Docker {
 
     async fn happened(&mut self, host: &mut Host, event: Event) -> Result<(), driver::DriverError> {
         match event {
+            Event::Networks(_) | Event::All { .. } if !self.is_plugin => {}
             Event::Networks(list) => return self.reconcile(host, list).await,
             Event::All { networks, running, count } => {
                 self.seen_all(host, &networks, &running, count).await?;
                 return self.reconcile(host, networks).await;
             }
             Event::Container { id, count, container } => {
+                for told in container.iter().flat_map(|container| containers::told(container)) {
+                    if let Err(e) = host.docker_says(told).await {
+                        tracing::warn!("{e}");
+                    }
+                }
                 self.seen(id, count, container.map(|c| *c));
             }
             Event::Left { container, network, count } => self.left(&container, &network, count),

@@ -95,7 +95,8 @@ impl Appearance {
 
 pub struct Watcher {
     pub api: Api,
-    pub plugin_socket: PathBuf,
+    /// `None`: no driver is served.
+    pub plugin_socket: Option<PathBuf>,
     pub calls: mpsc::Sender<Asked>,
     pub events: mpsc::Sender<Event>,
     /// Told when the networks are to be looked at.
@@ -113,12 +114,14 @@ impl Watcher {
             // Before the look, so that nothing is lost in between.
             let appearance = Appearance::of(&self.api.socket);
             if self.api.is_ours().await {
-                if !server.as_ref().is_some_and(Server::is_there) {
+                if let Some(socket) = &self.plugin_socket
+                    && !server.as_ref().is_some_and(Server::is_there)
+                {
                     // The old one first: it removes its socket.
                     server = None;
-                    match Server::start(&self.plugin_socket, self.calls.clone()) {
+                    match Server::start(socket, self.calls.clone()) {
                         Ok(started) => server = Some(started),
-                        Err(e) => tracing::warn!("{}: {e}", self.plugin_socket.display()),
+                        Err(e) => tracing::warn!("{}: {e}", socket.display()),
                     }
                 }
                 if let Err(e) = self.follow(&mut inspector).await {

@@ -194,6 +194,7 @@ mod tests {
             loopback: name == "lo",
             alias: None,
             peer: None,
+            peer_netns: None,
             controller: None,
             udp_port: None,
         }

@@ -81,6 +81,8 @@ impl Host {
             .collect();
         let mut chosen = Vec::new();
         for v4 in [true, false] {
+            // Whoever owns a bridge gives out the first ones.
+            let highest = self.bridges.share_subnet(v4);
             let of_family = |ip: &&IpAddr| ip.is_ipv4() == v4;
             let subnets = || subnets.iter().copied().filter(|net| net.addr().is_ipv4() == v4);
             match request.addresses.iter().filter(of_family).collect::<Vec<_>>().as_slice() {
@@ -88,11 +90,11 @@ impl Host {
                 [] => {
                     let ranges: Vec<_> =
                         request.ranges.iter().filter(|(first, _)| first.is_ipv4() == v4).collect();
-                    let free = subnets().find_map(|net| match ranges.as_slice() {
-                        [] => first_free(net, &taken),
-                        some => some.iter().find_map(|range| first_in(net, range, &taken)),
+                    let found = subnets().find_map(|net| match ranges.as_slice() {
+                        [] => free(net, &taken, highest),
+                        some => some.iter().find_map(|range| free_in(net, range, &taken, highest)),
                     });
-                    chosen.push(free.ok_or_else(|| none_free(subnets(), &ranges))?);
+                    chosen.push(found.ok_or_else(|| none_free(subnets(), &ranges))?);
                 }
                 [ip] => chosen.push(check_asked(**ip, subnets(), &taken, me, network)?),
                 _ => {
@@ -178,29 +180,30 @@ fn none_free<'a>(
     })
 }
 
-/// The lowest free address, neither the network's, the gateway's nor the broadcast address.
-fn first_free(net: &IpNet, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
-    first_in(net, &(net.network(), net.broadcast()), taken)
+/// The lowest free address, or the highest, neither the network's, the gateway's nor the broadcast
+/// address.
+fn free(net: &IpNet, taken: &HashSet<IpAddr>, highest: bool) -> Option<IpAddr> {
+    free_in(net, &(net.network(), net.broadcast()), taken, highest)
 }
 
 /// The same within a range.
-fn first_in(
+fn free_in(
     net: &IpNet,
     (low, high): &(IpAddr, IpAddr),
     taken: &HashSet<IpAddr>,
+    highest: bool,
 ) -> Option<IpAddr> {
     let v4 = net.addr().is_ipv4();
-    let first = bits(net.network()) + 2;
-    let last = bits(net.broadcast()) - u128::from(v4);
-    let candidates = first.max(bits(*low))..=last.min(bits(*high));
+    let first = (bits(net.network()) + 2).max(bits(*low));
+    let last = bits(net.broadcast()).checked_sub(u128::from(v4))?.min(bits(*high));
+    let ip = |bits| match u32::try_from(bits) {
+        Ok(bits) if v4 => IpAddr::from(Ipv4Addr::from(bits)),
+        _ => Ipv6Addr::from(bits).into(),
+    };
     // One more candidate than are taken is enough.
-    candidates
-        .take(taken.len() + 1)
-        .map(|bits| match u32::try_from(bits) {
-            Ok(bits) if v4 => Ipv4Addr::from(bits).into(),
-            _ => Ipv6Addr::from(bits).into(),
-        })
-        .find(|ip| !taken.contains(ip))
+    let candidates = (0..=taken.len() as u128).filter(|n| *n <= last.wrapping_sub(first));
+    let mut candidates = candidates.map(|n| ip(if highest { last - n } else { first + n }));
+    if first <= last { candidates.find(|ip| !taken.contains(ip)) } else { None }
 }
 
 fn bits(ip: IpAddr) -> u128 {
@@ -268,10 +271,19 @@ mod tests {
     #[test]
     fn the_first_free_address_skips_gateway_and_taken() {
         let net = "10.42.0.0/24".parse().unwrap();
-        let got = first_free(&net, &taken(&["10.42.0.1", "10.42.0.2", "10.42.0.4"]));
+        let got = free(&net, &taken(&["10.42.0.1", "10.42.0.2", "10.42.0.4"]), false);
         assert_eq!(got, Some("10.42.0.3".parse().unwrap()));
         let net = "fd00::/64".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["fd00::1"])), Some("fd00::2".parse().unwrap()));
+        assert_eq!(free(&net, &taken(&["fd00::1"]), false), Some("fd00::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_last_free_address_is_the_highest_that_is_not_the_broadcast() {
+        let net = "10.42.0.0/24".parse().unwrap();
+        let got = free(&net, &taken(&["10.42.0.1", "10.42.0.254"]), true);
+        assert_eq!(got, Some("10.42.0.253".parse().unwrap()));
+        let one = "10.42.0.0/30".parse().unwrap();
+        assert_eq!(free(&one, &taken(&["10.42.0.1", "10.42.0.2"]), true), None);
     }
 
     #[test]
@@ -279,7 +291,7 @@ mod tests {
         let net = "10.42.0.0/24".parse().unwrap();
         let within = |low: &str, high: &str, gone: &[&str]| {
             let range = (low.parse().unwrap(), high.parse().unwrap());
-            first_in(&net, &range, &taken(gone)).map(|ip| ip.to_string())
+            free_in(&net, &range, &taken(gone), false).map(|ip| ip.to_string())
         };
         assert_eq!(within("10.42.0.9", "10.42.0.10", &[]).unwrap(), "10.42.0.9");
         assert_eq!(within("10.42.0.9", "10.42.0.10", &["10.42.0.9"]).unwrap(), "10.42.0.10");
@@ -292,13 +304,13 @@ mod tests {
     #[test]
     fn a_full_subnet_has_no_free_address() {
         let net = "10.42.0.0/30".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&["10.42.0.1", "10.42.0.2"])), None);
+        assert_eq!(free(&net, &taken(&["10.42.0.1", "10.42.0.2"]), false), None);
     }
 
     #[test]
     fn a_large_subnet_is_not_walked() {
         let net = "fd00::/8".parse().unwrap();
-        assert_eq!(first_free(&net, &taken(&[])), Some("fd00::2".parse().unwrap()));
+        assert_eq!(free(&net, &taken(&[]), false), Some("fd00::2".parse().unwrap()));
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Host {
     ) -> Result<Attached, HostError> {
         self.forget_gone().await?;
         let me = super::find(cluster, &self.state.node)?;
+        self.bridges = self.look_at_bridges(cluster, &me).await?;
         let network = find_network(cluster, request.network.as_deref())?;
         self.replace_stale(cluster, &me, &request, netns).await?;
         let name = self.name_for(&request, network, netns)?;
@@ -142,6 +143,7 @@ impl Host {
             netns_id: id_of(netns),
             names: request.names,
             cni: request.cni,
+            bridged: None,
         };
         let attached = describe(&name, network, &me, &endpoint);
         self.state.endpoints.insert(name.clone(), endpoint);
@@ -199,6 +201,7 @@ impl Host {
             .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
         self.refill(cluster, me).await?;
         attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        self.follow_routes(cluster, me).await?;
         self.give_headroom(endpoint.host.index).await
     }
 
@@ -220,7 +223,12 @@ impl Host {
     pub async fn detach(&mut self, name: &str) -> Result<(), HostError> {
         let cluster = self.adopt()?;
         let me = super::find(&cluster, &self.state.node)?;
-        let done = if self.state.endpoints.contains_key(name) {
+        let done = if self.state.endpoints.get(name).is_some_and(|e| e.bridged.is_some()) {
+            Err(HostError::User(format!(
+                "{name} is a port of a bridge that the config file names: take the bridge out of \
+                 attach.bridges, or the container off the bridge"
+            )))
+        } else if self.state.endpoints.contains_key(name) {
             self.remove_endpoint(&cluster, &me, name).await
         } else {
             let known: Vec<_> = self.state.endpoints.keys().map(String::as_str).collect();
@@ -243,6 +251,7 @@ impl Host {
         // It goes whatever else is wrong; what is left of it in the maps, the next refresh removes.
         let filled = self.refill(cluster, me).await;
         self.drop_interface(&endpoint).await?;
+        self.follow_routes(cluster, me).await?;
         self.save()?;
         filled
     }
@@ -286,6 +295,8 @@ impl Host {
             tracing::info!(endpoint = name, "its interface is gone: detached");
             if let Some(endpoint) = self.state.endpoints.remove(&name) {
                 attach::detach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+                // It went with its interface.
+                self.state.clsact.retain(|interface| *interface != endpoint.host);
             }
         }
         Ok(())
@@ -295,7 +306,8 @@ impl Host {
     pub(super) async fn follow_mtu(&mut self, cluster: &Cluster, underlay_mtu: u32) {
         let mtu = |vni| compile::container_mtu(cluster, vni, underlay_mtu).unwrap_or_else(|m| m);
         let mut mtus = HashMap::new();
-        for (name, endpoint) in &mut self.state.endpoints {
+        let made_here = self.state.endpoints.iter_mut().filter(|(_, e)| e.bridged.is_none());
+        for (name, endpoint) in made_here {
             let Some(vni) = Vni::new(endpoint.vni) else { continue };
             let mtu = *mtus.entry(vni).or_insert_with(|| mtu(vni));
             let mtu = endpoint.mtu_max.map_or(mtu, |most| most.min(mtu));

@@ -24,7 +24,8 @@ impl Host {
         let links = self.net.links().await?;
         match self.make_headroom(&links).await {
             Ok(bridge) => {
-                let containers = self.state.endpoints.values().map(|e| e.host.index);
+                let made_here = self.state.endpoints.values().filter(|e| e.bridged.is_none());
+                let containers = made_here.map(|e| e.host.index);
                 let wanted: Vec<u32> = containers.chain(mesh0::other_end(&links)).collect();
                 let without = |l: &&Link| wanted.contains(&l.index) && l.controller.is_none();
                 for link in links.iter().filter(without) {

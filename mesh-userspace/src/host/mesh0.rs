@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use super::{ALIAS, Host, HostError, ROUTE_PROTOCOL};
 use crate::{
     bpf::attach::Interface,
-    compile::{self, Attachment},
+    compile::{self, Attachment, AttachmentKind},
     config::{Cluster, Node, Vni, gateway},
-    net::{Link, RouteSpec, Veth},
+    net::{Link, Route, RouteSpec, Veth},
 };
 
 pub(super) const NAME: &str = "mesh0";
@@ -117,14 +117,15 @@ impl Host {
         let source =
             |net: &IpNet| addresses.iter().find(|a| a.is_ipv4() == net.addr().is_ipv4()).copied();
         let networks = cluster.networks.iter().filter(|n| n.vni == Vni::DEFAULT);
-        networks
-            .flat_map(|n| &n.cidrs)
+        let cidrs = networks.flat_map(|n| &n.cidrs);
+        cidrs
+            .flat_map(|net| self.beside_bridges(*net, me))
             .filter_map(|net| {
                 Some(RouteSpec {
-                    dst: *net,
+                    dst: net,
                     ifindex,
                     gateway: None,
-                    source: Some(source(net)?),
+                    source: Some(source(&net)?),
                     onlink: false,
                     protocol: ROUTE_PROTOCOL,
                 })
@@ -136,11 +137,13 @@ impl Host {
     pub(super) async fn check_routes(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
         let routes = self.net.routes().await?;
         for spec in self.host_routes(cluster, me, 0) {
-            let taken = routes.iter().find(|r| r.dst == spec.dst && r.protocol != ROUTE_PROTOCOL);
+            let is_taken = |r: &&Route| r.dst == spec.dst && r.protocol != ROUTE_PROTOCOL;
+            let taken = routes.iter().find(is_taken);
             if let Some(route) = taken {
                 return Err(HostError::User(format!(
                     "this host has a route to {} already: {route}; remove it \
-                     (`ip route del {}`) or give the cluster another cidr",
+                     (`ip route del {}`), give the cluster another cidr, or, if it is a bridge's, \
+                     attach that (`attach.bridges`)",
                     spec.dst, spec.dst
                 )));
             }
@@ -181,9 +184,9 @@ impl Host {
             vni: Vni::DEFAULT,
             ifindex: host.index,
             id: 0,
-            addresses: self.host_addresses(me),
+            addresses: self.all_host_addresses(me),
             mac: compile::node_mac(me.underlay),
-            is_host: true,
+            kind: AttachmentKind::Host,
         });
         let known = |vni: u32| cluster.networks.iter().find(|n| n.vni.get() == vni).map(|n| n.vni);
         let containers = self.state.endpoints.values().filter_map(|e| {
@@ -193,7 +196,10 @@ impl Host {
                 id: e.id,
                 addresses: e.addresses.clone(),
                 mac: e.mac,
-                is_host: false,
+                kind: match e.bridged {
+                    Some(_) => AttachmentKind::Bridged,
+                    None => AttachmentKind::Container,
+                },
             })
         });
         host.chain(containers).collect()

@@ -18,9 +18,11 @@ use crate::{
     state::{RunDir, State, StateError},
 };
 
+mod bridge;
 mod choice;
 mod cni;
 mod endpoint;
+mod firewall;
 mod headroom;
 mod identity;
 mod mesh0;
@@ -31,11 +33,12 @@ mod status;
 mod teardown;
 mod underlay;
 
+pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;
-pub use status::{Count, Status};
+pub use status::{BridgeStatus, Count, Status};
 
 use mesh_common::names;
 
@@ -74,6 +77,8 @@ pub struct Host {
     tables: Option<Tables>,
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
+    bridges: bridge::Bridges,
+    firewall: firewall::Firewall,
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
     contents: Option<Contents>,
@@ -119,6 +124,8 @@ impl Host {
             cluster: None,
             tables: None,
             headroom: None,
+            bridges: bridge::Bridges::default(),
+            firewall: firewall::Firewall::default(),
             contents: None,
             revision: 0,
             hops: ByAddress::default(),
@@ -198,6 +205,7 @@ impl Host {
         // Everything that can be wrong is looked at before anything is changed.
         let underlay = self.underlay(&me).await?;
         self.check_mtu(&cluster, &underlay)?;
+        self.bridges = self.look_at_bridges(&cluster, &me).await?;
         self.check_routes(&cluster, &me).await?;
         self.check_owner()?;
 
@@ -234,6 +242,7 @@ impl Host {
             self.recover().await?;
         }
         self.ensure_headroom().await?;
+        self.ensure_ports().await?;
         // Also the routes to nodes that are gone are forgotten now and then.
         let is_small = self.hops.len() <= 2 * cluster.nodes.len();
         match difference.filter(|_| is_small && staged.is_none()) {
@@ -249,6 +258,7 @@ impl Host {
             self.detach_all(old)?;
         }
         self.ensure_host_routes(&cluster, &me).await?;
+        self.ensure_firewall();
         self.follow_mtu(&cluster, underlay.mtu).await;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
@@ -291,12 +301,15 @@ impl Host {
         self.forget_gone().await?;
         self.ensure_mesh0(cluster, &me, mtu).await?;
         self.ensure_headroom().await?;
+        self.bridges = self.look_at_bridges(cluster, &me).await?;
+        self.ensure_ports().await?;
         // Also what somebody else did to the maps is put right.
         self.contents = None;
         let observed = sync::observe(self.tables()?)?;
         self.fill(cluster, &me, observed).await?;
         self.attach_all(&me).await?;
         self.ensure_host_routes(cluster, &me).await?;
+        self.ensure_firewall();
         if self.state != before { self.save() } else { Ok(()) }
     }
 
@@ -342,6 +355,7 @@ impl Host {
         let others = cluster.nodes.iter().filter(|n| n.name != me.name).map(|n| n.underlay);
         let others: Vec<IpAddr> = others.collect();
         self.keep_hops(&others);
+        let told = self.adopt_learned(me)?;
         let facts = self.facts(cluster, me, &others, &observed).await?;
         let desired = compile::compile(cluster, me, &facts);
         let plan = plan(&desired, &observed);
@@ -350,7 +364,8 @@ impl Host {
             sync::apply(self.tables()?, &plan)?;
         }
         self.contents = Some(desired.maps);
-        Ok(())
+        // Only now: as long as it is there, the port learns nothing else.
+        Ok(sync::forget_learned(self.tables()?, &told)?)
     }
 
     /// [`Host::fill`] where the maps contain what the old cluster made of the same network: of the
@@ -381,6 +396,7 @@ impl Host {
         observed: &Observed,
     ) -> Result<Facts, HostError> {
         let underlay = self.underlay(me).await?;
+        self.bridges = self.look_at_bridges(cluster, me).await?;
         let links = self.net.links().await?;
         let foreign = ["gre", "gretap", "ip6gre", "ip6gretap", "erspan"];
         // Loaded modules make devices of these kinds that are down; they count for nothing.
@@ -391,6 +407,7 @@ impl Host {
             paths: self.paths(nodes, me, &links).await?,
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
+            bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
             foreign_ports: links.iter().filter(|l| l.up).filter_map(|l| l.udp_port).collect(),
             netns: own_inode()?,
@@ -418,7 +435,16 @@ impl Host {
             attach::attach(&self.pins, mode, names::FROM_HOST, host)?;
         }
         for endpoint in self.state.endpoints.values() {
-            attach::attach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host)?;
+            match attach::attach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host) {
+                Ok(true) if endpoint.bridged.is_some() => {
+                    if !self.state.clsact.contains(&endpoint.host) {
+                        self.state.clsact.push(endpoint.host.clone());
+                    }
+                }
+                // A container that ends takes its interface with it.
+                Err(e) if endpoint.bridged.is_some() => tracing::debug!("{e}"),
+                done => drop(done?),
+            }
         }
         Ok(())
     }

@@ -50,5 +50,6 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         netns_id: (0, 0),
         names: Vec::new(),
         cni: None,
+        bridged: None,
     }
 }

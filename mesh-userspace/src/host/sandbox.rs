@@ -79,6 +79,7 @@ impl Host {
             netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
             names: Vec::new(),
             cni: None,
+            bridged: None,
         };
         self.state.endpoints.insert(request.name.clone(), endpoint);
         match self.finish_sandbox(cluster, network, &request.name, pair).await {

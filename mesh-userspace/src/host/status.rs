@@ -39,6 +39,12 @@ pub struct Status {
     pub networks: Vec<NetworkStatus>,
     pub peers: Vec<PeerStatus>,
     pub endpoints: Vec<EndpointStatus>,
+    /// Those that the config file names.
+    #[serde(default)]
+    pub bridges: Vec<BridgeStatus>,
+    /// Whether this host's Docker is given a driver and names, by the config file.
+    #[serde(default)]
+    pub docker_plugin: bool,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -106,8 +112,25 @@ pub struct EndpointStatus {
     /// What other containers call it, where it was said when it was attached.
     #[serde(default)]
     pub names: Vec<String>,
+    /// The bridge that the host's side is a port of, if mesh did not make it.
+    #[serde(default)]
+    pub bridge: Option<String>,
+    /// The container's name, where Docker confirmed that the address is its.
+    #[serde(default)]
+    pub container: Option<String>,
     pub tx: Count,
     pub rx: Count,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BridgeStatus {
+    pub name: String,
+    /// As the bridge has them; empty if it is not there.
+    pub addresses: Vec<IpNet>,
+    /// Attached ones.
+    pub ports: usize,
+    /// What is not as it should be, and the way out.
+    pub faults: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,6 +163,7 @@ impl Host {
     async fn status_of(&mut self, cluster: &Cluster) -> Result<Status, HostError> {
         self.forget_gone().await?;
         let me = super::find(cluster, &self.state.node)?;
+        self.bridges = self.look_at_bridges(cluster, &me).await?;
         let tables = self.tables()?;
         let hooks = hooks(tables)?;
         let mut drops = BTreeMap::new();
@@ -147,11 +171,12 @@ impl Host {
             *drops.entry(reason.clone()).or_default() += n;
         }
         let networks = self.networks(cluster, &me, tables)?;
+        let mtu = networks.first().map_or(0, |n| n.mtu);
         Ok(Status {
             node: me.name.clone(),
             cluster: cluster.name.clone(),
             encap: cluster.encap.to_string(),
-            mtu: networks.first().map_or(0, |n| n.mtu),
+            mtu,
             generation: self.state.generation,
             attach_mode: self.mode(),
             agent: None,
@@ -161,6 +186,8 @@ impl Host {
             networks,
             peers: self.peers(cluster, &me, tables).await?,
             endpoints: self.endpoints(cluster, tables)?,
+            bridges: self.bridge_status(cluster, &me, mtu),
+            docker_plugin: cluster.docker.plugin,
             drops,
             hooks,
             programs: self.programs(),
@@ -247,6 +274,8 @@ impl Host {
                 mtu: e.mtu,
                 netns: e.netns.clone(),
                 names: e.names.clone(),
+                bridge: e.bridged.as_ref().map(|b| b.bridge.clone()),
+                container: e.bridged.as_ref().and_then(|b| b.container.clone()),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });

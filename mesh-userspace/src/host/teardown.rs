@@ -3,7 +3,7 @@
 
 use mesh_common::names;
 
-use super::{Host, HostError, mesh0};
+use super::{Host, HostError, firewall, mesh0};
 use crate::bpf::attach::{self, Mode};
 
 impl Host {
@@ -18,6 +18,13 @@ impl Host {
                 errors.push(e.into());
             }
         }
+        for endpoint in state.endpoints.values().filter(|e| e.bridged.is_some()) {
+            let host = &endpoint.host;
+            if let Err(e) = attach::detach(&self.pins, mode, names::FROM_CONTAINER, host) {
+                errors.push(e.into());
+            }
+        }
+        errors.extend(firewall::remove(&state).err());
         for interface in &state.clsact {
             if let Err(e) = self.net.remove_clsact(interface.index).await {
                 errors.push(e.into());

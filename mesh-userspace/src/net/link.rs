@@ -1,11 +1,14 @@
 //! Interfaces.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoGeneve, InfoVxlan, LinkAttribute,
         LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     },
+    nsid::{NsidAttribute, NsidMessage},
 };
 
 use super::{Net, NetError, Refusal};
@@ -30,6 +33,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// The interface below or at the other end, an index in the namespace where that one is.
     pub peer: Option<u32>,
+    /// The namespace where that one is, by this namespace's number for it; `None` if it is this one.
+    pub peer_netns: Option<i32>,
     /// The bridge, bond or VRF that it belongs to.
     pub controller: Option<u32>,
     /// Of VXLAN and Geneve: the UDP port that it receives on.
@@ -58,6 +63,20 @@ impl Net {
         self.get_link(link_message(ifindex))
             .await
             .map_err(|e| e.during(format!("look up interface {ifindex}")))
+    }
+
+    /// This namespace's number for another one, as in [`Link::peer_netns`]; `None` if it has none,
+    /// since no interface here has its other end there.
+    pub async fn netns_number(&self, ns: BorrowedFd<'_>) -> Result<Option<i32>, NetError> {
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(ns.as_raw_fd() as u32));
+        let answer = self.get(RouteNetlinkMessage::GetNsId(message)).await;
+        let answer = answer.map_err(|e| e.during("look up the number of a network namespace"))?;
+        let Some(RouteNetlinkMessage::NewNsId(answer)) = answer else { return Ok(None) };
+        Ok(answer.attributes.into_iter().find_map(|attribute| match attribute {
+            NsidAttribute::Id(id) if id >= 0 => Some(id),
+            _ => None,
+        }))
     }
 
     pub async fn set_up(&self, ifindex: u32) -> Result<(), NetError> {
@@ -203,6 +222,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
         loopback,
         alias: None,
         peer: None,
+        peer_netns: None,
         controller: None,
         udp_port: None,
     };
@@ -213,6 +233,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Link(peer) => link.peer = Some(peer).filter(|p| *p != 0),
+            LinkAttribute::LinkNetNsId(nsid) => link.peer_netns = Some(nsid).filter(|id| *id >= 0),
             LinkAttribute::Controller(controller) => link.controller = Some(controller),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -75,6 +75,7 @@ const PORT: PortInfo = PortInfo {
     gateway4: 0,
     gateway6: [0; 4],
     identity: 0,
+    flags: 0,
 };
 
 /// Plans and applies, then does so again from what was made: nothing is left to do.
@@ -415,6 +416,7 @@ fn many(nodes: u32) -> Cluster {
     };
     Cluster {
         docker: Docker::default(),
+        bridges: Vec::new(),
         name: "many".into(),
         encap: Encap::Gre,
         mtu: None,

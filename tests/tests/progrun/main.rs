@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
 
 mod answer;
+mod bridge;
 mod counters;
 mod decap;
 mod deliver;

@@ -25,7 +25,7 @@ use mesh_userspace::{
         sync,
         tables::Tables,
     },
-    compile::{self, Attachment, ByAddress, Desired, Facts},
+    compile::{self, Attachment, AttachmentKind, ByAddress, Desired, Facts},
     config::{self, Cluster, Vni},
     plan::plan,
 };
@@ -72,6 +72,11 @@ pub const D: Port = port(21 + mesh_common::maps::PORT_SLOTS, 4, 0, Some(5), Some
 pub const SIX: Port = port(24, 5, SIX_VNI, None, Some((0xfd49, 2)));
 pub const BLUE_2: Port = port(25, 6, BLUE_VNI, Some(3), Some((0xfd43, 3)));
 pub const PORTS: [Port; 7] = [HOST, A, B, BLUE, D, SIX, BLUE_2];
+
+/// Ports of a bridge, in a world that has one; the second one's address is known to the agent.
+pub const TELLS: Port = port(26, 7, 0, Some(9), Some((0xfd42, 9)));
+pub const TOLD: Port = port(27, 8, 0, Some(10), Some((0xfd42, 10)));
+pub const BRIDGE: u32 = 28;
 
 pub const BLUE_VNI: u32 = 7;
 pub const SIX_VNI: u32 = 9;
@@ -165,11 +170,14 @@ pub struct Spec {
     pub foreign_gre: bool,
     /// More prefix lengths than `PrefixLens` holds.
     pub many_lengths: bool,
+    /// There is a bridge, with [`TELLS`] and [`TOLD`].
+    pub bridge: bool,
     /// Room for so many more endpoints, prefixes and peers.
     pub entries: u32,
 }
 
-pub const GRE: Spec = Spec { gretap: false, foreign_gre: false, many_lengths: false, entries: 0 };
+pub const GRE: Spec =
+    Spec { gretap: false, foreign_gre: false, many_lengths: false, bridge: false, entries: 0 };
 pub const GRETAP: Spec = Spec { gretap: true, ..GRE };
 
 pub struct World {
@@ -242,7 +250,7 @@ fn isolate() {
     mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None).unwrap();
     let mut batch = format!("link add u index {UNDERLAY} type veth peer u1\n");
     batch += &format!("link add s index {STRAY} type veth peer s1\n");
-    for port in PORTS {
+    for port in PORTS.into_iter().chain([TELLS, TOLD]) {
         let i = port.ifindex;
         batch += &format!("link add p{i} index {i} type veth peer q{i}\n");
     }
@@ -446,8 +454,13 @@ fn facts(spec: Spec) -> Facts {
             path(H3, UNDERLAY_MTU, Some(NEXT_HOP_MAC)),
             path(H5, H5_MTU, None),
         ]),
-        attachments: PORTS.iter().map(attachment).collect(),
+        attachments: PORTS
+            .iter()
+            .map(attachment)
+            .chain([TELLS, TOLD].iter().filter(|_| spec.bridge).map(bridged))
+            .collect(),
         underlay_mtu: UNDERLAY_MTU,
+        bridge: if spec.bridge { BRIDGE } else { 0 },
         foreign_gre: spec.foreign_gre,
         foreign_ports: Vec::new(),
         netns: 0,
@@ -462,8 +475,13 @@ fn attachment(port: &Port) -> Attachment {
         id: port.id,
         addresses: port.v4.map(IpAddr::V4).into_iter().chain(port.v6.map(IpAddr::V6)).collect(),
         mac: port.mac,
-        is_host: port.id == HOST.id,
+        kind: if port.id == HOST.id { AttachmentKind::Host } else { AttachmentKind::Container },
     }
+}
+
+fn bridged(port: &Port) -> Attachment {
+    let whole = Attachment { kind: AttachmentKind::Bridged, ..attachment(port) };
+    if port.id == TOLD.id { whole } else { Attachment { addresses: Vec::new(), ..whole } }
 }
 
 impl Ran {

@@ -31,6 +31,7 @@ fn example_is_the_cluster_it_describes() {
             node("h2", [192, 0, 2, 12], "10.42.64.0/18", "10.43.128.0/17"),
         ],
         docker: Docker::default(),
+        bridges: Vec::new(),
     };
     assert_eq!(document.cluster, expected);
     assert_eq!(document.divided, HashSet::from([blue]));
@@ -52,6 +53,21 @@ fn docker_that_can_not_be_is_a_fault() {
         ("sockt = \"/a.sock\"", "docker.sockt", "did you mean"),
     ] {
         let text = format!("{EXAMPLE}[docker]\n{line}\n");
+        assert_only(&text, &format!("22 {key}"), says);
+    }
+}
+
+#[test]
+fn bridges_to_attach_are_named() {
+    let text = format!("{EXAMPLE}[attach]\nbridges = [\"docker0\", \"br-1\"]\n");
+    assert_eq!(parse(text.as_bytes()).unwrap().bridges, ["docker0", "br-1"]);
+    for (line, key, says) in [
+        ("bridges = \"docker0\"", "attach.bridges", "a list of strings"),
+        ("bridges = [\"docker/0\"]", "attach.bridges[0]", "name of an interface"),
+        ("bridges = [\"a\", \"a\"]", "attach.bridges[1]", "is also attach.bridges[0]"),
+        ("bridge = []", "attach.bridge", "did you mean"),
+    ] {
+        let text = format!("{EXAMPLE}[attach]\n{line}\n");
         assert_only(&text, &format!("22 {key}"), says);
     }
 }
@@ -214,11 +230,14 @@ fn schema_has_the_keys_that_are_read_and_fits_the_example() {
     };
     check(&schema, &super::super::syntax::TABLES, &example);
     check(table("ClusterTable"), &spec::CLUSTER_KEYS, &example["cluster"]);
-    let docker = serde_json::json!({});
-    let mut docker_table = table("DockerTable").clone();
-    // None is required.
-    docker_table["required"] = serde_json::json!([]);
-    check(&docker_table, &spec::DOCKER_KEYS, &docker);
+    for (name, keys) in
+        [("DockerTable", &spec::DOCKER_KEYS[..]), ("AttachTable", &spec::ATTACH_KEYS)]
+    {
+        let mut optional = table(name).clone();
+        // None is required.
+        optional["required"] = serde_json::json!([]);
+        check(&optional, keys, &serde_json::json!({}));
+    }
     let link = serde_json::json!({"nodes": ["h1", "h2"], "port": 8472});
     check(table("LinkTable"), &super::super::overrides::LINK_KEYS, &link);
     check(table("NodeTable"), &spec::NODE_KEYS, &example["node"][0]);

@@ -86,6 +86,7 @@ fn without_nodes(encap: Encap, mtu: Option<u16>, overrides: &Overrides) -> (File
         networks: Vec::new(),
         nodes: Vec::new(),
         docker: Docker::default(),
+        bridges: Vec::new(),
     };
     let table = ClusterTable {
         name: cluster.name.clone(),

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
-    compile::{Attachment, ByAddress, Desired, Facts, Path, compile},
+    compile::{Attachment, AttachmentKind, ByAddress, Desired, Facts, Path, compile},
     config::{Cluster, Dscp, Encap, Network, Node, Vni, gateway},
     plan::Observed,
 };
@@ -183,6 +183,7 @@ impl Layout {
             networks: networks.map(network).collect(),
             nodes,
             docker: Default::default(),
+            bridges: Vec::new(),
         }
     }
 
@@ -203,7 +204,7 @@ impl Layout {
                 id: n as u32,
                 addresses: [own(0), own(1)].into_iter().flatten().collect(),
                 mac: [2, 0, 0, 0, 0, n as u8],
-                is_host: false,
+                kind: AttachmentKind::Container,
             }
         };
         let networks = VNIS.into_iter().enumerate().filter(|(n, _)| self.networks[*n]);
@@ -231,6 +232,7 @@ impl Layout {
             paths: reachable.map(|u| (u, path(u))).collect(),
             attachments: self.attachments(),
             underlay_mtu: 1500,
+            bridge: 0,
             foreign_gre: false,
             foreign_ports: Vec::new(),
             peer_indices: peer_indices(before),

@@ -1,0 +1,297 @@
+//! `[attach] bridges = ["docker0"]`: Docker's default bridge on several hosts, without any option
+//! for a container.
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{
+    ClusterFile, Snapshot,
+    docker::{Docker, scenario},
+    wait,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const SEEN: Duration = Duration::from_secs(10);
+/// A web server that logs who asks.
+const WHO: &str = "bb httpd -f -vv -p 9000 -h /var/www";
+
+/// The walk-through of the README: the config file, `mesh docker configure`, a restart of Docker.
+fn join(docker: &mut Docker) -> Result<ClusterFile> {
+    let mut cluster = docker.topology.cluster.clone();
+    cluster.bridges = vec!["docker0".into()];
+    docker.topology.apply(&cluster)?;
+    for at in 0..docker.topology.hosts.len() {
+        // The fast path does not meet it.
+        docker.host(at).netns.exec("iptables -P FORWARD DROP")?;
+        let file = docker.topology.dir.join(format!("h{}-daemon.json", at + 1));
+        let path = file.to_str().context("path")?.to_owned();
+        fs::write(&file, "{\n  \"log-level\": \"warn\"\n}\n")?;
+        let configure = ["docker", "configure", "--file", &path];
+        let said = docker.host(at).run_mesh(&configure)?;
+        let bip = format!("10.42.{}.1/16", at + 1);
+        for part in [&*format!("+   \"bip\": \"{bip}\""), "is kept in", "restart Docker"] {
+            ensure!(said.contains(part), "{part:?} is not in {said}");
+        }
+        let said = docker.host(at).run_mesh(&configure)?;
+        ensure!(said.contains("Docker runs without it yet"), "{said}");
+        docker.end_daemon(at, Signal::TERM)?;
+        docker.start_plain_daemon(at, &["--config-file", &path])?;
+        docker.wait_daemon(at)?;
+        let said = docker.host(at).run_mesh(&configure)?;
+        ensure!(said.contains("nothing to do"), "{said}");
+        let docker0 = docker.host(at).netns.exec("ip addr show dev docker0")?;
+        ensure!(docker0.contains(&bip), "{docker0}");
+    }
+    Ok(cluster)
+}
+
+fn endpoints(docker: &Docker, at: usize) -> Result<Vec<Value>> {
+    let status = docker.topology.hosts[at].status()?;
+    Ok(status["endpoints"].as_array().cloned().unwrap_or_default())
+}
+
+/// Starts a container and waits until Docker confirmed its address to the agent, which is returned.
+fn start(docker: &Docker, at: usize, name: &str, args: &str) -> Result<IpAddr> {
+    docker.run(at, &format!("run -d --name {name} {args}"))?;
+    confirmed(docker, at, name)
+}
+
+fn confirmed(docker: &Docker, at: usize, name: &str) -> Result<IpAddr> {
+    let format = "{{.NetworkSettings.IPAddress}}";
+    let given: IpAddr = docker.run(at, &format!("inspect -f {format} {name}"))?.parse()?;
+    wait::until(&format!("{name} to be confirmed"), SEEN, || {
+        let endpoints = endpoints(docker, at).map_err(|e| format!("{e:#}"))?;
+        let is_it = |e: &&Value| e["container"] == name && e["addresses"][0] == given.to_string();
+        endpoints.iter().find(is_it).map(|_| ()).ok_or_else(|| format!("{endpoints:#?}"))
+    })?;
+    Ok(given)
+}
+
+/// All of three packets answered, the first one too.
+fn ping(docker: &Docker, at: usize, from: &str, to: IpAddr) -> Result<()> {
+    let said = docker.run(at, &format!("exec {from} ping -c 3 -i 0.2 -W 2 {to}"))?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+/// From which address [`WHO`], in the container `whom` of the first host, is asked.
+fn asked_by(docker: &Docker, whom: &str, from: &str, host: &str) -> Result<String> {
+    let lines = |docker: &Docker| -> Result<Vec<String>> {
+        let output = docker.try_run(0, &format!("logs {whom}"))?;
+        Ok(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect())
+    };
+    let before = lines(docker)?.len();
+    get(docker, 1, from, &format!("http://{host}:9000"))?;
+    // `[::ffff:10.42.2.2]:51234: url:/`
+    let of = |line: &String| Some(line.split_once("]:")?.0.rsplit_once(':')?.1.to_owned());
+    wait::until("the server's log", SEEN, || {
+        let lines = lines(docker).map_err(|e| format!("{e:#}"))?;
+        lines[before..].iter().find_map(of).ok_or_else(|| format!("{lines:?}"))
+    })
+}
+
+fn get(docker: &Docker, at: usize, from: &str, url: &str) -> Result<()> {
+    let said = docker.run(at, &format!("exec {from} timeout 5 wget -qO- {url}"))?;
+    ensure!(said == "hello", "{said}");
+    Ok(())
+}
+
+#[test]
+fn containers_on_the_default_bridges_of_all_hosts_reach_each_other_and_the_world() {
+    scenario(3, |docker| {
+        join(docker)?;
+        let web = start(docker, 0, "web", "bb httpd -f -p 80 -h /var/www")?;
+        let who = start(docker, 0, "who", WHO)?;
+        let c2 = start(docker, 1, "c2", "bb sleep 1000")?;
+        let c3 = start(docker, 2, "c3", "bb sleep 1000")?;
+        // On link, since the whole of the cluster's network is.
+        let routes = docker.run(1, "exec c2 ip route")?;
+        ensure!(routes.contains("10.42.0.0/16 dev eth0"), "{routes}");
+        let link = docker.run(1, "exec c2 ip link show dev eth0")?;
+        ensure!(link.contains("mtu 1462"), "{link}");
+
+        // Container to container, between hosts and on one.
+        for (at, from, to) in [(1, "c2", web), (2, "c3", web), (1, "c2", c3), (0, "web", c2)] {
+            ping(docker, at, from, to)?;
+        }
+        ping(docker, 0, "web", who)?;
+        get(docker, 1, "c2", &format!("http://{web}"))?;
+        get(docker, 0, "who", &format!("http://{web}"))?;
+        docker.run(0, "exec web dd if=/dev/urandom of=/var/www/big bs=1M count=16")?;
+        let sum = |text: &str| text.split_whitespace().next().map(str::to_owned);
+        let sent = sum(&docker.run(0, "exec web sha256sum /var/www/big")?);
+        docker.run(1, &format!("exec c2 timeout 20 wget -qO /big http://{web}/big"))?;
+        ensure!(sum(&docker.run(1, "exec c2 sha256sum /big")?) == sent, "it arrived otherwise");
+        // Nobody masquerades that.
+        let source = asked_by(docker, "who", "c2", &who.to_string())?;
+        ensure!(source == c2.to_string(), "{source}");
+
+        // Host to container, and container to host: to the host's address in the overlay.
+        docker.run(1, "run -d --network host --name h2 bb sleep 1000")?;
+        ping(docker, 1, "h2", web)?;
+        get(docker, 1, "h2", &format!("http://{web}"))?;
+        ping(docker, 1, "h2", c2)?;
+        ping(docker, 1, "c2", "10.42.1.1".parse()?)?;
+        ping(docker, 0, "web", "10.42.1.1".parse()?)?;
+
+        // A container that is attached beside the bridge, with an address that Docker gives out last.
+        let ipv6 = "--sysctl net.ipv6.conf.all.disable_ipv6=0";
+        docker.run(0, &format!("run -d --network none {ipv6} --name beside bb sleep 1000"))?;
+        let pid = docker.run(0, "inspect -f {{.State.Pid}} beside")?;
+        docker.host(0).run_mesh(&["attach", &pid, "--name", "beside"])?;
+        let beside: IpAddr = "10.42.1.254".parse()?;
+        docker.run(0, "run -d --network host --name h1 bb sleep 1000")?;
+        for (at, from, to) in [
+            (0, "web", beside),
+            (1, "c2", beside),
+            (0, "h1", beside),
+            (0, "beside", web),
+            (0, "beside", c2),
+            (0, "h1", web),
+        ] {
+            ping(docker, at, from, to)?;
+        }
+
+        // The world as before: masqueraded, and published ports.
+        docker.run(0, &format!("run -d --network host --name asked {WHO}"))?;
+        let source = asked_by(docker, "asked", "c2", "192.0.2.11")?;
+        ensure!(source == "192.0.2.12", "{source}");
+        docker.run(0, "run -d -p 8080:80 --name pub bb httpd -f -p 80 -h /var/www")?;
+        for (from, host) in [
+            ("c2", "192.0.2.11"),
+            // By the overlay too, where the container's answers must take the way back by its host.
+            ("c2", "10.42.1.1"),
+            ("h2", "10.42.1.1"),
+        ] {
+            get(docker, 1, from, &format!("http://{host}:8080"))?;
+        }
+        for host in &docker.topology.hosts {
+            let policy = host.netns.exec("iptables -S FORWARD")?;
+            ensure!(policy.contains("-P FORWARD DROP"), "{policy}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_container_has_the_address_that_docker_gave_it_and_no_other() {
+    scenario(2, |docker| {
+        join(docker)?;
+        let victim = start(docker, 0, "victim", "bb sleep 1000")?;
+        let far = start(docker, 1, "far", "bb sleep 1000")?;
+        let own = start(docker, 0, "evil", "--cap-add NET_ADMIN bb sleep 1000")?;
+        ping(docker, 0, "evil", far)?;
+        // The victim's, one of another node, and those that are free: one is the next container's.
+        let others = (0..6)
+            .filter(|n| *n != 1)
+            .map(|n| IpAddr::from([10, 42, 1, n]))
+            .filter(|ip| *ip != own);
+        let others: Vec<_> = others.chain(["10.42.2.77".parse()?]).collect();
+        for address in &others {
+            docker.run(0, &format!("exec evil ip addr add {address}/32 dev eth0"))?;
+            let before = docker.topology.hosts[0].drops("spoofed_source")?;
+            docker.refused(0, &format!("exec evil ping -I {address} -c 2 -i 0.2 -W 1 {far}"))?;
+            let dropped = docker.topology.hosts[0].drops("spoofed_source")? - before;
+            ensure!(dropped >= 2, "{dropped} packets from {address} were dropped");
+        }
+        ping(docker, 1, "far", victim)?;
+        let late = start(docker, 0, "late", "bb sleep 1000")?;
+        ensure!(others.contains(&late), "{late} is not among {others:?}");
+        ping(docker, 1, "far", late)?;
+        ping(docker, 0, "late", far)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn without_dockers_word_addresses_are_learned_from_traffic() {
+    scenario(2, |docker| {
+        join(docker)?;
+        let quiet = start(docker, 0, "quiet", "bb sleep 1000")?;
+        let far = start(docker, 1, "far", "bb sleep 1000")?;
+        docker.host(0).down()?;
+        let mut cluster = docker.topology.cluster.clone();
+        cluster.docker = "plugin = false\nsocket = \"/run/none.sock\"".into();
+        docker.host(0).up(&cluster)?;
+        ensure!(endpoints(docker, 0)?.iter().all(|e| e["container"].is_null()));
+        // It never spoke: the first packet is for its host to ask about, and none is lost.
+        ping(docker, 1, "far", quiet)?;
+        wait::until("the address to be known", SEEN, || {
+            let endpoints = endpoints(docker, 0).map_err(|e| format!("{e:#}"))?;
+            let is_it =
+                |e: &Value| e["addresses"][0] == quiet.to_string() && e["bridge"] == "docker0";
+            if endpoints.iter().any(is_it) { Ok(()) } else { Err(format!("{endpoints:#?}")) }
+        })?;
+        ping(docker, 0, "quiet", far)?;
+        ping(docker, 1, "far", quiet)?;
+        // The first owner keeps it.
+        docker.run(0, "run -d --cap-add NET_ADMIN --name evil bb sleep 1000")?;
+        docker.run(0, &format!("exec evil ip addr add {quiet}/32 dev eth0"))?;
+        docker.refused(0, &format!("exec evil ping -I {quiet} -c 2 -i 0.2 -W 1 {far}"))?;
+        ensure!(docker.topology.hosts[0].drops("spoofed_source")? >= 2);
+        ping(docker, 1, "far", quiet)?;
+
+        // One that is free it may take. Until Docker, which gives it to another, is heard again.
+        let given = |name: &str| -> Result<IpAddr> {
+            docker.run(0, &format!("run -d --name {name} bb sleep 1000"))?;
+            let format = "{{.NetworkSettings.IPAddress}}";
+            Ok(docker.run(0, &format!("inspect -f {format} {name}"))?.parse()?)
+        };
+        let free = given("probe")?;
+        docker.run(0, "run -d --cap-add NET_ADMIN --name taker bb sleep 1000")?;
+        docker.run(0, "rm -f probe")?;
+        docker.run(0, &format!("exec taker ip addr add {free}/32 dev eth0"))?;
+        docker.run(0, &format!("exec taker ping -I {free} -c 2 -i 0.2 -W 2 {far}"))?;
+        let late = given("late")?;
+        ensure!(late == free, "Docker gave {late} and not {free}");
+        docker.refused(0, &format!("exec late ping -c 2 -i 0.2 -W 1 {far}"))?;
+        docker.host(0).down()?;
+        cluster.docker.clear();
+        docker.host(0).up(&cluster)?;
+        ensure!(confirmed(docker, 0, "late")? == late);
+        // It asked for the far one's MAC while it was refused, and asks again after a second.
+        docker.wait_for(0, &format!("exec late ping -c 1 -W 1 {far}"), |_| true)?;
+        ping(docker, 0, "late", far)?;
+        ping(docker, 1, "far", late)?;
+        docker.refused(0, &format!("exec taker ping -I {free} -c 2 -i 0.2 -W 1 {far}"))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_agent_that_ends_takes_nothing_with_it_and_down_takes_all() {
+    for mode in ["tcx", "clsact"] {
+        scenario(2, |docker| {
+            for at in [0, 1] {
+                docker.host(at).attach_mode = Some(mode);
+            }
+            let cluster = join(docker)?;
+            let web = start(docker, 0, "web", "bb httpd -f -p 80 -h /var/www")?;
+            let far = start(docker, 1, "far", "bb sleep 1000")?;
+            ping(docker, 1, "far", web)?;
+
+            docker.host(0).kill9();
+            ping(docker, 1, "far", web)?;
+            docker.run(0, "run -d --name late bb sleep 1000")?;
+            docker.host(0).up(&cluster)?;
+            let late = confirmed(docker, 0, "late")?;
+            ping(docker, 1, "far", web)?;
+            ping(docker, 0, "late", far)?;
+            ping(docker, 1, "far", late)?;
+
+            docker.host(0).down()?;
+            let before = Snapshot::of(docker.host(0))?;
+            docker.host(0).up(&cluster)?;
+            confirmed(docker, 0, "web")?;
+            ping(docker, 1, "far", web)?;
+            let during = Snapshot::of(docker.host(0))?;
+            let ours = during.starting_with("netfilter ").any(|rule| rule.contains("mesh_bridges"));
+            ensure!(ours, "no rules of mesh's");
+            docker.host(0).down()?;
+            before.expect_same(&Snapshot::of(docker.host(0))?)?;
+            // And the bridge is what it was.
+            ping(docker, 0, "late", web)
+        });
+    }
+}
