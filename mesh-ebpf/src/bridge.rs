@@ -51,7 +51,7 @@ pub enum Source {
 }
 
 /// Whose is a source that is not in the port's own entry?
-#[inline(always)]
+#[inline(never)]
 pub fn source<F: Family>(packet: &Packet, port: &PortInfo, src: &Addr) -> Source {
     if F::is_mapped(src) {
         return Source::Others;
@@ -120,7 +120,7 @@ pub enum Taker {
     Nobody,
 }
 
-#[inline(always)]
+#[inline(never)]
 pub fn taker<F: Family>(packet: &Packet, port: &PortInfo, dst: &Addr) -> Taker {
     let Ok(eth) = packet.load::<Eth>(0) else { return Taker::Nobody };
     // Broadcast and multicast on Ethernet.

@@ -13,7 +13,6 @@
 #![feature(asm_experimental_arch)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use end::end;
 use mesh_common::verdict::Hook;
 use packet::Packet;
 
@@ -38,13 +37,13 @@ const TELL_INNER: bool = true;
 #[classifier]
 #[inline(always)]
 pub fn from_container(ctx: TcContext) -> i32 {
-    end(Hook::FromContainer, overlay::send(&Packet::new(&ctx), Hook::FromContainer))
+    overlay::send(&Packet::new(&ctx), Hook::FromContainer)
 }
 
 #[classifier]
 #[inline(always)]
 pub fn from_host(ctx: TcContext) -> i32 {
-    end(Hook::FromHost, overlay::send(&Packet::new(&ctx), Hook::FromHost))
+    overlay::send(&Packet::new(&ctx), Hook::FromHost)
 }
 
 #[classifier]

@@ -25,9 +25,20 @@ use crate::{
 pub const ND_HOPS: u8 = 255;
 const ND_AT: usize = ETH_LEN + IPV6_LEN;
 
+/// A message of either protocol, from an endpoint.
+#[inline(always)]
+pub fn answer(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
+    let port = maps::port(packet.ifindex())?;
+    let eth: Eth = packet.load(0)?;
+    match u16::from_be(eth.proto) {
+        ETH_P_ARP => arp(packet, hook, port),
+        _ => nd(packet, hook, port),
+    }
+}
+
 /// Answers an ARP request for an address of the overlay.
 #[inline(never)]
-pub fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ask: Arp = packet.load(ETH_LEN)?;
     let kind = (u16::from_be(ask.htype), u16::from_be(ask.ptype), ask.hlen, ask.plen);
     let is_request = u16::from_be(ask.op) == ARP_REQUEST;
@@ -71,7 +82,7 @@ pub fn is_nd(packet: &Packet, at: usize) -> bool {
 
 /// Answers a neighbour solicitation for an address of the overlay.
 #[inline(never)]
-pub fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
     let ip: Ipv6 = packet.load(ETH_LEN)?;
     let kind: u8 = packet.load(ND_AT)?;
     let from = Addr(ip.src);

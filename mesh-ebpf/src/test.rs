@@ -14,7 +14,6 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use end::end;
 use mesh_common::{
     verdict::{DropReason, Hook},
     wire::ETH_LEN,
@@ -168,10 +167,10 @@ pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     underlay::receive(&Packet::new(&ctx))
 }
 
-/// What `from_container` does. With a stack of its own: one for all would be too large.
-#[inline(never)]
+/// What `from_container` does.
+#[inline(always)]
 fn sent(packet: &Packet) -> i32 {
-    end(Hook::FromContainer, overlay::send(packet, Hook::FromContainer))
+    overlay::send(packet, Hook::FromContainer)
 }
 
 /// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after
