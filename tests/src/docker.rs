@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     Host, Options, Topology,
     netns::check,
-    scenario::{NO_SKIP, able},
+    scenario::{able, skip},
     wait,
 };
 
@@ -62,11 +62,7 @@ pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
     });
     let engine = match able {
         Ok(engine) => engine,
-        Err(cause) => {
-            assert!(env::var_os(NO_SKIP).is_none(), "{NO_SKIP} is set, but: {cause}");
-            eprintln!("SKIP: {cause}");
-            return;
-        }
+        Err(cause) => return skip(&cause),
     };
     let options = Options { hosts, containers: 0, ..Options::default() };
     let topology = Topology::new(options).expect("make namespaces");

@@ -18,7 +18,8 @@ mod apt;
 mod docker;
 mod linker;
 
-pub use apt::{Need, packages, unpacked};
+use apt::unpacked;
+pub use apt::{Need, packages};
 pub use docker::engine as docker_engine;
 
 /// What the demo of `cargo xtask run` calls.
@@ -81,6 +82,14 @@ pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     }
     say(format!("installing clippy for {toolchain} (rustup): lints the eBPF programs"));
     run(Command::new("rustup").args(["component", "add", "clippy", "--toolchain", &toolchain.name]))
+}
+
+/// Where the programs of Open vSwitch are: `/`, or a folder of the project.
+pub fn open_vswitch() -> Result<PathBuf> {
+    if toolchain::on_path("ovs-vswitchd").is_some() {
+        return Ok("/".into());
+    }
+    unpacked("openvswitch-switch", "has Open vSwitch, to compare with and to speak with")
 }
 
 /// cargo-deny, which checks licences and sources of the dependencies.
