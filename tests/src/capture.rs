@@ -87,15 +87,18 @@ fn write_frame(out: &mut impl Write, frame: &[u8]) -> Result<()> {
 }
 
 /// Dissector settings that verify every checksum.
-const VERIFY: [&str; 4] = [
+const VERIFY: [&str; 5] = [
     "ip.check_checksum:TRUE",
     "tcp.check_checksum:TRUE",
     "udp.check_checksum:TRUE",
+    // The outer UDP has none, as RFC 6935 allows tunnels.
+    "udp.ignore_ipv6_zero_checksum:TRUE",
     "tcp.analyze_sequence_numbers:FALSE",
 ];
 
-/// Ports that the kernel chose say nothing of what is carried, whatever is registered for them.
-const PLAIN: [&str; 2] = ["tcp.port==32768-60999,data", "udp.port==32768-60999,data"];
+/// Ports that the kernel chose say nothing of what is carried, whatever is registered for them. All
+/// that it chooses in a topology; those above are outer source ports.
+const PLAIN: [&str; 2] = ["tcp.port==32768-49151,data", "udp.port==32768-49151,data"];
 
 /// Display filter for all that no packet may be. Where a sum comes to 0 the kernel writes its other
 /// form, 0xffff (skb_checksum_help, CSUM_MANGLED_0): every receiver takes it, the dissector reports

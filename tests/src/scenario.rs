@@ -17,13 +17,21 @@ pub const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
 /// If `body` fails, with its error and the end of every agent's log.
 pub fn bare(options: Options, body: impl FnOnce(&mut Topology) -> Result<()>) {
     if let Err(cause) = able() {
-        assert!(env::var_os(NO_SKIP).is_none(), "{NO_SKIP} is set, but: {cause}");
-        eprintln!("SKIP: {cause}");
-        return;
+        return skip(&cause);
     }
     let mut topology = Topology::new(options).expect("make namespaces");
     // The topology shows the logs when it is dropped by a panic.
     body(&mut topology).unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// Says why a test can not run here.
+///
+/// # Panics
+///
+/// If skipping is forbidden.
+pub fn skip(cause: &str) {
+    assert!(env::var_os(NO_SKIP).is_none(), "{NO_SKIP} is set, but: {cause}");
+    eprintln!("SKIP: {cause}");
 }
 
 /// Makes a topology, starts all agents, attaches all containers, and runs `body`.

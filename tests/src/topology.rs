@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{ClusterFile, Container, Encap, Host, Netns, cluster, netns::ip_batch, removal};
+use crate::{ClusterFile, Container, Encap, Host, Netns, Underlay, netns::ip_batch, removal};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -27,11 +27,24 @@ pub struct Options {
     pub encap: Encap,
     /// Give the overlay IPv6 addresses too.
     pub ipv6: bool,
+    /// The only family between the hosts.
+    pub underlay: Underlay,
+}
+
+impl Options {
+    pub const DEFAULT: Self = Self {
+        hosts: 2,
+        containers: 1,
+        mtu: 1500,
+        encap: Encap::Gre,
+        ipv6: true,
+        underlay: Underlay::V4,
+    };
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 2, containers: 1, mtu: 1500, encap: Encap::Gre, ipv6: true }
+        Self::DEFAULT
     }
 }
 
@@ -85,15 +98,25 @@ impl Topology {
         wire(&switch, name, options)?;
         let host = |h| -> Result<Host> {
             let netns = Netns::open(format!("{name}-h{h}"))?;
+            let (family, nodad) = (
+                options.underlay,
+                match options.underlay {
+                    Underlay::V4 => "",
+                    Underlay::V6 => " nodad",
+                },
+            );
             netns.ip_batch(&format!(
                 "link set lo up\nlink set eth0 addrgenmode none\n\
-                 addr add {}/24 dev eth0\nlink set eth0 up\n",
-                cluster::underlay(h)
+                 addr add {}/{} dev eth0{nodad}\nlink set eth0 up\n",
+                family.address(h),
+                family.prefix_len(),
             ))?;
+            keep_ports_apart(&netns)?;
             let container = |c| -> Result<Container> {
                 let short = format!("h{h}c{c}");
                 let netns = Netns::open(format!("{name}-{short}"))?;
                 netns.ip_batch("link set lo up\n")?;
+                keep_ports_apart(&netns)?;
                 Ok(Container { name: short, netns, given: None })
             };
             let containers = (1..=options.containers).map(container).collect::<Result<_>>()?;
@@ -109,16 +132,16 @@ impl Topology {
             options,
             switch,
             hosts,
-            cluster: ClusterFile::new(options.hosts, options.encap, options.ipv6),
+            cluster: ClusterFile::on(options.underlay, options.hosts, options.encap, options.ipv6),
             lock: Some(lock),
         })
     }
 
-    /// Starts the agents of all hosts that `self.cluster` names, waits until they are ready, and
-    /// attaches their containers.
+    /// Starts the agents of all hosts that `self.cluster` names and that run mesh, waits until they
+    /// are ready, and attaches their containers.
     pub fn up(&mut self) -> Result<()> {
         let cluster = self.cluster.clone();
-        let in_cluster = |host: &&mut Host| cluster.nodes.iter().any(|n| n.name == host.name);
+        let in_cluster = |host: &&mut Host| cluster.managed().any(|n| n.name == host.name);
         for host in self.hosts.iter_mut().filter(in_cluster) {
             host.spawn(&cluster)?;
         }
@@ -182,6 +205,13 @@ impl Drop for Topology {
         self.hosts.iter_mut().for_each(Host::kill9);
         removal::destroy(&self.name);
     }
+}
+
+/// Leaves to tunnels the ports that they choose their source ports from, so that a dissector can tell
+/// what is inside.
+fn keep_ports_apart(netns: &Netns) -> Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_local_port_range";
+    netns.run(|| fs::write(path, "32768 49151").with_context(|| format!("write {path}")))
 }
 
 fn namespace_names(name: &str, options: Options) -> Vec<String> {

@@ -12,8 +12,14 @@ use mesh_tests::{
 };
 use serde_json::{Value, json};
 
-const OPTIONS: Options =
-    Options { hosts: 1, containers: 3, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+const OPTIONS: Options = Options {
+    hosts: 1,
+    containers: 3,
+    mtu: 1500,
+    encap: mesh_tests::Encap::Gre,
+    ipv6: true,
+    underlay: mesh_tests::Underlay::V4,
+};
 const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
 
 /// A host with an agent, and containers that are not attached.

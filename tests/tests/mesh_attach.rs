@@ -5,8 +5,7 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{Host, Options, ping, scenario, scenario::bare, wait};
 
-const ONE: Options =
-    Options { hosts: 1, containers: 3, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+const ONE: Options = Options { hosts: 1, containers: 3, ..Options::DEFAULT };
 
 /// The command must fail and say something that contains `word`.
 fn expect_refused(host: &Host, args: &[&str], word: &str) -> Result<()> {

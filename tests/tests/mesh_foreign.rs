@@ -4,8 +4,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::{Host, Options, scenario::bare, wait};
 use serde_json::Value;
 
-const TWO: Options =
-    Options { hosts: 2, containers: 0, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+const TWO: Options = Options { containers: 0, ..Options::DEFAULT };
 
 /// h1 runs mesh, h2 does not.
 const FILE: &str = "[cluster]\nname = 'c'\ncidr = '10.42.0.0/16'\n\

@@ -14,8 +14,7 @@ use mesh_tests::{
     removal, scenario::bare, socket::Fragment, traffic,
 };
 
-const BARE: Options =
-    Options { hosts: 2, containers: 0, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: false };
+const BARE: Options = Options { containers: 0, ipv6: false, ..Options::DEFAULT };
 
 fn pair(topology: &Topology) -> (&Netns, &Netns, IpAddr) {
     let target = cluster::underlay(2).parse().expect("an address");

@@ -7,8 +7,7 @@ use mesh_tests::{
     ClusterFile, Flow, Host, Options, Topology, flow, party::pairs, ping, scenario::bare, wait,
 };
 
-const THREE: Options =
-    Options { hosts: 3, containers: 1, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+const THREE: Options = Options { hosts: 3, ..Options::DEFAULT };
 
 /// Both families, both ways.
 fn flows_between(mesh: &Topology, a: &str, b: &str) -> Result<Vec<Flow>> {

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::{Encap, Options, Topology, party::pairs, ping, scenario, scenario::bare};
+use mesh_tests::{
+    Encap, Options, Topology, Underlay, party::pairs, ping, scenario, scenario::bare,
+};
 
-fn all_pairs(encap: Encap) {
-    scenario(Options { hosts: 3, containers: 2, encap, ..Options::default() }, |mesh| {
+fn all_pairs(hosts: usize, encap: Encap, underlay: Underlay) {
+    scenario(Options { hosts, containers: 2, encap, underlay, ..Options::default() }, |mesh| {
         let parties = mesh.parties()?;
-        ensure!(parties.len() == 6 && parties.iter().all(|p| p.addresses.len() == 2));
+        ensure!(parties.len() == 2 * hosts && parties.iter().all(|p| p.addresses.len() == 2));
         pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))?;
         expect_drops_add_up(mesh)
     });
@@ -30,12 +32,42 @@ fn expect_drops_add_up(mesh: &Topology) -> Result<()> {
 
 #[test]
 fn containers_over_gre_all_reach_each_other() {
-    all_pairs(Encap::Gre);
+    all_pairs(3, Encap::Gre, Underlay::V4);
 }
 
 #[test]
 fn containers_over_gretap_all_reach_each_other() {
-    all_pairs(Encap::Gretap);
+    all_pairs(3, Encap::Gretap, Underlay::V4);
+}
+
+#[test]
+fn containers_over_vxlan_all_reach_each_other() {
+    all_pairs(2, Encap::Vxlan, Underlay::V4);
+}
+
+#[test]
+fn containers_over_geneve_all_reach_each_other() {
+    all_pairs(2, Encap::Geneve, Underlay::V4);
+}
+
+#[test]
+fn containers_over_gre_over_ipv6_all_reach_each_other() {
+    all_pairs(2, Encap::Gre, Underlay::V6);
+}
+
+#[test]
+fn containers_over_gretap_over_ipv6_all_reach_each_other() {
+    all_pairs(2, Encap::Gretap, Underlay::V6);
+}
+
+#[test]
+fn containers_over_vxlan_over_ipv6_all_reach_each_other() {
+    all_pairs(2, Encap::Vxlan, Underlay::V6);
+}
+
+#[test]
+fn containers_over_geneve_over_ipv6_all_reach_each_other() {
+    all_pairs(2, Encap::Geneve, Underlay::V6);
 }
 
 #[test]

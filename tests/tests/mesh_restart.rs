@@ -5,8 +5,7 @@ use mesh_tests::{
     Flow, Host, Options, Topology, flow, party::pairs, ping, scenario, scenario::bare,
 };
 
-const TWO: Options =
-    Options { hosts: 2, containers: 2, mtu: 1500, encap: mesh_tests::Encap::Gre, ipv6: true };
+const TWO: Options = Options { containers: 2, ..Options::DEFAULT };
 
 /// Between hosts, both ways and families, and between the containers of one host.
 fn flows(mesh: &Topology) -> Result<Vec<Flow>> {

@@ -1,24 +1,25 @@
 //! What goes over the underlay, judged by a dissector that is not ours.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Capture, Encap, Options, Topology, capture::Pcap, party::pairs, ping, scenario::bare,
-    socket::Fragment, traffic::UdpPair,
+    Capture, Encap, Options, Topology, Underlay, capture::Pcap, party::pairs, ping, scenario::bare,
+    socket, socket::Fragment, traffic::UdpPair,
 };
 
-/// Traffic of all kinds in two networks between two hosts, captured at the switch.
+/// Traffic of all kinds in two networks between two hosts, captured at the switch. What the first
+/// network carries is whole before it is encapsulated; in the second, containers hand over
+/// super-packets without checksums, as they do, and the kernel cuts and sums up what mesh made of
+/// them, as the hardware of a network card would.
 fn traffic_of_all_kinds(mesh: &mut Topology) -> Result<Pcap> {
     mesh.cluster = mesh.cluster.clone().with_network("blue", 7, "10.43.0.0/16");
     let cluster = mesh.cluster.clone();
     for host in &mut mesh.hosts {
         host.up(&cluster)?;
-        host.attach(0, &[])?;
+        host.attach(0, &[])?.disable_transmit_offloads()?;
         host.attach(1, &["--network", "blue"])?;
-    }
-    for container in mesh.containers() {
-        container.disable_transmit_offloads()?;
+        host.netns.run(|| Ok(socket::disable_transmit_offloads("eth0")?))?;
     }
     let capture = Capture::start(&mesh.switch, "h1", mesh.dir.join("underlay.pcap"))?;
     for network in ["c1", "c2"] {
@@ -36,8 +37,44 @@ fn traffic_of_all_kinds(mesh: &mut Topology) -> Result<Pcap> {
     capture.stop()
 }
 
-fn dissects_cleanly(encap: Encap, inside: &str) {
-    bare(Options { containers: 2, encap, ..Options::default() }, |mesh| {
+/// As the dissector calls the tunnel, and its VNI.
+const fn names(encap: Encap) -> [&'static str; 2] {
+    match encap {
+        Encap::Gre | Encap::Gretap => ["gre", "gre.key"],
+        Encap::Vxlan => ["vxlan", "vxlan.vni"],
+        Encap::Geneve => ["geneve", "geneve.vni"],
+    }
+}
+
+/// Filters for what no packet may be, of the outer header, which is the first of its name in a frame.
+fn forbidden_outside(underlay: Underlay, tunnel: &str) -> Vec<String> {
+    match underlay {
+        Underlay::V4 => vec![
+            format!("(ip || ipv6) && !{tunnel}"),
+            format!("{tunnel} && !(ip.ttl#1 == 64)"),
+            format!("{tunnel} && !(ip.flags.df#1 == 1)"),
+            format!("{tunnel} && ip.len#1 > 1500"),
+        ],
+        Underlay::V6 => vec![
+            // The hosts find each other by neighbour discovery.
+            format!("(ip || ipv6) && !{tunnel} && !(icmpv6.type >= 133 && icmpv6.type <= 136)"),
+            format!("{tunnel} && !(ipv6.hlim#1 == 64)"),
+            format!("{tunnel} && !(ipv6.version#1 == 6)"),
+            format!("{tunnel} && ipv6.plen#1 > 1460"),
+            // Nor is it a fragment.
+            format!("{tunnel} && ipv6.nxt#1 == 44"),
+        ],
+    }
+}
+
+fn expect_none(pcap: &Pcap, filter: &str) -> Result<()> {
+    let found = pcap.matching(filter)?;
+    ensure!(found.is_empty(), "{filter}: {:#?}", found.first().context("none")?);
+    Ok(())
+}
+
+fn dissects_cleanly(encap: Encap, underlay: Underlay) {
+    bare(Options { containers: 2, encap, underlay, ..Options::default() }, |mesh| {
         let pcap = traffic_of_all_kinds(mesh)?;
         let problems = pcap.problems()?;
         ensure!(
@@ -46,40 +83,156 @@ fn dissects_cleanly(encap: Encap, inside: &str) {
             problems.len(),
             &problems[..problems.len().min(20)]
         );
+        let [tunnel, vni] = names(encap);
+        for expected in ["tcp && tcp.len > 1300", "udp", "ip.flags.mf == 1", "icmp", "tcp && ipv6"]
+        {
+            ensure!(!pcap.matching(&format!("{tunnel} && {expected}"))?.is_empty(), "{expected}");
+        }
         for expected in [
-            "gre && tcp && !ipv6",
-            "gre && tcp && ipv6",
-            "gre && udp",
-            "gre && icmp",
-            "gre && icmpv6.type == 128",
-            "gre.key == 7 && tcp",
-            inside,
+            format!("{tunnel} && icmpv6.type == 128"),
+            format!("{vni} == 7 && tcp"),
+            format!("{vni} == 7 && tcp && tcp.len > 1300"),
+            match encap {
+                Encap::Gre => "gre.proto == 0x0800".into(),
+                Encap::Gretap => "gre.proto == 0x6558".into(),
+                Encap::Vxlan => "udp.dstport == 4789 && vxlan.flag_i == 1".into(),
+                Encap::Geneve => "udp.dstport == 6081 && geneve.proto_type == 0x6558".into(),
+            },
         ] {
-            ensure!(!pcap.matching(expected)?.is_empty(), "no packet is {expected}");
+            ensure!(!pcap.matching(&expected)?.is_empty(), "no packet is {expected}");
         }
-        for forbidden in [
-            // Nothing of the overlay in the clear; no key where there is no VNI.
-            "(ip || ipv6) && !gre",
-            "gre.key && !(gre.key == 7)",
-            "ip.addr == 10.43.0.0/16 && !gre.key",
-            // Of the outer header, which is the first of its name in a frame.
-            "gre && !(ip.ttl#1 == 64)",
-            "gre && !(ip.flags.df#1 == 1)",
-            "gre && ip.len#1 > 1500",
-        ] {
-            let found = pcap.matching(forbidden)?;
-            ensure!(found.is_empty(), "{forbidden}: {:#?}", found.first().context("none")?);
+        forbidden_outside(underlay, tunnel).iter().try_for_each(|f| expect_none(&pcap, f))?;
+        match encap {
+            // No key where there is no VNI.
+            Encap::Gre | Encap::Gretap => {
+                expect_none(&pcap, "gre.key && !(gre.key == 7)")?;
+                expect_none(&pcap, "ip.addr == 10.43.0.0/16 && !gre.key")
+            }
+            _ => {
+                expect_none(&pcap, &format!("{vni} && !({vni} == 7) && !({vni} == 0)"))?;
+                expect_none(&pcap, &format!("ip.addr == 10.43.0.0/16 && !({vni} == 7)"))
+            }
         }
-        Ok(())
     });
 }
 
 #[test]
 fn gre_on_the_underlay_dissects_cleanly() {
-    dissects_cleanly(Encap::Gre, "gre.proto == 0x0800");
+    dissects_cleanly(Encap::Gre, Underlay::V4);
 }
 
 #[test]
 fn gretap_on_the_underlay_dissects_cleanly() {
-    dissects_cleanly(Encap::Gretap, "gre.proto == 0x6558");
+    dissects_cleanly(Encap::Gretap, Underlay::V4);
+}
+
+#[test]
+fn vxlan_on_the_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Vxlan, Underlay::V4);
+}
+
+#[test]
+fn geneve_on_the_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Geneve, Underlay::V4);
+}
+
+#[test]
+fn gre_on_an_ipv6_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Gre, Underlay::V6);
+}
+
+#[test]
+fn gretap_on_an_ipv6_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Gretap, Underlay::V6);
+}
+
+#[test]
+fn vxlan_on_an_ipv6_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Vxlan, Underlay::V6);
+}
+
+#[test]
+fn geneve_on_an_ipv6_underlay_dissects_cleanly() {
+    dissects_cleanly(Encap::Geneve, Underlay::V6);
+}
+
+/// Expedited forwarding, with each of the four values of ECN.
+const EF: i32 = 46;
+
+/// Sends one datagram with each value of ECN to every address.
+fn send_marked(mesh: &Topology) -> Result<()> {
+    let (from, to) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+    for target in &to.addresses {
+        for ecn in 0..4 {
+            let udp = UdpPair::new(&from.netns, &to.netns, *target, Fragment::Never)?;
+            let (level, name) = match target {
+                IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+                IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+            };
+            socket::set(&udp.tx, level, name, EF << 2 | ecn)?;
+            ensure!(udp.carries(200, Duration::from_secs(1))?, "ECN {ecn} to {target}");
+        }
+    }
+    Ok(())
+}
+
+/// The outer header's TTL and DSCP are as configured, and its ECN is the inner one's.
+fn outer_header_is_as_configured(encap: Encap, underlay: Underlay) {
+    for (setting, dscp) in [("\"copy\"", EF), ("\"zero\"", 0), ("10", 10)] {
+        bare(Options { encap, underlay, ..Options::default() }, |mesh| {
+            let cluster = mesh.cluster.clone().with_setting("ttl = 33");
+            mesh.cluster = cluster.with_setting(&format!("dscp = {setting}"));
+            mesh.up()?;
+            let capture = Capture::start(&mesh.switch, "h1", mesh.dir.join("marked.pcap"))?;
+            send_marked(mesh)?;
+            let pcap = capture.stop()?;
+            let [tunnel, _] = names(encap);
+            // The frame's first header of that family: the outer one, and the inner one's mark is its
+            // last.
+            let (ttl, outer) = match underlay {
+                Underlay::V4 => ("ip.ttl#1", ["ip.dsfield.dscp#1", "ip.dsfield.ecn#1"]),
+                Underlay::V6 => ("ipv6.hlim#1", ["ipv6.tclass.dscp#1", "ipv6.tclass.ecn#1"]),
+            };
+            let [outer_dscp, outer_ecn] = outer;
+            for ecn in 0..4 {
+                for inner in ["10.42.2.0/24", "fd42:0:0:2::/64"] {
+                    let inner = match inner.contains(':') {
+                        true => format!("ipv6.dst == {inner} && ipv6.tclass.ecn == {ecn}"),
+                        false => format!("ip.dst == {inner} && ip.dsfield.ecn == {ecn}"),
+                    };
+                    let wanted = format!(
+                        "{tunnel} && udp && {inner} && {outer_dscp} == {dscp} && \
+                         {outer_ecn} == {ecn} && {ttl} == 33"
+                    );
+                    let found = pcap.matching(&wanted)?;
+                    ensure!(!found.is_empty(), "dscp = {setting}: no packet is {wanted}");
+                }
+            }
+            expect_none(&pcap, &format!("{tunnel} && !({ttl} == 33)"))?;
+            expect_none(
+                &pcap,
+                &format!("{tunnel} && udp && !icmp && !icmpv6 && !({outer_dscp} == {dscp})"),
+            )
+        });
+    }
+}
+
+#[test]
+fn marks_outside_are_as_configured_in_gre() {
+    outer_header_is_as_configured(Encap::Gre, Underlay::V4);
+}
+
+#[test]
+fn marks_outside_are_as_configured_in_vxlan() {
+    outer_header_is_as_configured(Encap::Vxlan, Underlay::V4);
+}
+
+#[test]
+fn marks_outside_are_as_configured_in_gre_over_ipv6() {
+    outer_header_is_as_configured(Encap::Gre, Underlay::V6);
+}
+
+#[test]
+fn marks_outside_are_as_configured_in_geneve_over_ipv6() {
+    outer_header_is_as_configured(Encap::Geneve, Underlay::V6);
 }

@@ -39,7 +39,7 @@ pub struct RunArgs {
 }
 
 fn encap(text: &str) -> Result<Encap, String> {
-    let found = Encap::ALL.into_iter().find(|encap| encap.name() == text);
+    let found = Encap::GRE.into_iter().find(|encap| encap.name() == text);
     found.ok_or_else(|| "not gre or gretap".into())
 }
 

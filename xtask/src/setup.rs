@@ -83,6 +83,14 @@ pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     run(Command::new("rustup").args(["component", "add", "clippy", "--toolchain", &toolchain.name]))
 }
 
+/// Where the programs of Open vSwitch are: `/`, or a folder of the project.
+pub fn open_vswitch() -> Result<PathBuf> {
+    if toolchain::on_path("ovs-vswitchd").is_some() {
+        return Ok("/".into());
+    }
+    unpacked("openvswitch-switch", "has Open vSwitch, to compare with and to speak with")
+}
+
 /// cargo-deny, which checks licences and sources of the dependencies.
 pub fn cargo_deny() -> Result<PathBuf> {
     let deny = toolchain::tools().join("bin/cargo-deny");

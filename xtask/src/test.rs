@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgAction, Args, builder::FalseyValueParser};
+use mesh_tests::ovs;
 
 use crate::{
     artifacts::{self, Built},
@@ -62,6 +63,8 @@ struct Tiers {
     ran: usize,
     /// Where they are, once they were asked for.
     runtimes: Option<[PathBuf; 3]>,
+    /// The same for Open vSwitch.
+    ovs: Option<PathBuf>,
 }
 
 pub fn run(args: TestArgs) -> Result<()> {
@@ -87,8 +90,14 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
     if args.docker {
         built.retain(needs_runtimes);
     }
-    let mut tiers =
-        Tiers { filter: args.filter, agent, no_skip: args.no_skip, ran: 0, runtimes: None };
+    let mut tiers = Tiers {
+        filter: args.filter,
+        agent,
+        no_skip: args.no_skip,
+        ran: 0,
+        runtimes: None,
+        ovs: None,
+    };
     let (mut upper, unit): (Vec<_>, Vec<_>) = built.into_iter().partition(is_upper);
     // Single programs before whole hosts: what fails first is nearest to the cause.
     upper.sort_by_key(|test| (!test.name.starts_with("prog"), test.name.clone()));
@@ -140,6 +149,11 @@ fn runtimes() -> Result<[PathBuf; 3]> {
     let engine = setup::docker_engine()?;
     let [podman, plugins] = setup::podman()?;
     Ok([engine, podman, plugins])
+}
+
+/// Tests with a real Open vSwitch.
+fn uses_ovs(test: &Built) -> bool {
+    is_upper(test) && test.name == "interop"
 }
 
 /// Tests of whole programs and hosts, in `tests/tests`.
@@ -211,6 +225,7 @@ impl Tiers {
                 }
             }
         }
+        self.find_ovs(test, report);
         let mut skips = Vec::new();
         report.step(&name, || {
             let status = self.run(test, &mut skips)?;
@@ -226,6 +241,17 @@ impl Tiers {
             report.skip(&name, why);
         }
         Ok(())
+    }
+
+    /// Open vSwitch, if the test has a use for it. Without it a part of the test skips itself.
+    fn find_ovs(&mut self, test: &Built, report: &mut Report) {
+        if !uses_ovs(test) || self.ovs.is_some() {
+            return;
+        }
+        match setup::open_vswitch() {
+            Ok(root) => self.ovs = Some(root),
+            Err(why) => report.skip(&title(test), format!("{why:#}")),
+        }
     }
 
     /// Runs a test binary, shows what it prints, and picks out the reasons of tests that skipped.
@@ -263,6 +289,9 @@ impl Tiers {
         }
         if let Some(roots) = self.runtimes.as_ref().filter(|_| needs_runtimes(test)) {
             vars.extend(RUNTIMES.iter().zip(roots).map(|(name, root)| (name.into(), root.into())));
+        }
+        if let Some(root) = self.ovs.as_ref().filter(|_| uses_ovs(test)) {
+            vars.push((ovs::ROOT.into(), root.into()));
         }
         if self.no_skip {
             vars.push((NO_SKIP.into(), "1".into()));

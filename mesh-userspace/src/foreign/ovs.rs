@@ -39,8 +39,10 @@ fn port(foreign: &Foreign<'_>, peer: &Peer<'_>, kind: &str) -> String {
     let device = &peer.device;
     let (local, remote) = (quoted(foreign.node.underlay), quoted(peer.node.underlay));
     let mut options = vec![format!("local_ip={local}"), format!("remote_ip={remote}")];
-    // In GRE, 0 is no key to Open vSwitch either.
-    options.push(format!("key={}", foreign.vni));
+    // In GRE, a key of 0 would be sent, and network 0 has none.
+    if foreign.vni != 0 || peer.tunnel.encap.is_udp() {
+        options.push(format!("key={}", foreign.vni));
+    }
     if peer.tunnel.encap.is_udp() {
         options.push(format!("dst_port={}", peer.tunnel.port));
     }

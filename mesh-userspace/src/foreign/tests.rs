@@ -214,7 +214,7 @@ fn gretap_on_ipv6() {
             "sysctl -w net.ipv4.ip_forward=1",
             "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=gre \
              options:local_ip='\"2001:db8::9\"' options:remote_ip='\"2001:db8::1\"' \
-             options:key=0 options:ttl=64 options:tos=inherit",
+             options:ttl=64 options:tos=inherit",
         ],
     );
 }

@@ -38,6 +38,7 @@ pub fn config(peers: u32, subnets: u32) -> ClusterFile {
             )
             .to_string(),
             subnet: prefixes(i + 1),
+            foreign: None,
         }
     }));
     file
@@ -65,8 +66,7 @@ pub fn key(subnet: &str) -> FibKey {
 
 impl<'t> Large<'t> {
     /// The second host is the router to all peers.
-    pub const OPTIONS: Options =
-        Options { hosts: 2, containers: 0, mtu: 1500, encap: Encap::Gre, ipv6: false };
+    pub const OPTIONS: Options = Options { containers: 0, ipv6: false, ..Options::DEFAULT };
 
     pub fn new(topology: &'t mut Topology, peers: u32, subnets: u32) -> Result<Self> {
         topology.hosts[0].netns.exec("ip route add 172.16.0.0/12 via 192.0.2.12")?;

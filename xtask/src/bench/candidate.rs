@@ -1,9 +1,9 @@
 //! What is compared: ways to join two containers on two hosts, and how each is set up.
 
-use std::{fs, net::IpAddr, path::PathBuf, process::Child, time::Duration};
+use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use mesh_tests::{Encap, Netns, Options, Topology, ping::expect_ping, wait};
+use mesh_tests::{Encap, Netns, Options, Topology, ovs::Switch, ping::expect_ping, wait};
 
 mod ovs;
 mod wire;
@@ -67,7 +67,7 @@ impl Candidate {
 
 /// All candidates, in the order in which they are shown.
 pub fn all() -> Vec<Candidate> {
-    let mesh = Encap::ALL.map(|encap| {
+    let mesh = Encap::GRE.map(|encap| {
         let (name, what) = (format!("mesh-{}", encap.name()), "this project");
         Candidate::new(&name, what, Kind::Mesh(Mesh { encap, binary: None }))
     });
@@ -101,20 +101,8 @@ pub struct Standing {
     /// Whether its underlay interface may join packets on receipt.
     pub takes_gro: bool,
     // Ended before what they run in is removed.
-    _daemons: Vec<Daemon>,
+    _switches: Vec<Switch>,
     topology: Topology,
-}
-
-/// A process that a candidate needs. Ended when it is dropped.
-#[derive(Debug)]
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
 }
 
 /// Where one end's traffic starts or ends.
@@ -131,9 +119,10 @@ impl Standing {
             Kind::Mesh(mesh) => mesh.encap,
             _ => Encap::default(),
         };
-        let options = Options { containers, encap, mtu: UNDERLAY_MTU, ipv6: false, hosts: 2 };
+        let options =
+            Options { containers, encap, mtu: UNDERLAY_MTU, ipv6: false, ..Options::DEFAULT };
         let mut topology = Topology::direct(options)?;
-        let (mut daemons, mut takes_gro) = (Vec::new(), true);
+        let (mut switches, mut takes_gro) = (Vec::new(), true);
         let ends = match &candidate.kind {
             Kind::Bare => bare_ends(&topology)?,
             Kind::Mesh(mesh) => {
@@ -146,14 +135,14 @@ impl Standing {
                 wire::ends(&topology)?
             }
             Kind::Ovs => {
-                (daemons, takes_gro) = ovs::join(&topology)?;
+                (switches, takes_gro) = ovs::join(&topology)?;
                 wire::ends(&topology)?
             }
         };
         let [client, server] = &ends;
         let ping = || expect_ping(&client.netns, server.address).map_err(|e| format!("{e:#}"));
         wait::until(&format!("{} to carry packets", candidate.name), UP, ping)?;
-        Ok(Self { name: candidate.name.clone(), ends, takes_gro, _daemons: daemons, topology })
+        Ok(Self { name: candidate.name.clone(), ends, takes_gro, _switches: switches, topology })
     }
 
     /// The first host's interface to the second.

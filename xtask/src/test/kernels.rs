@@ -82,6 +82,7 @@ impl Matrix {
         self.kernels.push(kernel.version.clone());
         for (test, count) in chosen {
             tiers.ran += count;
+            tiers.find_ovs(test, report);
             self.step(&kernel, test, count, tiers, report);
         }
         Ok(())
