@@ -126,7 +126,7 @@ fn outer<O: Family>(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal>
 fn gre<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
     let at = ETH_LEN + O::LEN;
     let not = |reason| Not::Good(Kind::Gre, reason);
-    if O::has_options(ip) {
+    if !O::is_plain(ip) {
         return Err(not(DropReason::UnsupportedOuter));
     }
     if O::is_fragment(ip) {
@@ -159,7 +159,7 @@ fn gre<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
 #[inline(always)]
 fn udp<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
     let at = ETH_LEN + O::LEN;
-    if O::has_options(ip) || O::is_later_fragment(ip) {
+    if !O::is_plain(ip) || O::is_later_fragment(ip) {
         return Err(Not::Ours);
     }
     let Ok(udp) = packet.need::<Udp>(at) else { return Err(Not::Ours) };
