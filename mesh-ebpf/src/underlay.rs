@@ -225,6 +225,9 @@ fn known<O: Family>(
         return Ok(PASS);
     }
     if t.more != 0 {
+        if packet.len() < t.at as u32 + t.more {
+            return Err(DropReason::Truncated.into());
+        }
         // What is taken out is the front, of which all is known; then everything is in its place.
         packet.shrink(t.more, 0)?;
     }
