@@ -272,7 +272,8 @@ fn decap<F: Family>(
         return Err(DropReason::Truncated.into());
     }
     let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
-    let is_switch = source.flags & PeerSource::SWITCH != 0;
+    // Without Ethernet there is no MAC to speak of.
+    let is_switch = source.flags & PeerSource::SWITCH != 0 && outer.ethernet;
     if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
         asked.at = at;
         return Ok(ASKED);
@@ -295,7 +296,7 @@ fn decap<F: Family>(
         }
         F::mark_ce(header);
     }
-    if is_switch && outer.ethernet {
+    if is_switch {
         switch::learn(packet, source, src, at);
     }
 
