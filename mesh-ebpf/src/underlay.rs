@@ -10,8 +10,8 @@ use mesh_common::{
     verdict::{DropReason, Verdict},
     wire::{
         ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
-        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, UDP_LEN, Udp,
-        VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
+        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, IPV6_LEN, UDP_LEN,
+        Udp, VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
     },
 };
 
@@ -306,6 +306,10 @@ fn decap<F: Family>(
         (true, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
+    if F::IS_V4 && !outer.is_v4 && !protocol && bytes < IPV6_LEN as u32 {
+        // To the kernel it stays IPv6, of which it leaves no less than the header: padding.
+        packet.trim((at + IPV6_LEN) as u32)?;
+    }
     packet.shrink((at - ETH_LEN) as u32, flags.into())?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(source.peer, bytes);
