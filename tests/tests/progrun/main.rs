@@ -7,6 +7,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
 
 mod answer;
+mod cases;
+mod cluster;
 mod counters;
 mod decap;
 mod deliver;
@@ -16,10 +18,12 @@ mod fuzz;
 mod growth;
 mod model;
 mod outer;
+mod outside;
 mod packet;
 mod perf;
 mod slots;
 mod toobig;
 mod truncate;
 mod verified;
+mod wire;
 mod world;
