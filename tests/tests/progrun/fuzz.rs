@@ -20,12 +20,9 @@ use proptest::test_runner::{Config, TestRunner};
 use super::{
     cases::{Case, cases},
     counters::Counter,
-    model::{Frame, Model, known_mac},
+    model::{Frame, KNOWN, Model, known_mac},
     packet::{Mac, assert_well_formed},
-    world::{
-        BLUE_VNI, GENEVE, GRE, GRETAP, HOST, OLD_GRETAP, OLD_VXLAN, PORTS, Peer, Ran, SIX_VNI,
-        Spec, UNDERLAY, VXLAN, World, world,
-    },
+    world::{GENEVE, GRE, GRETAP, HOST, PORTS, Peer, Ran, Spec, UNDERLAY, VXLAN, World, world},
 };
 
 const PACKETS: u32 = 3000;
@@ -192,19 +189,7 @@ pub fn seconds() -> u32 {
 }
 
 fn known() -> impl Iterator<Item = ([u8; 20], (u32, Mac))> {
-    let all: [(u32, Peer, &str); 10] = [
-        (0, OLD_VXLAN, "10.42.197.9"),
-        (0, OLD_VXLAN, "fd42:0:0:6::9"),
-        (BLUE_VNI, OLD_VXLAN, "10.42.197.9"),
-        (BLUE_VNI, OLD_VXLAN, "fd43:0:0:6::9"),
-        (SIX_VNI, OLD_VXLAN, "fd49:0:0:6::9"),
-        (0, OLD_GRETAP, "10.42.199.9"),
-        (0, OLD_GRETAP, "fd42:0:0:8::9"),
-        (BLUE_VNI, OLD_GRETAP, "10.42.199.9"),
-        (BLUE_VNI, OLD_GRETAP, "fd43:0:0:8::9"),
-        (SIX_VNI, OLD_GRETAP, "fd49:0:0:8::9"),
-    ];
-    all.into_iter().map(|(vni, peer, addr)| {
+    KNOWN.into_iter().map(|(vni, peer, addr)| {
         let addr = addr.parse().unwrap();
         (neighbour_key(vni, addr), (peer.index, known_mac(vni, addr).unwrap()))
     })

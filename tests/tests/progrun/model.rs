@@ -15,7 +15,7 @@ use super::{
     counters::Counter::{self, EndpointRx, EndpointTx, PeerTx},
     packet::{ARP, IPV6, Mac, eth, ethertype, ip, ip_with},
     wire::Carried,
-    world::{H4, HOST, PORTS, Peer, Port, Spec},
+    world::{BLUE_VNI, H4, HOST, OLD_GRETAP, OLD_VXLAN, PORTS, Peer, Port, SIX_VNI, Spec},
 };
 
 /// What is expected of a packet.
@@ -148,7 +148,7 @@ impl Model<'_> {
     /// Who has `target`? From the port's own address, and from the gateway's MAC as all that it sends.
     pub fn question(&self, port: Port, peer: Peer, target: IpAddr) -> Carried {
         let own = self.spec.gateway_mac();
-        let (dst, proto, inner) = match target {
+        let (dst, proto, mut inner) = match target {
             IpAddr::V4(target) => {
                 let sender = port.v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
                 ([0xff; 6], ARP, arp(1, (own, sender), ([0; 6], target)))
@@ -159,6 +159,8 @@ impl Model<'_> {
                 ([0x33, 0x33, 0xff, a, b, c], IPV6, solicitation(own, sender, target))
             }
         };
+        // Padding, which covers the checksum that a card may be told to write.
+        inner.resize(inner.len() + 160, 0);
         let tunnel = self.spec.tunnel(peer, port.vni);
         Carried { peer, vni: port.vni, tunnel, macs: [dst, own], proto, inner }
     }
@@ -237,13 +239,25 @@ pub fn endpoint(vni: u32, addr: IpAddr) -> Option<Port> {
     PORTS.into_iter().find(|p| p.vni == vni && p.has(addr))
 }
 
-/// What is known of switches from the start: the MACs of all that end in 9.
+/// Addresses behind switches that are known from the start, by their network.
+pub const KNOWN: [(u32, Peer, &str); 10] = [
+    (0, OLD_VXLAN, "10.42.197.9"),
+    (0, OLD_VXLAN, "fd42:0:0:6::9"),
+    (BLUE_VNI, OLD_VXLAN, "10.42.197.9"),
+    (BLUE_VNI, OLD_VXLAN, "fd43:0:0:6::9"),
+    (SIX_VNI, OLD_VXLAN, "fd49:0:0:6::9"),
+    (0, OLD_GRETAP, "10.42.199.9"),
+    (0, OLD_GRETAP, "fd42:0:0:8::9"),
+    (BLUE_VNI, OLD_GRETAP, "10.42.199.9"),
+    (BLUE_VNI, OLD_GRETAP, "fd43:0:0:8::9"),
+    (SIX_VNI, OLD_GRETAP, "fd49:0:0:8::9"),
+];
+
+/// Their MACs.
 pub fn known_mac(vni: u32, addr: IpAddr) -> Option<Mac> {
-    let (last, family) = match addr {
-        IpAddr::V4(v4) => (v4.octets()[3], 4),
-        IpAddr::V6(v6) => (v6.octets()[15], 6),
-    };
-    (last == 9).then_some([2, 0, 9, vni as u8, 0, family])
+    let is_it = |known: &(u32, Peer, &str)| (known.0, known.2.parse()) == (vni, Ok(addr));
+    let at = KNOWN.iter().position(is_it)?;
+    Some([2, 0, 9, 0, 0, at as u8])
 }
 
 /// ARP for IPv4 over Ethernet (RFC 826).

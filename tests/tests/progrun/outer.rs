@@ -1,7 +1,7 @@
 //! What comes in on the underlay and is not a good packet of a peer: left alone, or dropped with
 //! the reason.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{IpFragOffset, IpHeaders, Ipv4Header, Ipv4Options, ip_number};
 use mesh_common::verdict::DropReason::{
@@ -17,7 +17,11 @@ use super::{
     },
 };
 
-pub const STRANGER: Peer = Peer { index: u32::MAX, underlay: Ipv4Addr::new(198, 51, 100, 7), ..H2 };
+pub const STRANGER: Peer = Peer {
+    index: u32::MAX,
+    underlay: Ipv4Addr::new(198, 51, 100, 7),
+    underlay_v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 7),
+};
 const FOREIGN: Spec = Spec { foreign_gre: true, ..GRE };
 
 fn inner() -> Vec<u8> {
