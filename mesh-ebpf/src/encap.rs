@@ -67,24 +67,58 @@ pub struct Inner {
     pub macs: [u32; 3],
 }
 
-/// Encapsulates and sends.
+/// Encapsulates and sends. `mark`: the kernel is told where the inner headers are; what is marked it
+/// does not shorten any more.
 #[inline(always)]
-pub fn send(packet: &Packet, route: &Route<'_>, inner: &Inner) -> Result<Done, DropReason> {
+pub fn send(
+    packet: &Packet,
+    route: &Route<'_>,
+    inner: &Inner,
+    mark: bool,
+) -> Result<Done, DropReason> {
     let peer = route.peer;
     // Of the inner flow, so before anything is in front of it.
     let hash = if peer.flags & (PeerInfo::UDP | PeerInfo::IPV6) != 0 { packet.hash() } else { 0 };
-    let told =
-        packet.grow(route.overhead, if TELL_INNER { peer.room & ROOM_FLAGS.load() } else { 0 });
-    if told.is_err() {
-        // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as
-        // encapsulated, and is not marked twice (EALREADY). Only a super-packet needs the mark.
-        if packet.gso_size() != 0 {
-            return Err(DropReason::NoRoom);
-        }
-        packet.grow(route.overhead, 0)?;
-    }
-
+    grow(packet, route.overhead, if mark { peer.room } else { 0 })?;
     fill(packet, route, inner, hash)
+}
+
+/// Makes room for the outer headers. `room`: see [`PeerInfo::room`].
+#[inline(always)]
+fn grow(packet: &Packet, bytes: u32, room: u64) -> Result<(), DropReason> {
+    if packet.grow(bytes, if TELL_INNER { room & ROOM_FLAGS.load() } else { 0 }).is_ok() {
+        return Ok(());
+    }
+    // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as
+    // encapsulated, and is not marked twice (EALREADY). Only a super-packet needs the mark.
+    if packet.gso_size() != 0 {
+        return Err(DropReason::NoRoom);
+    }
+    packet.grow(bytes, 0)
+}
+
+/// What stays of a packet that a question is put in front of: with outer headers as without, its
+/// transport checksum is in it.
+pub const REST: usize = 160;
+
+/// Makes the packet an ordinary one of outer headers, `bytes` of a question of our own, and
+/// [`REST`] bytes of padding; gives the offset where the question is to be written, before
+/// [`send_own`].
+///
+/// The sender may have left the checksum to the card, and nothing takes that back: the card will
+/// write one, to where it stands in the packet that was. So that stays where it is, behind the
+/// question and empty.
+#[inline(always)]
+pub fn precede(packet: &Packet, route: &Route<'_>, bytes: usize) -> Result<usize, DropReason> {
+    packet.trim((ETH_LEN + REST) as u32)?;
+    grow(packet, route.overhead + bytes as u32, route.peer.room)?;
+    let at = ETH_LEN + route.overhead as usize;
+    let mut empty = 0;
+    while empty < REST {
+        packet.store(at + bytes + empty, &[0u64; 2])?;
+        empty += 16;
+    }
+    Ok(at)
 }
 
 /// Makes the packet one of outer headers and `bytes` of a message of our own; gives the offset where

@@ -26,8 +26,8 @@ pub trait Family {
     fn next(h: &Self::Header) -> u8;
     /// Bytes of the header.
     fn header_len(h: &Self::Header) -> usize;
-    /// More than the fixed header, and what follows it is further on.
-    fn has_options(h: &Self::Header) -> bool;
+    /// A header of the family and no more than its fixed part, so that it is known where it ends.
+    fn is_plain(h: &Self::Header) -> bool;
     fn is_fragment(h: &Self::Header) -> bool;
     /// A fragment without the transport header.
     fn is_later_fragment(h: &Self::Header) -> bool;
@@ -94,8 +94,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn has_options(h: &Ipv4) -> bool {
-        h.vihl != 0x45
+    fn is_plain(h: &Ipv4) -> bool {
+        h.vihl == 0x45
     }
 
     #[inline(always)]
@@ -191,9 +191,9 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn has_options(_: &Ipv6) -> bool {
+    fn is_plain(h: &Ipv6) -> bool {
         // Extension headers are protocols of their own.
-        false
+        u32::from_be(h.vtf) >> 28 == 6
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use aya_ebpf::bindings::TC_ACT_SHOT;
 
 use crate::{
     count,
-    encap::{self, Inner, Route},
+    encap::{self, Inner, REST, Route},
     end::{Done, Refusal},
     inner::{Family, V4, V6},
     maps,
@@ -58,16 +58,22 @@ pub fn send<F: Family>(
     };
     let (mac, heard, asked) = (known.mac, known.heard, known.asked);
     inner.macs = toward(&route.peer.inner_macs, mac);
-    let done = encap::send(packet, route, inner)?;
-    count::peer_tx(index, inner.bytes);
     let now = packet::seconds();
-    if now - heard <= FRESH_SECONDS || now == asked || route.peer.flags & PeerInfo::MAC_KNOWN == 0 {
+    // A copy of it goes where it would have, and it asks. A super-packet is one, and the next may not
+    // be.
+    let asks = now - heard > FRESH_SECONDS
+        && now != asked
+        && route.peer.flags & PeerInfo::MAC_KNOWN != 0
+        && packet.gso_size() == 0;
+    let done = encap::send(packet, route, inner, !asks)?;
+    count::peer_tx(index, inner.bytes);
+    if !asks {
         return Ok(done);
     }
-    // A copy goes where this one would have, and this one asks.
     maps::learn(&key, &NeighbourInfo { peer: index, mac, _pad: 0, heard, asked: now });
     packet.send_copy(route.peer.ifindex);
-    let (_, code) = ask::<F>(packet, port, route, dst)?;
+    // If it can not ask, the copy is on its way all the same.
+    let code = ask::<F>(packet, port, route, dst).map_or(TC_ACT_SHOT, |(_, code)| code);
     Ok((Verdict::Encap, code))
 }
 
@@ -93,26 +99,17 @@ fn ask<F: Family>(
             target_mac: [0; 3],
             target_ip: target.0[3],
         };
-        return send_arp(packet, route, toward(own, BROADCAST), &body);
+        let at = encap::precede(packet, route, size_of::<Arp>())?;
+        packet.store(at, &body)?;
+        let macs = toward(own, BROADCAST);
+        return encap::send_own(packet, route, macs, ETH_P_ARP, size_of::<Arp>() + REST);
     }
     // RFC 2464, 7: 33:33:ff and the rest of the solicited-node address.
     let [high, low] = packet::word_halves(target.0[3] | 0xff00_0000u32.to_be());
     let group = toward(own, [0x3333, high, low]);
-    let at = encap::resize(packet, route, MESSAGE_LEN)?;
+    let at = encap::precede(packet, route, MESSAGE_LEN)?;
     neighbour::solicit(packet, at, mac, port.addr6, target.0)?;
-    encap::send_own(packet, route, group, ETH_P_IPV6, MESSAGE_LEN)
-}
-
-#[inline(always)]
-fn send_arp(
-    packet: &Packet,
-    route: &Route<'_>,
-    macs: [u32; 3],
-    body: &Arp,
-) -> Result<Done, DropReason> {
-    let at = encap::resize(packet, route, size_of::<Arp>())?;
-    packet.store(at, body)?;
-    encap::send_own(packet, route, macs, ETH_P_ARP, size_of::<Arp>())
+    encap::send_own(packet, route, group, ETH_P_IPV6, MESSAGE_LEN + REST)
 }
 
 /// An ARP message at `at` from behind a peer.
@@ -147,7 +144,9 @@ pub fn arp(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason
         ..said
     };
     let route = Route::new(peer, key.vni);
-    let (_, code) = send_arp(packet, &route, macs, &reply)?;
+    let at = encap::resize(packet, &route, size_of::<Arp>())?;
+    packet.store(at, &reply)?;
+    let (_, code) = encap::send_own(packet, &route, macs, ETH_P_ARP, size_of::<Arp>())?;
     Ok((Verdict::Answer, code))
 }
 

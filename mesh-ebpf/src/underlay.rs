@@ -10,8 +10,8 @@ use mesh_common::{
     verdict::{DropReason, Hook, Verdict},
     wire::{
         ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
-        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, UDP_LEN, Udp,
-        VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
+        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, IPV6_LEN, UDP_LEN,
+        Udp, VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
     },
 };
 
@@ -148,7 +148,7 @@ fn outer<O: Family>(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal>
 fn gre<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
     let at = ETH_LEN + O::LEN;
     let not = |reason| Not::Good(Kind::Gre, reason);
-    if O::has_options(ip) {
+    if !O::is_plain(ip) {
         return Err(not(DropReason::UnsupportedOuter));
     }
     if O::is_fragment(ip) {
@@ -181,7 +181,7 @@ fn gre<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
 #[inline(always)]
 fn udp<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
     let at = ETH_LEN + O::LEN;
-    if O::has_options(ip) || O::is_later_fragment(ip) {
+    if !O::is_plain(ip) || O::is_later_fragment(ip) {
         return Err(Not::Ours);
     }
     let Ok(udp) = packet.need::<Udp>(at) else { return Err(Not::Ours) };
@@ -246,6 +246,9 @@ fn known<O: Family>(
         return Ok(PASS);
     }
     if t.more != 0 {
+        if packet.len() < t.at as u32 + t.more {
+            return Err(DropReason::Truncated.into());
+        }
         // What is taken out is the front, of which all is known; then everything is in its place.
         packet.shrink(t.more, 0)?;
     }
@@ -291,7 +294,8 @@ fn decap<F: Family>(
         return Err(DropReason::Truncated.into());
     }
     let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
-    let is_switch = source.flags & PeerSource::SWITCH != 0;
+    // Without Ethernet there is no MAC to speak of.
+    let is_switch = source.flags & PeerSource::SWITCH != 0 && outer.ethernet;
     if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
         *asked = Asked { key: outer.key(), at, is_arp: false };
         return Ok((Verdict::Learn, ASKED));
@@ -307,16 +311,16 @@ fn decap<F: Family>(
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
             let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
-            take_off::<F>(packet, outer, header, at)?;
+            take_off::<F>(packet, outer, header, at, bytes)?;
             packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
             count::peer_rx(source.peer, bytes);
             return Ok(bridge::ask::<F>(network, &dst));
         }
     };
-    if is_switch && outer.ethernet {
+    if is_switch {
         switch::learn(packet, source, src, at);
     }
-    take_off::<F>(packet, outer, header, at)?;
+    take_off::<F>(packet, outer, header, at, bytes)?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(source.peer, bytes);
     Ok(deliver::hand_over(to, bytes, keeps_protocol::<F>(outer)))
@@ -328,13 +332,14 @@ fn keeps_protocol<F: Family>(outer: &Outer) -> bool {
     F::IS_V4 == outer.is_v4 || DECAP_L3.load() != 0
 }
 
-/// Takes off what is in front of the inner packet.
+/// Takes off what is in front of the inner packet, of `bytes`.
 #[inline(always)]
 fn take_off<F: Family>(
     packet: &Packet,
     outer: &Outer,
     header: &mut F::Header,
     at: usize,
+    bytes: u32,
 ) -> Result<(), DropReason> {
     if ecn(outer.tos) == ECN_CE {
         // RFC 6040, 4.2: a sender without ECN would never hear of it.
@@ -348,6 +353,10 @@ fn take_off<F: Family>(
         (_, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         (_, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
+    if F::IS_V4 && !keeps_protocol::<F>(outer) && bytes < IPV6_LEN as u32 {
+        // To the kernel it stays IPv6, of which it leaves no less than the header: padding.
+        packet.trim((at + IPV6_LEN) as u32)?;
+    }
     packet.shrink((at - ETH_LEN) as u32, flags.into())
 }
 

@@ -388,6 +388,8 @@ impl Desired {
         let is_switch = peer.foreign.is_some() && is_switch(cluster, me, peer);
         let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
             let key = PeerKey { outer_source, vni: wire_vni };
+            // Where it is nobody it has nothing to ask.
+            let is_switch = is_switch && !subnets.is_empty();
             let source = peer_source(index, me, vni, is_switch, subnets);
             self.maps.peer_by_addr.insert(key, source);
         };

@@ -11,7 +11,7 @@ use mesh_userspace::bpf::sync;
 
 use super::{
     counters::Counter,
-    decap::{Form, from_peer},
+    decap::from_peer,
     packet::{ARP, IPV4, Mac, eth, ethertype, ip, udp_of},
     world::{A, GRE, H2, HOST, MTU, Port, Ran, Skb, Spec, TELLS, TOLD, World, gateway_mac, world},
 };
@@ -189,7 +189,7 @@ fn an_answer_to_arp_tells_the_address_too() {
 fn what_arrives_for_an_unknown_address_is_asked_for_on_the_bridge() {
     let arrives = |w: &World, dst: &str| {
         let inner = udp_of(ip(addr("10.42.64.9"), addr(dst), 0), 100);
-        (w.receives(&from_peer(H2, Form::Gre, 0, 0, &inner)), inner)
+        (w.receives(&from_peer(H2, mesh_userspace::config::Encap::Gre, 0, 0, &inner)), inner)
     };
     world(BRIDGED, |w| {
         for dst in ["10.42.0.9", "10.42.0.77"] {

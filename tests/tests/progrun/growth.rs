@@ -13,9 +13,10 @@ use mesh_common::{
 };
 use mesh_tests::{Figure, figure};
 use mesh_userspace::bpf::Store as _;
+use mesh_userspace::config::Encap;
 
 use super::{
-    decap::{Form, from_peer},
+    decap::from_peer,
     packet::{IPV4, eth, ip, udp},
     perf::{Bench, DONE, REPEAT, ROUNDS},
     world::{
@@ -147,7 +148,7 @@ fn bench(kind: Kind, key: u32) -> Bench {
         Kind::Decap => {
             let inner = udp(ip(Ipv4Addr::new(10, 42, 128, 9), A.v4.unwrap(), 0), &[7; 64]);
             let peer = Peer { underlay: to, ..H3 };
-            let received = from_peer(peer, Form::Gre, 0, 0, &inner);
+            let received = from_peer(peer, Encap::Gre, 0, 0, &inner);
             ("perf_decap", UNDERLAY, eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &received))
         }
     };

@@ -8,7 +8,10 @@
 
 mod answer;
 mod bridge;
+mod cases;
+mod cluster;
 mod counters;
+mod datagram;
 mod decap;
 mod deliver;
 mod encap;
@@ -17,10 +20,13 @@ mod fuzz;
 mod growth;
 mod model;
 mod outer;
+mod outside;
 mod packet;
 mod perf;
 mod slots;
+mod switch;
 mod toobig;
 mod truncate;
 mod verified;
+mod wire;
 mod world;

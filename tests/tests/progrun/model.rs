@@ -1,6 +1,8 @@
 //! What should become of a packet: written from the cluster's file, DESIGN.md and the RFCs, knowing
 //! nothing of the programs, their maps or how those are filled.
 
+mod receive;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_common::verdict::{
@@ -10,10 +12,10 @@ use mesh_common::verdict::{
 use mesh_userspace::config::{Cluster, Vni};
 
 use super::{
-    counters::Counter::{self, EndpointRx, EndpointTx, PeerRx, PeerTx},
-    world::{
-        H2, H3, H4, H5, H5_MTU, HOST, ME, MTU, PORTS, Peer, Port, Spec, UNDERLAY_MAC, UNDERLAY_MTU,
-    },
+    counters::Counter::{self, EndpointRx, EndpointTx, PeerTx},
+    packet::{ARP, IPV6, Mac, eth, ethertype, ip, ip_with},
+    wire::Carried,
+    world::{BLUE_VNI, H4, HOST, OLD_GRETAP, OLD_VXLAN, PORTS, Peer, Port, SIX_VNI, Spec},
 };
 
 /// What is expected of a packet.
@@ -22,15 +24,34 @@ pub struct Expected {
     pub verdict: Verdict,
     pub reason: Option<DropReason>,
     pub counted: Vec<Counter>,
+    pub frame: Frame,
+    /// An address behind a peer that is a switch is known from now on, by its network.
+    pub learned: Option<(u32, IpAddr, Peer, Mac)>,
+}
+
+/// What leaves.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Nothing that the model speaks of.
+    Any,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// To a peer.
+    To(Box<Carried>),
 }
 
 impl Expected {
-    fn ok(verdict: Verdict, counted: &[Counter]) -> Self {
-        Self { verdict, reason: None, counted: counted.to_vec() }
+    pub fn ok(verdict: Verdict, counted: &[Counter]) -> Self {
+        let counted = counted.to_vec();
+        Self { verdict, reason: None, counted, frame: Frame::Any, learned: None }
     }
 
-    fn drop(reason: DropReason) -> Self {
-        Self { verdict: Verdict::Drop, reason: Some(reason), counted: vec![] }
+    pub fn drop(reason: DropReason) -> Self {
+        Self { reason: Some(reason), ..Self::ok(Verdict::Drop, &[]) }
+    }
+
+    pub fn to(self, carried: Carried) -> Self {
+        Self { frame: Frame::To(Box::new(carried)), ..self }
     }
 
     fn with(mut self, counter: Counter) -> Self {
@@ -46,16 +67,16 @@ pub struct Model<'a> {
     pub spec: Spec,
 }
 
-enum Place {
+pub enum Place {
     Here,
     Peer(Peer),
 }
 
 /// The inner packet: addresses, ECN, and how long its headers make a segment at least.
-struct Ip {
-    src: IpAddr,
-    dst: IpAddr,
-    ecn: u8,
+pub struct Ip {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ecn: u8,
     headers: usize,
 }
 
@@ -65,54 +86,91 @@ impl Model<'_> {
         let Some(port) = port else { return Expected::drop(UnknownPort) };
         let packet = &frame[14..];
         match be16(frame, 12) {
-            0x0806 => self.arp(port, packet),
+            0x0806 => self.asked_by_arp(port, packet),
             0x86dd if is_neighbour_message(packet) => self.solicitation(port, packet),
             ethertype @ (0x0800 | 0x86dd) => match parse(ethertype, packet) {
                 None => Expected::drop(Truncated),
-                Some(ip) => self.forward(port, &ip, packet.len(), gso_size),
+                Some(ip) => self.forward(port, &ip, packet, gso_size),
             },
             _ => Expected::drop(NotIp),
         }
     }
 
-    fn forward(&self, port: Port, ip: &Ip, len: usize, gso_size: usize) -> Expected {
+    fn forward(&self, port: Port, ip: &Ip, packet: &[u8], gso_size: usize) -> Expected {
         if !port.has(ip.src) {
             return Expected::drop(if is_multicast(ip.dst) { Multicast } else { SpoofedSource });
         }
+        let len = packet.len();
         let too_big = |mtu| len > mtu && (gso_size == 0 || gso_size + ip.headers > mtu);
-        let own_mtu = MTU.min(self.path_mtu(UNDERLAY_MTU, port));
         let outcome = match self.place(port.vni, ip.dst) {
             None if is_multicast(ip.dst) => Expected::drop(Multicast),
             None => Expected::drop(NoRoute),
             Some(Place::Here) => match endpoint(port.vni, ip.dst) {
                 None => Expected::drop(NoEndpoint),
                 Some(to) if to.id == port.id => Expected::drop(Hairpin),
-                Some(_) if too_big(own_mtu) => Expected::drop(TooBig),
-                Some(to) => Expected::ok(handed_to(to), &[EndpointRx(to.id)]),
+                Some(_) if too_big(self.spec.mtu(port.vni)) => Expected::drop(TooBig),
+                Some(to) => Expected {
+                    frame: Frame::Bytes(self.to_endpoint(to, packet)),
+                    ..Expected::ok(handed_to(to), &[EndpointRx(to.id)])
+                },
             },
-            Some(Place::Peer(peer)) => {
-                let underlay = if peer == H5 { H5_MTU } else { UNDERLAY_MTU };
-                match () {
-                    () if peer == H4 => Expected::drop(PeerIncomplete),
-                    () if too_big(own_mtu.min(self.path_mtu(underlay, port))) => {
-                        Expected::drop(TooBig)
-                    }
-                    // The kernel grows no super-packet that a test makes.
-                    () if gso_size != 0 => Expected::drop(NoRoom),
-                    () => Expected::ok(Verdict::Encap, &[PeerTx(peer.index)]),
-                }
+            Some(Place::Peer(H4)) => Expected::drop(PeerIncomplete),
+            Some(Place::Peer(peer)) if too_big(self.spec.path_mtu(peer, port.vni)) => {
+                Expected::drop(TooBig)
             }
+            Some(Place::Peer(peer)) => self.encap(port, peer, ip.dst, packet, gso_size),
         };
         outcome.with(EndpointTx(port.id))
     }
 
-    /// What of the underlay's MTU is left inside.
-    fn path_mtu(&self, underlay: u32, port: Port) -> usize {
-        let key = if port.vni == 0 { 0 } else { 4 };
-        underlay as usize - 24 - key - if self.spec.gretap { 14 } else { 0 }
+    fn encap(
+        &self,
+        port: Port,
+        peer: Peer,
+        dst: IpAddr,
+        packet: &[u8],
+        gso_size: usize,
+    ) -> Expected {
+        let mut carried = Carried::packet(self.spec, peer, port.vni, packet);
+        if self.spec.is_switch(peer) {
+            match known_mac(port.vni, dst) {
+                Some(mac) => carried.macs[0] = mac,
+                None => return Expected::drop(Unresolved).to(self.question(port, peer, dst)),
+            }
+        }
+        // The kernel grows no super-packet that a test makes.
+        if gso_size != 0 {
+            return Expected::drop(NoRoom);
+        }
+        Expected::ok(Verdict::Encap, &[PeerTx(peer.index)]).to(carried)
     }
 
-    fn arp(&self, port: Port, packet: &[u8]) -> Expected {
+    /// Who has `target`? From the port's own address, and from the gateway's MAC as all that it sends.
+    pub fn question(&self, port: Port, peer: Peer, target: IpAddr) -> Carried {
+        let own = self.spec.gateway_mac();
+        let (dst, proto, mut inner) = match target {
+            IpAddr::V4(target) => {
+                let sender = port.v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                ([0xff; 6], ARP, arp(1, (own, sender), ([0; 6], target)))
+            }
+            IpAddr::V6(target) => {
+                let [.., a, b, c] = target.octets();
+                let sender = port.v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+                ([0x33, 0x33, 0xff, a, b, c], IPV6, solicitation(own, sender, target))
+            }
+        };
+        // Padding, which covers the checksum that a card may be told to write.
+        inner.resize(inner.len() + 160, 0);
+        let tunnel = self.spec.tunnel(peer, port.vni);
+        Carried { peer, vni: port.vni, tunnel, macs: [dst, own], proto, inner }
+    }
+
+    /// The frame for an endpoint.
+    pub fn to_endpoint(&self, to: Port, packet: &[u8]) -> Vec<u8> {
+        eth(to.mac, self.spec.gateway_mac(), ethertype(packet), packet)
+    }
+
+    fn asked_by_arp(&self, port: Port, packet: &[u8]) -> Expected {
         let Some(arp) = packet.first_chunk::<28>() else { return Expected::drop(Truncated) };
         if arp[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
             return Expected::drop(NoReply);
@@ -154,97 +212,22 @@ impl Model<'_> {
         if answers { Expected::ok(Verdict::Answer, &[]) } else { Expected::drop(NoReply) }
     }
 
-    /// A frame that comes in on the underlay.
-    pub fn receives(&self, frame: &[u8], gso_size: usize) -> Expected {
-        let pass = || Expected::ok(Verdict::Pass, &[]);
-        let outer = &frame[14..];
-        if frame[..6] != UNDERLAY_MAC || be16(frame, 12) != 0x0800 || outer[9] != 47 {
-            return pass();
-        }
-        let (src, dst) = (v4(&outer[12..]), v4(&outer[16..]));
-        let peer = [H2, H3, H4, H5].into_iter().find(|p| p.underlay == src);
-        let refused = |reason| match peer {
-            _ if dst != ME => pass(),
-            Some(_) => Expected::drop(reason),
-            None if self.spec.foreign_gre => pass(),
-            None => Expected::drop(UnknownPeer),
-        };
-        if outer[0] != 0x45 {
-            return refused(UnsupportedOuter);
-        }
-        if be16(outer, 6) & 0x3fff != 0 {
-            return refused(OuterFragment);
-        }
-        let gre = &outer[20..];
-        if gre.len() < 4 {
-            return refused(Truncated);
-        }
-        let (vni, header) = match be16(gre, 0) {
-            0 => (0, 4),
-            0x2000 if gre.len() < 8 => return refused(Truncated),
-            0x2000 => (u32::from_be_bytes(gre[4..8].try_into().unwrap()), 8),
-            flags if flags & 7 != 0 => return pass(),
-            _ => return refused(UnsupportedOuter),
-        };
-        let is_network = self.cluster.networks.iter().any(|n| n.vni.get() == vni);
-        if !is_network || header == 8 && vni == 0 {
-            return refused(UnknownVni);
-        }
-        match peer {
-            Some(peer) if dst == ME => {
-                self.decap(peer, vni, outer[1] & 3, be16(gre, 2), &gre[header..], gso_size)
-            }
-            _ => refused(UnknownPeer),
-        }
-    }
-
-    fn decap(
-        &self,
-        peer: Peer,
-        vni: u32,
-        outer_ecn: u8,
-        proto: u16,
-        inner: &[u8],
-        gso_size: usize,
-    ) -> Expected {
-        let (proto, packet) = match (proto, inner.get(..14)) {
-            (0x6558, None) => return Expected::drop(Truncated),
-            (0x6558, Some(eth)) => (be16(eth, 12), &inner[14..]),
-            _ => (proto, inner),
-        };
-        if proto != 0x0800 && proto != 0x86dd {
-            return Expected::drop(NotIp);
-        }
-        let Some(ip) = parse(proto, packet) else { return Expected::drop(Truncated) };
-        match self.place(vni, ip.src) {
-            Some(Place::Peer(owner)) if owner == peer => {}
-            _ => return Expected::drop(SourceNotPeers),
-        }
-        match endpoint(vni, ip.dst) {
-            None if is_multicast(ip.dst) => Expected::drop(Multicast),
-            None => Expected::drop(NoEndpoint),
-            Some(_) if outer_ecn == 3 && ip.ecn == 0 => Expected::drop(Congestion),
-            Some(_) if gso_size != 0 => Expected::drop(NoRoom),
-            Some(to) => Expected::ok(handed_to(to), &[EndpointRx(to.id), PeerRx(peer.index)]),
-        }
-    }
-
     /// The node whose subnet an address is in.
-    fn place(&self, vni: u32, addr: IpAddr) -> Option<Place> {
-        let node = (0..5).find(|node| self.subnets(*node, vni).any(|net| net.contains(&addr)))?;
-        Some(match node {
+    pub fn place(&self, vni: u32, addr: IpAddr) -> Option<Place> {
+        let has = |node: &usize| self.subnets(*node, vni).any(|net| net.contains(&addr));
+        Some(match (0..self.cluster.nodes.len()).find(has)? {
             0 => Place::Here,
-            n => Place::Peer([H2, H3, H4, H5][n - 1]),
+            n => Place::Peer(self.spec.peers()[n - 1]),
         })
     }
 
-    fn subnets(&self, node: usize, vni: u32) -> impl Iterator<Item = ipnet::IpNet> {
+    pub fn subnets(&self, node: usize, vni: u32) -> impl Iterator<Item = ipnet::IpNet> {
         self.cluster.nodes[node].subnets_of(Vni::new(vni).unwrap())
     }
 }
 
 impl Port {
-    fn has(&self, addr: IpAddr) -> bool {
+    pub fn has(&self, addr: IpAddr) -> bool {
         match addr {
             IpAddr::V4(v4) => self.v4 == Some(v4),
             IpAddr::V6(v6) => self.v6 == Some(v6),
@@ -252,22 +235,80 @@ impl Port {
     }
 }
 
-fn endpoint(vni: u32, addr: IpAddr) -> Option<Port> {
+pub fn endpoint(vni: u32, addr: IpAddr) -> Option<Port> {
     PORTS.into_iter().find(|p| p.vni == vni && p.has(addr))
 }
 
-fn handed_to(port: Port) -> Verdict {
+/// Addresses behind switches that are known from the start, by their network.
+pub const KNOWN: [(u32, Peer, &str); 10] = [
+    (0, OLD_VXLAN, "10.42.197.9"),
+    (0, OLD_VXLAN, "fd42:0:0:6::9"),
+    (BLUE_VNI, OLD_VXLAN, "10.42.197.9"),
+    (BLUE_VNI, OLD_VXLAN, "fd43:0:0:6::9"),
+    (SIX_VNI, OLD_VXLAN, "fd49:0:0:6::9"),
+    (0, OLD_GRETAP, "10.42.199.9"),
+    (0, OLD_GRETAP, "fd42:0:0:8::9"),
+    (BLUE_VNI, OLD_GRETAP, "10.42.199.9"),
+    (BLUE_VNI, OLD_GRETAP, "fd43:0:0:8::9"),
+    (SIX_VNI, OLD_GRETAP, "fd49:0:0:8::9"),
+];
+
+/// Their MACs.
+pub fn known_mac(vni: u32, addr: IpAddr) -> Option<Mac> {
+    let is_it = |known: &(u32, Peer, &str)| (known.0, known.2.parse()) == (vni, Ok(addr));
+    let at = KNOWN.iter().position(is_it)?;
+    Some([2, 0, 9, 0, 0, at as u8])
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826).
+pub fn arp(op: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
+    let (from, to) = (sender.1.octets(), target.1.octets());
+    let fixed = [0, 1, 8, 0, 6, 4];
+    [&fixed[..], &op.to_be_bytes(), &sender.0, &from, &target.0, &to].concat()
+}
+
+/// A neighbour solicitation (RFC 4861, 4.3) to the solicited-node address (RFC 4291, 2.7.1).
+pub fn solicitation(mac: Mac, src: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let [.., a, b, c] = target.octets();
+    let mut group: Ipv6Addr = "ff02::1:ff00:0".parse().unwrap();
+    group |= Ipv6Addr::from([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c]);
+    neighbour_message([135, 0, 0, 0], [src, group], target, (1, mac))
+}
+
+/// A neighbour advertisement (RFC 4861, 4.4), with the flags router, solicited and override.
+pub fn advertisement(mac: Mac, dst: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    neighbour_message([136, 0xe0, 0, 0], [target, dst], target, (2, mac))
+}
+
+/// `kind`: the type, then the bytes of the flags.
+pub fn neighbour_message(
+    [kind, flags @ ..]: [u8; 4],
+    [src, dst]: [Ipv6Addr; 2],
+    target: Ipv6Addr,
+    (option, mac): (u8, Mac),
+) -> Vec<u8> {
+    let head = [kind, 0, 0, 0, flags[0], flags[1], flags[2], 0];
+    let body = [&head[..], &target.octets(), &[option, 1], &mac].concat();
+    let mut packet = ip_with(ip(src, dst, 0), 58, &body);
+    packet[7] = 255;
+    let (header, rest) = etherparse::Icmpv6Header::from_slice(&packet[40..]).unwrap();
+    let sum = header.icmp_type.calc_checksum(src.octets(), dst.octets(), rest).unwrap();
+    packet[42..44].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+pub fn handed_to(port: Port) -> Verdict {
     if port.id == HOST.id { Verdict::Host } else { Verdict::Deliver }
 }
 
 /// Router and neighbour solicitation and advertisement, and redirect (RFC 4861).
-fn is_neighbour_message(packet: &[u8]) -> bool {
+pub fn is_neighbour_message(packet: &[u8]) -> bool {
     packet[0] >> 4 == 6
         && packet[6] == 58
         && packet.get(40).is_some_and(|kind| (133..=137).contains(kind))
 }
 
-fn parse(ethertype: u16, packet: &[u8]) -> Option<Ip> {
+pub fn parse(ethertype: u16, packet: &[u8]) -> Option<Ip> {
     let (src, dst, tos, header, next): (IpAddr, IpAddr, _, _, _) = if ethertype == 0x0800 {
         let fixed = packet.first_chunk::<20>()?;
         let header = usize::from(fixed[0] & 15) * 4;
@@ -291,21 +332,21 @@ fn parse(ethertype: u16, packet: &[u8]) -> Option<Ip> {
 }
 
 /// 255.255.255.255 and all that is reserved are no more than multicast to us.
-fn is_multicast(addr: IpAddr) -> bool {
+pub fn is_multicast(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(v4) => v4.octets()[0] >= 224,
         IpAddr::V6(v6) => v6.is_multicast(),
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> u16 {
+pub fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn v4(bytes: &[u8]) -> Ipv4Addr {
+pub fn v4(bytes: &[u8]) -> Ipv4Addr {
     Ipv4Addr::from(*bytes.first_chunk::<4>().unwrap())
 }
 
-fn v6(bytes: &[u8]) -> Ipv6Addr {
+pub fn v6(bytes: &[u8]) -> Ipv6Addr {
     Ipv6Addr::from(*bytes.first_chunk::<16>().unwrap())
 }

@@ -1,33 +1,31 @@
 //! What comes in on the underlay and is not a good packet of a peer: left alone, or dropped with
 //! the reason.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{IpFragOffset, IpHeaders, Ipv4Header, Ipv4Options, ip_number};
 use mesh_common::verdict::DropReason::{
     self, OuterFragment, UnknownPeer, UnknownVni, UnsupportedOuter,
 };
+use mesh_userspace::config::Encap;
 
 use super::{
-    decap::{Form, H2_V4, from_peer},
+    decap::{H2_V4, from_peer},
     packet::{ARP, IPV4, IPV6, eth, ethertype, gre, ip, ipv4_with, outer_ipv4, tcp, udp},
     world::{
-        A, BLUE_VNI, GRE, H2, ME, NEXT_HOP_MAC, Peer, SIX_VNI, STRAY, Spec, UNDERLAY_MAC, World,
-        world,
+        A, BLUE_VNI, GRE, H2, ME, NEXT_HOP_MAC, Peer, SIX_VNI, STRAY, Spec, UNDERLAY_MAC, world,
     },
 };
 
-const STRANGER: Peer = Peer { index: u32::MAX, underlay: Ipv4Addr::new(198, 51, 100, 7) };
+pub const STRANGER: Peer = Peer {
+    index: u32::MAX,
+    underlay: Ipv4Addr::new(198, 51, 100, 7),
+    underlay_v6: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 7),
+};
 const FOREIGN: Spec = Spec { foreign_gre: true, ..GRE };
 
 fn inner() -> Vec<u8> {
     udp(ip(H2_V4, A.v4.unwrap(), 0), b"payload")
-}
-
-#[track_caller]
-fn assert_passes(w: &World, ip: &[u8]) {
-    let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, ip);
-    w.receives_frame(&frame).assert_passed(&frame);
 }
 
 /// Dropped with `reason` if a peer sent them, as an unknown peer's if a stranger did, and left
@@ -36,31 +34,37 @@ fn assert_passes(w: &World, ip: &[u8]) {
 fn assert_refused(packets: impl Fn(Peer) -> Vec<Vec<u8>> + Sync, reason: DropReason) {
     for spec in [GRE, FOREIGN] {
         world(spec, |w| {
+            let receives = |ip: &[u8]| w.receives_frame(&on_ipv4(ip));
             for packet in packets(H2) {
-                let ran = w.receives(&packet);
+                let ran = receives(&packet);
                 ran.assert_dropped(reason);
                 assert_eq!(ran.traffic, []);
             }
             for packet in packets(STRANGER) {
                 match spec.foreign_gre {
-                    true => assert_passes(w, &packet),
-                    false => w.receives(&packet).assert_dropped(UnknownPeer),
+                    true => receives(&packet).assert_passed(&on_ipv4(&packet)),
+                    false => receives(&packet).assert_dropped(UnknownPeer),
                 }
             }
         });
     }
 }
 
+/// Whatever the packet says that it is.
+fn on_ipv4(ip: &[u8]) -> Vec<u8> {
+    eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, ip)
+}
+
 #[test]
 fn what_is_not_gre_to_this_host_is_left_alone() {
     world(GRE, |w| {
-        assert_passes(w, &udp(ip(H2.underlay, ME, 0), b"dns"));
-        assert_passes(w, &tcp(ip(H2.underlay, ME, 0), b"ssh"));
-        let good = from_peer(H2, Form::Gre, 0, 0, &inner());
+        w.assert_passes(&udp(ip(H2.underlay, ME, 0), b"dns"));
+        w.assert_passes(&tcp(ip(H2.underlay, ME, 0), b"ssh"));
+        let good = from_peer(H2, Encap::Gre, 0, 0, &inner());
         for protocol in (0..=255).filter(|p| *p != 47) {
             let mut packet = good.clone();
             packet[9] = protocol;
-            assert_passes(w, &packet);
+            w.assert_passes(&packet);
         }
         for (dst, ethertype) in [
             // To somebody else, to all, not IPv4.
@@ -84,7 +88,7 @@ fn gre_to_an_address_that_is_not_the_nodes_is_left_alone() {
             for src in [H2, STRANGER] {
                 for key in [None, Some(BLUE_VNI), Some(8), Some(0)] {
                     let gre = gre(ethertype(&inner()), key, &inner());
-                    assert_passes(w, &outer_ipv4(src.underlay, Ipv4Addr::from(dst), 0, &gre));
+                    w.assert_passes(&outer_ipv4(src.underlay, Ipv4Addr::from(dst), 0, &gre));
                 }
             }
         }
@@ -95,11 +99,11 @@ fn gre_to_an_address_that_is_not_the_nodes_is_left_alone() {
 fn gre_of_a_stranger_is_dropped_unless_the_host_has_tunnels() {
     let packets = || {
         [0, BLUE_VNI, 8].into_iter().flat_map(|vni| {
-            [Form::Gre, Form::Gretap].map(|form| from_peer(STRANGER, form, vni, 0, &inner()))
+            [Encap::Gre, Encap::Gretap].map(|form| from_peer(STRANGER, form, vni, 0, &inner()))
         })
     };
     world(GRE, |w| packets().for_each(|p| w.receives(&p).assert_dropped(UnknownPeer)));
-    world(FOREIGN, |w| packets().for_each(|p| assert_passes(w, &p)));
+    world(FOREIGN, |w| packets().for_each(|p| w.assert_passes(&p)));
 }
 
 #[test]
@@ -122,7 +126,7 @@ fn key_that_is_no_network_is_dropped() {
 #[test]
 fn network_whose_family_is_another_has_no_such_source() {
     world(GRE, |w| {
-        let packet = from_peer(H2, Form::Gre, SIX_VNI, 0, &inner());
+        let packet = from_peer(H2, Encap::Gre, SIX_VNI, 0, &inner());
         w.receives(&packet).assert_dropped(DropReason::SourceNotPeers);
     });
 }
@@ -151,7 +155,7 @@ fn other_versions_of_gre_are_left_alone() {
             for flags in [0, 0x2000, 0xb000] {
                 let mut gre = gre(0x880b, None, &inner());
                 gre[..2].copy_from_slice(&(flags | version).to_be_bytes());
-                assert_passes(w, &outer_ipv4(H2.underlay, ME, 0, &gre));
+                w.assert_passes(&outer_ipv4(H2.underlay, ME, 0, &gre));
             }
         }
     });
@@ -199,7 +203,7 @@ fn outer_ip_options_are_dropped() {
     };
     // A header length below the least, and another version.
     let with_first = |peer: Peer, first: u8| {
-        let mut packet = from_peer(peer, Form::Gre, 0, 0, &inner());
+        let mut packet = from_peer(peer, Encap::Gre, 0, 0, &inner());
         packet[0] = first;
         packet
     };
@@ -214,7 +218,7 @@ fn outer_ip_options_are_dropped() {
 #[test]
 fn super_packet_that_the_kernel_will_not_shrink_is_dropped_as_no_room() {
     world(GRE, |w| {
-        let packet = from_peer(H2, Form::Gre, 0, 0, &inner());
+        let packet = from_peer(H2, Encap::Gre, 0, 0, &inner());
         let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &packet);
         let hook = mesh_common::verdict::Hook::FromUnderlay;
         // Of no kind, as a test's is.

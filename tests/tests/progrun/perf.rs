@@ -18,9 +18,10 @@ use mesh_common::{
 
 use mesh_tests::{Figure, figure};
 use mesh_userspace::bpf::Store as _;
+use mesh_userspace::config::Encap;
 
 use super::{
-    decap::{Form, from_peer},
+    decap::from_peer,
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
     world::{
         A, B, BLUE, GRE, GRETAP, H3, HOST, ME, NEXT, NEXT_HOP_MAC, Peer, Port, REDIRECT, SHOT, Skb,
@@ -69,11 +70,11 @@ struct Ns {
 fn perf() {
     println!("{:34} {:>15} {:>15}   ns per packet, median (least)", "", "gross", "net");
     for (title, spec, from, form, v6) in [
-        ("gre", GRE, A, Form::Gre, false),
-        ("gre, IPv6 inside", GRE, A, Form::Gre, true),
-        ("gre with key", GRE, BLUE, Form::Gre, false),
-        ("gretap", GRETAP, A, Form::Gretap, false),
-        ("gretap with key", GRETAP, BLUE, Form::Gretap, false),
+        ("gre", GRE, A, Encap::Gre, false),
+        ("gre, IPv6 inside", GRE, A, Encap::Gre, true),
+        ("gre with key", GRE, BLUE, Encap::Gre, false),
+        ("gretap", GRETAP, A, Encap::Gretap, false),
+        ("gretap with key", GRETAP, BLUE, Encap::Gretap, false),
     ] {
         world(spec, |w| tunnel(w, title, from, form, v6));
     }
@@ -81,7 +82,7 @@ fn perf() {
 }
 
 /// Encapsulation and decapsulation in one form.
-fn tunnel(w: &World, title: &str, port: Port, form: Form, v6: bool) {
+fn tunnel(w: &World, title: &str, port: Port, form: Encap, v6: bool) {
     let (here, there): (IpAddr, IpAddr) = match v6 {
         false => (port.v4.unwrap().into(), H3_V4.into()),
         true => (port.v6.unwrap().into(), H3_V6.into()),
@@ -174,7 +175,7 @@ fn others(w: &World) {
     let nowhere = udp(ip(A.v4.unwrap(), Ipv4Addr::new(198, 51, 100, 1), 0), &[7; 64]);
     let spoofed = udp(ip(B.v4.unwrap(), H3_V4, 0), &[7; 64]);
     let from_host = udp(ip(HOST.v4.unwrap(), A.v4.unwrap(), 0), &[7; 64]);
-    let stranger = from_peer(Peer { underlay: NO_PEER, ..H3 }, Form::Gre, 0, 0, &local);
+    let stranger = from_peer(Peer { underlay: NO_PEER, ..H3 }, Encap::Gre, 0, 0, &local);
     let [empty, deliver, host, pass, lost, spoof, unknown] = measure(
         w,
         [

@@ -2,12 +2,12 @@
 //!
 //! The kernel runs no test on a packet shorter than its IP header, so a program cuts it.
 
-use std::net::Ipv4Addr;
-
 use mesh_common::verdict::{DropReason, Hook, Verdict};
+use mesh_userspace::config::Encap;
 
 use super::{
-    decap::{Form, H2_V4, H2_V6, from_peer},
+    decap::{H2_V4, H2_V6, from_peer},
+    outer::STRANGER,
     packet::{IPV4, eth, ethertype, ip, ip_with, tcp, udp},
     world::{A, BLUE_VNI, GRE, H2, NEXT_HOP_MAC, Skb, UNDERLAY, UNDERLAY_MAC, gateway_mac, world},
 };
@@ -47,7 +47,7 @@ fn ipv4_options_cut_short_are_truncated() {
             for len in [20, usize::from(words) * 4 - 1, usize::from(words) * 4] {
                 let whole = len == usize::from(words) * 4;
                 let ran = w.sends_ip(A, &sent[..len]);
-                let outer = w.receives(&from_peer(H2, Form::Gre, 0, 0, &received[..len]));
+                let outer = w.receives(&from_peer(H2, Encap::Gre, 0, 0, &received[..len]));
                 if whole {
                     assert_eq!(ran.verdict, Verdict::Encap);
                     assert_eq!(outer.verdict, Verdict::Deliver);
@@ -64,7 +64,7 @@ fn ipv4_options_cut_short_are_truncated() {
 fn what_a_peer_sends_cut_short_is_truncated() {
     world(GRE, |w| {
         for (form, vni) in
-            [(Form::Gre, 0), (Form::Gre, BLUE_VNI), (Form::Gretap, 0), (Form::Gretap, BLUE_VNI)]
+            [(Encap::Gre, 0), (Encap::Gre, BLUE_VNI), (Encap::Gretap, 0), (Encap::Gretap, BLUE_VNI)]
         {
             let v6_dst: std::net::Ipv6Addr =
                 if vni == 0 { A.v6.unwrap() } else { "fd43::2".parse().unwrap() };
@@ -99,8 +99,7 @@ fn what_a_peer_sends_cut_short_is_truncated() {
 #[test]
 fn stranger_cut_short_is_a_stranger() {
     world(GRE, |w| {
-        let stranger = super::world::Peer { index: 0, underlay: Ipv4Addr::new(198, 51, 100, 7) };
-        let packet = from_peer(stranger, Form::Gre, BLUE_VNI, 0, &[0; 20]);
+        let packet = from_peer(STRANGER, Encap::Gre, BLUE_VNI, 0, &[0; 20]);
         for len in 20..packet.len() {
             w.receives(&packet[..len]).assert_dropped(DropReason::UnknownPeer);
         }
@@ -125,7 +124,7 @@ fn container_that_sends_a_vlan_tag_is_dropped() {
 #[test]
 fn packet_of_a_vlan_on_the_underlay_is_left_alone() {
     world(GRE, |w| {
-        let packet = from_peer(H2, Form::Gre, 0, 0, &udp(ip(H2_V4, A.v4.unwrap(), 0), b"x"));
+        let packet = from_peer(H2, Encap::Gre, 0, 0, &udp(ip(H2_V4, A.v4.unwrap(), 0), b"x"));
         let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &packet);
         let skb = Skb { ifindex: UNDERLAY, ..Skb::default() };
         let ran = w.run_as("tagged_from_underlay", Hook::FromUnderlay, skb, &frame);

@@ -26,7 +26,7 @@ use mesh_userspace::{
         tables::Tables,
     },
     compile::{self, Attachment, AttachmentKind, ByAddress, Desired, Facts},
-    config::{self, Cluster, Vni},
+    config::{self, Cluster, Dscp, Encap, Vni},
     plan::plan,
 };
 
@@ -90,84 +90,60 @@ pub const UNDERLAY_MTU: u32 = 1500;
 /// Containers' MTU in every network of `gre`, by the headroom that mesh chooses.
 pub const MTU: usize = 1462;
 
+/// This host, over IPv4 and over IPv6.
 pub const ME: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
-pub const H2: Peer = Peer { index: 0, underlay: Ipv4Addr::new(192, 0, 2, 12) };
+pub const ME_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11);
+pub const H2: Peer = peer(0, 12);
 /// Has several subnets of each family.
-pub const H3: Peer = Peer { index: 1, underlay: Ipv4Addr::new(192, 0, 2, 13) };
+pub const H3: Peer = peer(1, 13);
 /// Has no route on the underlay.
-pub const H4: Peer = Peer { index: 2, underlay: Ipv4Addr::new(192, 0, 2, 14) };
+pub const H4: Peer = peer(2, 14);
 /// Its next hop's MAC is not known, and the way there has a smaller MTU.
-pub const H5: Peer = Peer { index: 3, underlay: Ipv4Addr::new(192, 0, 2, 15) };
+pub const H5: Peer = peer(3, 15);
 pub const H5_MTU: u32 = 1300;
+
+/// Peers without mesh, in worlds that have them. A switch behind VXLAN.
+pub const OLD_VXLAN: Peer = peer(4, 16);
+/// One MAC behind Geneve.
+pub const OLD_GENEVE: Peer = peer(5, 17);
+pub const OLD_GENEVE_MAC: Mac = [2, 0, 0x5e, 0, 0x53, 1];
+/// A switch behind GRETAP; the next hop's MAC is not known.
+pub const OLD_GRETAP: Peer = peer(6, 18);
+pub const OLD_GRE: Peer = peer(7, 19);
+
+/// A peer, by its index and the last number of its underlay addresses.
+const fn peer(index: u32, last: u8) -> Peer {
+    Peer {
+        index,
+        underlay: Ipv4Addr::new(192, 0, 2, last),
+        // The same digits.
+        underlay_v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last as u16 + 6),
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub index: u32,
     pub underlay: Ipv4Addr,
+    pub underlay_v6: Ipv6Addr,
 }
 
-const CONFIG: &str = "
-[cluster]
-name = 'progrun'
-cidr = ['10.42.0.0/16', 'fd42::/48']
-encap = 'ENCAP'
-
-[[node]]
-name = 'h1'
-underlay = '192.0.2.11'
-subnet = ['10.42.0.0/18', 'fd42::/64']
-subnets.blue = ['10.42.0.0/18', 'fd43::/64']
-subnets.six = 'fd49::/64'
-
-[[node]]
-name = 'h2'
-underlay = '192.0.2.12'
-subnet = ['10.42.64.0/18', 'fd42:0:0:1::/64']
-subnets.blue = ['10.42.64.0/18', 'fd43:0:0:1::/64']
-subnets.six = 'fd49:0:0:1::/64'
-
-[[node]]
-name = 'h3'
-underlay = '192.0.2.13'
-subnet = ['10.42.128.0/24', '10.42.130.0/24', 'fd42:0:0:2::/64', 'fd42:0:0:4::/64' MANY]
-subnets.blue = ['10.42.128.0/24', 'fd43:0:0:2::/64']
-subnets.six = 'fd49:0:0:2::/64'
-
-[[node]]
-name = 'h4'
-underlay = '192.0.2.14'
-subnet = '10.42.192.0/24'
-subnets.blue = ['10.42.192.0/24', 'fd43:0:0:3::/64']
-subnets.six = 'fd49:0:0:3::/64'
-
-[[node]]
-name = 'h5'
-underlay = '192.0.2.15'
-subnet = ['10.42.193.0/24', 'fd42:0:0:5::/64']
-subnets.blue = ['10.42.193.0/24', 'fd43:0:0:4::/64']
-subnets.six = 'fd49:0:0:4::/64'
-
-[[network]]
-name = 'blue'
-vni = 7
-cidr = ['10.42.0.0/16', 'fd43::/48']
-
-[[network]]
-name = 'six'
-vni = 9
-cidr = 'fd49::/48'
-";
-
-/// More prefix lengths than the list of them holds, so that the trie is used.
-const MANY: &str = ", '10.42.194.0/25', '10.42.195.0/26', '10.42.196.0/27', \
-    'fd42:0:0:a::/65', 'fd42:0:0:b::/66', 'fd42:0:0:c::/67', 'fd42:0:0:d::/68'";
-
 /// How worlds differ.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spec {
-    pub gretap: bool,
+    pub encap: Encap,
+    /// The underlay.
+    pub ipv6: bool,
+    /// `cluster.port`, `cluster.ttl`, `cluster.dscp`.
+    pub port: Option<u16>,
+    pub ttl: Option<u8>,
+    pub dscp: Dscp,
+    /// Nodes that do not run mesh, and a link of its own to H3.
+    pub foreign: bool,
     /// The host has GRE tunnels of its own.
     pub foreign_gre: bool,
+    /// The host has VXLAN or Geneve tunnels of its own on this port.
+    pub shared_port: Option<u16>,
     /// More prefix lengths than `PrefixLens` holds.
     pub many_lengths: bool,
     /// There is a bridge, with [`TELLS`] and [`TOLD`].
@@ -176,9 +152,28 @@ pub struct Spec {
     pub entries: u32,
 }
 
-pub const GRE: Spec =
-    Spec { gretap: false, foreign_gre: false, many_lengths: false, bridge: false, entries: 0 };
-pub const GRETAP: Spec = Spec { gretap: true, ..GRE };
+pub const GRE: Spec = Spec {
+    encap: Encap::Gre,
+    ipv6: false,
+    port: None,
+    ttl: None,
+    dscp: Dscp::Copy,
+    foreign: false,
+    foreign_gre: false,
+    shared_port: None,
+    many_lengths: false,
+    bridge: false,
+    entries: 0,
+};
+pub const GRETAP: Spec = Spec { encap: Encap::Gretap, ..GRE };
+pub const VXLAN: Spec = Spec { encap: Encap::Vxlan, ..GRE };
+pub const GENEVE: Spec = Spec { encap: Encap::Geneve, ..GRE };
+
+/// All encapsulations over both families.
+pub fn all_specs() -> impl Iterator<Item = Spec> {
+    let over = |encap| [false, true].map(|ipv6| Spec { encap, ipv6, ..GRE });
+    Encap::ALL.into_iter().flat_map(over)
+}
 
 pub struct World {
     pub spec: Spec,
@@ -263,14 +258,12 @@ fn isolate() {
 
 impl World {
     fn new(spec: Spec, number: u32) -> Self {
-        let config = CONFIG
-            .replace("ENCAP", if spec.gretap { "gretap" } else { "gre" })
-            .replace("MANY", if spec.many_lengths { MANY } else { "" });
-        let cluster = config::parse(config.as_bytes()).unwrap_or_else(|faults| panic!("{faults}"));
+        let file = super::cluster::config(spec);
+        let cluster = config::parse(file.as_bytes()).unwrap_or_else(|faults| panic!("{faults}"));
         let me = cluster.node("h1").unwrap();
         let desired = compile::compile(&cluster, me, &facts(spec));
-        for peer in [H2, H3, H4, H5] {
-            assert_eq!(desired.peer_indices[&peer.underlay.into()], peer.index);
+        for peer in spec.peers() {
+            assert_eq!(desired.peer_indices[&peer.at(spec)], peer.index);
         }
 
         let pins = Pins::new(Path::new(&format!("/sys/fs/bpf/mesh{number}")));
@@ -314,6 +307,12 @@ impl World {
         }
     }
 
+    /// A map that only the programs fill.
+    pub fn neighbours(&self) -> aya::maps::HashMap<aya::maps::MapData, [u8; 20], [u8; 20]> {
+        let pin = aya::maps::MapData::from_pin(self.pins.map(names::NEIGHBOURS)).unwrap();
+        aya::maps::Map::LruHashMap(pin).try_into().unwrap()
+    }
+
     /// Bytes of kernel memory that a map takes.
     pub fn memory(&self, map: &str) -> u64 {
         let map = aya::maps::MapData::from_pin(self.pins.map(map)).unwrap();
@@ -332,7 +331,7 @@ impl World {
     /// [`Self::sends`] an IP packet to the gateway's MAC.
     #[track_caller]
     pub fn sends_ip(&self, port: Port, ip: &[u8]) -> Ran {
-        self.sends(port, &eth(gateway_mac(), port.mac, ethertype(ip), ip))
+        self.sends(port, &eth(self.spec.gateway_mac(), port.mac, ethertype(ip), ip))
     }
 
     /// A super-packet of segments with this much payload; 0 for an ordinary one.
@@ -342,10 +341,25 @@ impl World {
         self.run(hook, port.ifindex, frame, gso_size)
     }
 
-    /// What comes in on the underlay's interface: an IPv4 packet to this host's MAC.
+    /// What comes in on the underlay's interface: an IP packet to this host's MAC.
     #[track_caller]
     pub fn receives(&self, ip: &[u8]) -> Ran {
-        self.receives_frame(&eth(UNDERLAY_MAC, NEXT_HOP_MAC, 0x0800, ip))
+        self.receives_frame(&eth(UNDERLAY_MAC, NEXT_HOP_MAC, ethertype(ip), ip))
+    }
+
+    /// As [`Self::receives`], what is left alone.
+    #[track_caller]
+    pub fn assert_passes(&self, ip: &[u8]) {
+        let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, ethertype(ip), ip);
+        self.receives_frame(&frame).assert_passed(&frame);
+    }
+
+    /// A packet of a peer in a tunnel, as this world's file has it.
+    #[track_caller]
+    pub fn receives_from(&self, peer: Peer, vni: u32, inner: &[u8]) -> Ran {
+        let tunnel = self.spec.tunnel(peer, vni);
+        let ends = [peer.at(self.spec), self.spec.me()];
+        self.receives(&tunnel.packet(ends, 0, ethertype(inner), inner))
     }
 
     #[track_caller]
@@ -372,6 +386,9 @@ impl World {
             (Verdict::Pass, _) => NEXT,
             // Turned into an ICMP error, which goes back.
             (Verdict::Drop, Some(DropReason::TooBig)) if may_be_answered(sent) => REDIRECT,
+            // Turned into a question to the peer.
+            (Verdict::Drop, Some(DropReason::Unresolved)) => REDIRECT,
+            (Verdict::Learn, _) => SHOT,
             (Verdict::Drop, _) => SHOT,
             _ => REDIRECT,
         };
@@ -432,28 +449,26 @@ impl Skb {
     }
 }
 
-/// The MAC of all gateways of this node.
+/// The MAC of all gateways of this node, where the underlay is IPv4.
 pub fn gateway_mac() -> Mac {
-    compile::node_mac(ME.into())
+    GRE.gateway_mac()
 }
 
 fn facts(spec: Spec) -> Facts {
-    let path = |peer: Peer, mtu, next_hop_mac| {
+    let path = |peer: &Peer| {
+        let mtu = if *peer == H5 { H5_MTU } else { UNDERLAY_MTU };
+        let is_resolved = ![H5, OLD_GRETAP].contains(peer);
         let path = compile::Path {
             ifindex: UNDERLAY,
             mtu,
             mac: UNDERLAY_MAC,
-            next_hop: peer.underlay.into(),
-            next_hop_mac,
+            next_hop: peer.at(spec),
+            next_hop_mac: is_resolved.then_some(NEXT_HOP_MAC),
         };
-        (peer.underlay.into(), path)
+        (peer.at(spec), path)
     };
     Facts {
-        paths: ByAddress::from_iter([
-            path(H2, UNDERLAY_MTU, Some(NEXT_HOP_MAC)),
-            path(H3, UNDERLAY_MTU, Some(NEXT_HOP_MAC)),
-            path(H5, H5_MTU, None),
-        ]),
+        paths: spec.peers().iter().filter(|peer| **peer != H4).map(path).collect(),
         attachments: PORTS
             .iter()
             .map(attachment)
@@ -462,7 +477,7 @@ fn facts(spec: Spec) -> Facts {
         underlay_mtu: UNDERLAY_MTU,
         bridge: if spec.bridge { BRIDGE } else { 0 },
         foreign_gre: spec.foreign_gre,
-        foreign_ports: Vec::new(),
+        foreign_ports: spec.shared_port.into_iter().collect(),
         netns: 0,
         peer_indices: ByAddress::default(),
     }
