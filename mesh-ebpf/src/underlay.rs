@@ -311,16 +311,18 @@ fn decap<F: Family>(
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
             let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
-            take_off::<F>(packet, outer, header, at, bytes)?;
+            carry_ce::<F>(outer, header)?;
+            take_off::<F>(packet, outer, at, bytes)?;
             packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
             count::peer_rx(source.peer, bytes);
             return Ok(bridge::ask::<F>(network, &dst));
         }
     };
+    carry_ce::<F>(outer, header)?;
     if is_switch {
         switch::learn(packet, source, src, at);
     }
-    take_off::<F>(packet, outer, header, at, bytes)?;
+    take_off::<F>(packet, outer, at, bytes)?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(source.peer, bytes);
     Ok(deliver::hand_over(to, bytes, keeps_protocol::<F>(outer)))
@@ -332,15 +334,9 @@ fn keeps_protocol<F: Family>(outer: &Outer) -> bool {
     F::IS_V4 == outer.is_v4 || DECAP_L3.load() != 0
 }
 
-/// Takes off what is in front of the inner packet, of `bytes`.
+/// Congestion that was met outside is told inside.
 #[inline(always)]
-fn take_off<F: Family>(
-    packet: &Packet,
-    outer: &Outer,
-    header: &mut F::Header,
-    at: usize,
-    bytes: u32,
-) -> Result<(), DropReason> {
+fn carry_ce<F: Family>(outer: &Outer, header: &mut F::Header) -> Result<(), DropReason> {
     if ecn(outer.tos) == ECN_CE {
         // RFC 6040, 4.2: a sender without ECN would never hear of it.
         if ecn(F::tos(header)) == 0 {
@@ -348,6 +344,17 @@ fn take_off<F: Family>(
         }
         F::mark_ce(header);
     }
+    Ok(())
+}
+
+/// Takes off what is in front of the inner packet, of `bytes`.
+#[inline(always)]
+fn take_off<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    at: usize,
+    bytes: u32,
+) -> Result<(), DropReason> {
     let flags = match (DECAP_L3.load(), F::IS_V4) {
         (0, _) => 0,
         (_, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
