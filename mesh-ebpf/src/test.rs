@@ -43,8 +43,8 @@ const ETH_P_8021Q: u16 = 0x8100;
 
 /// What encapsulation overwrites.
 type Ethernet = [u16; ETH_LEN / 2];
-/// What decapsulation takes out, at most: Ethernet, IPv4, GRE with key, Ethernet.
-type Outer = [u16; 28];
+/// What decapsulation takes out, at most: Ethernet, IPv6, UDP, VXLAN, Ethernet.
+type Outer = [u16; 42];
 
 /// A run of no program at all.
 #[classifier]

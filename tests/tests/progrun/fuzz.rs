@@ -1,8 +1,8 @@
 //! Random and mutated packets through all programs, compared with the model; and those that were
 //! worth keeping, in `tests/corpus/frames.txt`.
 //!
-//! MESH_FUZZ_PACKETS sets how many run in each world. With MESH_FUZZ_KEEP the frames with which a
-//! packet ended as none in the corpus does are printed as its lines.
+//! MESH_FUZZ_PACKETS sets how many run in each world. With MESH_FUZZ_KEEP the shortest frame is
+//! printed, as a line of the corpus, of each end that none in the corpus has.
 
 use std::{
     cell::{Cell, RefCell},
@@ -225,7 +225,12 @@ fn fuzz(name: &str) {
         let config = Config { cases: packets, failure_persistence: None, ..Config::default() };
         let seen = RefCell::new(BTreeMap::new());
         let run = TestRunner::new(config).run(&cases(spec), |case| {
-            seen.borrow_mut().entry(fuzz.check(&case)).or_insert(case);
+            let ended = fuzz.check(&case);
+            let mut seen = seen.borrow_mut();
+            let kept = seen.entry(ended).or_insert_with(|| case.clone());
+            if case.frame.len() < kept.frame.len() {
+                *kept = case;
+            }
             Ok(())
         });
         run.unwrap_or_else(|e| panic!("in the world {name}: {e}"));

@@ -21,11 +21,11 @@ use mesh_userspace::bpf::Store as _;
 use mesh_userspace::config::Encap;
 
 use super::{
-    decap::from_peer,
+    decap::{from_peer, from_peer_in},
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
     world::{
-        A, B, BLUE, GRE, GRETAP, H3, HOST, ME, NEXT, NEXT_HOP_MAC, Peer, Port, REDIRECT, SHOT, Skb,
-        UNDERLAY, UNDERLAY_MAC, World, gateway_mac, world,
+        A, B, BLUE, GENEVE, GRE, GRETAP, H3, HOST, ME, NEXT, NEXT_HOP_MAC, Peer, Port, REDIRECT,
+        SHOT, Skb, Spec, UNDERLAY, UNDERLAY_MAC, VXLAN, World, gateway_mac, world,
     },
 };
 
@@ -69,30 +69,36 @@ struct Ns {
 #[test]
 fn perf() {
     println!("{:34} {:>15} {:>15}   ns per packet, median (least)", "", "gross", "net");
-    for (title, spec, from, form, v6) in [
-        ("gre", GRE, A, Encap::Gre, false),
-        ("gre, IPv6 inside", GRE, A, Encap::Gre, true),
-        ("gre with key", GRE, BLUE, Encap::Gre, false),
-        ("gretap", GRETAP, A, Encap::Gretap, false),
-        ("gretap with key", GRETAP, BLUE, Encap::Gretap, false),
+    let over_v6 = |spec| Spec { ipv6: true, ..spec };
+    for (title, spec, from, v6) in [
+        ("gre", GRE, A, false),
+        ("gre, IPv6 inside", GRE, A, true),
+        ("gre with key", GRE, BLUE, false),
+        ("gretap", GRETAP, A, false),
+        ("gretap with key", GRETAP, BLUE, false),
+        ("vxlan", VXLAN, A, false),
+        ("geneve", GENEVE, A, false),
+        ("gre, IPv6 outside", over_v6(GRE), A, false),
+        ("vxlan, IPv6 outside", over_v6(VXLAN), A, false),
+        ("vxlan, IPv6 in and outside", over_v6(VXLAN), A, true),
     ] {
-        world(spec, |w| tunnel(w, title, from, form, v6));
+        world(spec, |w| tunnel(w, title, from, v6));
     }
     world(GRE, others);
 }
 
 /// Encapsulation and decapsulation in one form.
-fn tunnel(w: &World, title: &str, port: Port, form: Encap, v6: bool) {
+fn tunnel(w: &World, title: &str, port: Port, v6: bool) {
     let (here, there): (IpAddr, IpAddr) = match v6 {
         false => (port.v4.unwrap().into(), H3_V4.into()),
         true => (port.v6.unwrap().into(), H3_V6.into()),
     };
     let sent = udp(ip(here, there, 0), &[7; 64]);
-    let sent = eth(gateway_mac(), port.mac, ethertype(&sent), &sent);
+    let sent = eth(w.spec.gateway_mac(), port.mac, ethertype(&sent), &sent);
     let inner = udp(ip(there, here, 0), &[7; 64]);
-    let received = from_peer(H3, form, port.vni, 0, &inner);
+    let received = from_peer_in(w.spec, H3, w.spec.encap, port.vni, 0, &inner);
     let outer_len = (received.len() - inner.len()) as u32;
-    let received = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &received);
+    let received = eth(UNDERLAY_MAC, NEXT_HOP_MAC, ethertype(&received), &received);
     let long = eth(gateway_mac(), port.mac, IPV4, &udp_of(ip(H3_V4, H3_V4, 0), 3300));
 
     let bench = |program, code, frame: &Vec<u8>, ifindex| Bench {
@@ -143,6 +149,7 @@ fn tunnel(w: &World, title: &str, port: Port, form: Encap, v6: bool) {
 /// whose MAC it has.
 fn loop_back(w: &World, port: Port) {
     let addr = |ip: Ipv4Addr| Addr::from(IpAddr::from(ip));
+    let (me, h3) = (Addr::from(w.spec.me()), Addr::from(H3.at(w.spec)));
     let vni = port.vni;
     let endpoint = w.tables.endpoints.get(&EndpointKey { vni, addr: addr(port.v4.unwrap()) });
     let endpoint = endpoint.unwrap().unwrap();
@@ -155,12 +162,12 @@ fn loop_back(w: &World, port: Port) {
     let source = PeerSource {
         peer: H3.index,
         vni,
-        local: addr(H3.underlay),
+        local: h3,
         net4: own,
         mask4: u32::MAX,
         ..PeerSource::default()
     };
-    let key = PeerKey { outer_source: addr(ME), vni };
+    let key = PeerKey { outer_source: me, vni };
     w.tables.peer_by_addr.set_all(&[(key, source)]).unwrap();
 }
 

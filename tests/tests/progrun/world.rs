@@ -354,14 +354,6 @@ impl World {
         self.receives_frame(&frame).assert_passed(&frame);
     }
 
-    /// A packet of a peer in a tunnel, as this world's file has it.
-    #[track_caller]
-    pub fn receives_from(&self, peer: Peer, vni: u32, inner: &[u8]) -> Ran {
-        let tunnel = self.spec.tunnel(peer, vni);
-        let ends = [peer.at(self.spec), self.spec.me()];
-        self.receives(&tunnel.packet(ends, 0, ethertype(inner), inner))
-    }
-
     #[track_caller]
     pub fn receives_frame(&self, frame: &[u8]) -> Ran {
         self.run(Hook::FromUnderlay, UNDERLAY, frame, 0)
@@ -417,7 +409,7 @@ fn load_over(pins: &Pins) -> Ebpf {
 
 /// Runs a program on a packet once: what it returned, and the packet as it left it.
 fn test_run(program: &SchedClassifier, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
-    let mut out = vec![0; frame.len() + 256];
+    let mut out = vec![0; frame.len() + 512];
     let ran = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
