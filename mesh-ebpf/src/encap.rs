@@ -67,14 +67,20 @@ pub struct Inner {
     pub macs: [u32; 3],
 }
 
-/// Encapsulates and sends.
+/// Encapsulates and sends. `tell`: the kernel learns where the inner packet begins, which it must
+/// know of a super-packet.
 #[inline(always)]
-pub fn send(packet: &Packet, route: &Route<'_>, inner: &Inner) -> Result<Done, DropReason> {
+pub fn send(
+    packet: &Packet,
+    route: &Route<'_>,
+    inner: &Inner,
+    tell: bool,
+) -> Result<Done, DropReason> {
     let peer = route.peer;
     // Of the inner flow, so before anything is in front of it.
     let hash = if peer.flags & (PeerInfo::UDP | PeerInfo::IPV6) != 0 { packet.hash() } else { 0 };
-    let told =
-        packet.grow(route.overhead, if TELL_INNER { peer.room & ROOM_FLAGS.load() } else { 0 });
+    let flags = if TELL_INNER && tell { peer.room & ROOM_FLAGS.load() } else { 0 };
+    let told = packet.grow(route.overhead, flags);
     if told.is_err() {
         // A packet that came in by the mesh and goes on, as through a proxy's NAT, stays marked as
         // encapsulated, and is not marked twice (EALREADY). Only a super-packet needs the mark.

@@ -77,7 +77,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     if peer.flags & PeerInfo::SWITCH != 0 {
         return switch::send::<F>(packet, port, to.peer, &route, &mut inner, &dst);
     }
-    let done = encap::send(packet, &route, &inner)?;
+    let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(to.peer, bytes);
     Ok(done)
 }

@@ -58,10 +58,16 @@ pub fn send<F: Family>(
     };
     let (mac, heard, asked) = (known.mac, known.heard, known.asked);
     inner.macs = toward(&route.peer.inner_macs, mac);
-    let done = encap::send(packet, route, inner)?;
-    count::peer_tx(index, inner.bytes);
     let now = packet::seconds();
-    if now - heard <= FRESH_SECONDS || now == asked || route.peer.flags & PeerInfo::MAC_KNOWN == 0 {
+    // A super-packet can not become a question; others will follow.
+    let asks = now - heard > FRESH_SECONDS
+        && now != asked
+        && route.peer.flags & PeerInfo::MAC_KNOWN != 0
+        && packet.gso_size() == 0;
+    // The kernel does not change the length of what it was told is encapsulated.
+    let done = encap::send(packet, route, inner, !asks)?;
+    count::peer_tx(index, inner.bytes);
+    if !asks {
         return Ok(done);
     }
     // A copy goes where this one would have, and this one asks.
