@@ -108,11 +108,15 @@ impl<'a> Foreign<'a> {
         own.unwrap_or_else(|| node_mac(self.node.underlay))
     }
 
-    /// The gateway addresses of the node's subnets, each with the prefix that is on the bridge's link.
+    /// The commands that give the bridge the gateway addresses of the node's subnets, each with the
+    /// prefix that is on the bridge's link.
     fn addresses(&self) -> impl Iterator<Item = String> {
         self.node.subnets_of(Vni::DEFAULT).map(|subnet| {
             let net = if self.has_ethernet() { self.whole(subnet) } else { subnet };
-            format!("{}/{}", gateway(subnet), net.prefix_len())
+            let (address, len) = (gateway(subnet), net.prefix_len());
+            // Nobody else has it. A route `src` an address that is still being probed is refused.
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            format!("ip address add {address}/{len} dev {BRIDGE}{nodad}")
         })
     }
 

@@ -125,6 +125,23 @@ impl Pcap {
         self.matching(WRONG)
     }
 
+    /// The values of some fields in each packet that matches a display filter, the outermost first.
+    pub fn fields<const N: usize>(
+        &self,
+        filter: &str,
+        names: [&str; N],
+    ) -> Result<Vec<[Vec<String>; N]>> {
+        let mut arguments = vec!["-Y", filter, "-T", "fields"];
+        arguments.extend(names.iter().flat_map(|name| ["-e", name]));
+        let text = self.tshark(&arguments)?;
+        let values = |cell: &str| cell.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let row = |line: &str| {
+            let mut cells = line.split('\t').map(values);
+            names.map(|_| cells.next().unwrap_or_default())
+        };
+        Ok(text.lines().map(row).collect())
+    }
+
     /// The first packet that matches, decoded in full.
     pub fn decode(&self, filter: &str) -> Result<String> {
         let number = self.tshark(&["-Y", filter, "-T", "fields", "-e", "frame.number"])?;

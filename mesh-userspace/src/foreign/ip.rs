@@ -18,9 +18,7 @@ pub(super) fn commands(foreign: &Foreign<'_>) -> Vec<Command> {
     };
     script.add(format!("ip link add {BRIDGE}{mac} type bridge"));
     script.add(format!("ip link set {BRIDGE} mtu {} up", foreign.mtu));
-    for address in foreign.addresses() {
-        script.add(format!("ip address add {address} dev {BRIDGE}"));
-    }
+    foreign.addresses().for_each(|command| script.add(command));
     foreign.forwarding().for_each(|command| script.add(command));
     let mut ports = Vec::new();
     for peer in &foreign.peers {

@@ -13,9 +13,7 @@ pub(super) fn commands(foreign: &Foreign<'_>) -> Vec<Command> {
         foreign.mtu
     ));
     script.add(format!("ip link set {BRIDGE} up"));
-    for address in foreign.addresses() {
-        script.add(format!("ip address add {address} dev {BRIDGE}"));
-    }
+    foreign.addresses().for_each(|command| script.add(command));
     foreign.forwarding().for_each(|command| script.add(command));
     for peer in &foreign.peers {
         if let Some(kind) = kind(peer.tunnel.encap) {

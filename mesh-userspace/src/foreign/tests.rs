@@ -48,7 +48,7 @@ fn gre_on_ipv4() {
             "ip link add br-mesh type bridge",
             "ip link set br-mesh mtu 1462 up",
             "ip address add 10.42.128.1/17 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/49 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/49 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ip link add mesh-h1 type gre local 192.0.2.9 remote 192.0.2.1 key 42 ttl 64 tos \
@@ -71,7 +71,7 @@ fn gretap_on_ipv4() {
             "ip link add br-mesh address 02:6d:c0:00:02:09 type bridge",
             "ip link set br-mesh mtu 1458 up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ip link add mesh-h1 type gretap local 192.0.2.9 remote 192.0.2.1 key 42 ttl 64 \
@@ -87,7 +87,7 @@ fn gretap_on_ipv4() {
              mtu_request=1458",
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=gre \
@@ -106,7 +106,7 @@ fn vxlan_on_ipv4() {
             "ip link add br-mesh address 02:6d:c0:00:02:09 type bridge",
             "ip link set br-mesh mtu 1450 up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ip link add vxlan4789 type vxlan id 42 dstport 4789 local 192.0.2.9 ttl 64 tos \
@@ -123,7 +123,7 @@ fn vxlan_on_ipv4() {
              mtu_request=1450",
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=vxlan \
@@ -142,7 +142,7 @@ fn geneve_on_ipv4() {
             "ip link add br-mesh address 02:6d:c0:00:02:09 type bridge",
             "ip link set br-mesh mtu 1450 up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ip link add mesh-h1 type geneve id 42 remote 192.0.2.1 dstport 6081 ttl 64 tos \
@@ -158,7 +158,7 @@ fn geneve_on_ipv4() {
              mtu_request=1450",
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
-            "ip address add fd42:0:0:8000::1/48 dev br-mesh",
+            "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
             "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=geneve \
