@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use mesh_tests::{Encap, Options, Topology, interrupt, removal};
+use mesh_tests::{Encap, Options, Topology, Underlay, interrupt, removal};
 use serde::Serialize;
 
 use crate::{
@@ -33,14 +33,17 @@ pub struct RunArgs {
     /// Remove what --keep left standing, and do nothing else
     #[arg(long, conflicts_with_all = ["json", "keep"])]
     pub clean: bool,
-    /// The outer headers: gre or gretap
+    /// The outer headers: gre, gretap, vxlan or geneve
     #[arg(long, default_value = "gre", value_parser = encap)]
     pub encap: Encap,
+    /// IPv6 between the hosts
+    #[arg(long)]
+    pub ipv6: bool,
 }
 
 fn encap(text: &str) -> Result<Encap, String> {
-    let found = Encap::GRE.into_iter().find(|encap| encap.name() == text);
-    found.ok_or_else(|| "not gre or gretap".into())
+    let found = Encap::ALL.into_iter().find(|encap| encap.name() == text);
+    found.ok_or_else(|| "not gre, gretap, vxlan or geneve".into())
 }
 
 /// All that the demo found out; `--json` prints it.
@@ -99,7 +102,9 @@ fn become_root(args: &RunArgs) -> Result<anyhow::Error> {
 
 fn demo(args: &RunArgs) -> Result<Report> {
     let start = Instant::now();
-    let options = Options { hosts: 3, containers: 2, encap: args.encap, ..Options::default() };
+    let underlay = if args.ipv6 { Underlay::V6 } else { Underlay::V4 };
+    let options =
+        Options { hosts: 3, containers: 2, encap: args.encap, underlay, ..Options::default() };
     say(format!(
         "making {} hosts with {} containers each, in namespaces",
         options.hosts, options.containers

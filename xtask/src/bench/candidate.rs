@@ -67,7 +67,7 @@ impl Candidate {
 
 /// All candidates, in the order in which they are shown.
 pub fn all() -> Vec<Candidate> {
-    let mesh = Encap::GRE.map(|encap| {
+    let mesh = Encap::ALL.map(|encap| {
         let (name, what) = (format!("mesh-{}", encap.name()), "this project");
         Candidate::new(&name, what, Kind::Mesh(Mesh { encap, binary: None }))
     });
