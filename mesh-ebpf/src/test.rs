@@ -11,7 +11,8 @@
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
     helpers::bpf_skb_vlan_push,
-    macros::classifier,
+    macros::{classifier, map},
+    maps::PerCpuArray,
     programs::TcContext,
 };
 use mesh_common::{
@@ -46,6 +47,10 @@ type Ethernet = [u16; ETH_LEN / 2];
 /// What decapsulation takes out, at most: Ethernet, IPv6, UDP, VXLAN, Ethernet.
 type Outer = [u16; 42];
 
+/// Where that is kept: the stack has no room for it.
+#[map]
+static OUTER: PerCpuArray<Outer> = PerCpuArray::with_max_entries(1, 0);
+
 /// A run of no program at all.
 #[classifier]
 #[inline(always)]
@@ -70,7 +75,8 @@ pub fn perf_pair(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_encap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    code(restored::<Ethernet>(&packet, || {
+    let mut front = Ethernet::default();
+    code(restored(&packet, &raw mut front, || {
         let before = packet.len();
         let code = sent(&packet);
         packet.shrink(packet.len() - before, 0)?;
@@ -83,7 +89,8 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_encap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    code(restored::<Ethernet>(&packet, || {
+    let mut front = Ethernet::default();
+    code(restored(&packet, &raw mut front, || {
         packet.shrink(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
     }))
@@ -94,7 +101,8 @@ pub fn perf_encap_undo(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_decap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    code(restored::<Outer>(&packet, || {
+    let Some(front) = OUTER.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    code(restored(&packet, front, || {
         let before = packet.len();
         let code = underlay::receive(&packet);
         packet.grow(before - packet.len(), 0)?;
@@ -107,7 +115,8 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_decap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    code(restored::<Outer>(&packet, || {
+    let Some(front) = OUTER.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    code(restored(&packet, front, || {
         packet.shrink(mark(&ctx), 0)?;
         packet.grow(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
@@ -173,20 +182,21 @@ fn sent(packet: &Packet) -> i32 {
     overlay::send(packet, Hook::FromContainer)
 }
 
-/// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after
+/// Saves the front of the packet to `saved`, runs `f`, and writes the front back: word by word, since after
 /// the kernel's copying of bytes the next run would wait for them.
 #[inline(always)]
 fn restored<T: Copy>(
     packet: &Packet,
+    saved: *mut T,
     f: impl FnOnce() -> Result<i32, DropReason>,
 ) -> Result<i32, DropReason> {
     let front: *mut T = packet.need(0)?;
-    // SAFETY: `need` checked the bounds.
-    let saved = unsafe { *front };
+    // SAFETY: `need` checked the bounds; `saved` is the caller's, or this CPU's own.
+    unsafe { *saved = *front };
     let code = f()?;
     let front: *mut T = packet.need(0)?;
     // SAFETY: as above.
-    unsafe { *front = saved };
+    unsafe { *front = *saved };
     Ok(code)
 }
 

@@ -23,7 +23,7 @@ use super::{
 const V6: Spec = Spec { ipv6: true, ..VXLAN };
 
 fn inner() -> Vec<u8> {
-    udp(ip(H2_V4, A.v4.unwrap(), 0), b"payload")
+    udp(ip(H2_V4, A.v4.unwrap(), 0), b"a payload of some length")
 }
 
 fn frame() -> Vec<u8> {

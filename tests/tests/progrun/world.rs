@@ -492,6 +492,16 @@ fn bridged(port: &Port) -> Attachment {
 }
 
 impl Ran {
+    /// Of what is handed over: without the padding that it has on old kernels, where less than the
+    /// shortest IPv6 packet was in one. `len`: without the Ethernet header.
+    pub fn without_padding(mut self, len: usize) -> Self {
+        let is_padded = self.frame.len() == 14 + 40 && len < 40;
+        if is_padded && self.frame[14 + len..].iter().all(|byte| *byte == 0) {
+            self.frame.truncate(14 + len);
+        }
+        self
+    }
+
     #[track_caller]
     pub fn assert_dropped(&self, reason: DropReason) {
         assert_eq!((self.verdict, self.reason), (Verdict::Drop, Some(reason)), "{self:?}");
