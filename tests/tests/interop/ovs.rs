@@ -1,6 +1,9 @@
 //! Open vSwitch at the far end, with the datapath in user space that runs on any kernel.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_tests::{
@@ -47,7 +50,7 @@ fn with_switches(
     });
 }
 
-fn join(root: &PathBuf, mesh: &Topology, cluster: &ClusterFile, ours: usize) -> Result<Switches> {
+fn join(root: &Path, mesh: &Topology, cluster: &ClusterFile, ours: usize) -> Result<Switches> {
     let (mut switches, mut parties) = (Vec::new(), Vec::new());
     let underlay = mesh.options.underlay;
     for (host, h) in mesh.hosts.iter().zip(1..).skip(ours) {
