@@ -11,8 +11,7 @@
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
     helpers::bpf_skb_vlan_push,
-    macros::{classifier, map},
-    maps::PerCpuArray,
+    macros::classifier,
     programs::TcContext,
 };
 use mesh_common::{
@@ -44,12 +43,9 @@ const ETH_P_8021Q: u16 = 0x8100;
 
 /// What encapsulation overwrites.
 type Ethernet = [u16; ETH_LEN / 2];
-/// What decapsulation takes out, at most: Ethernet, IPv6, UDP, VXLAN, Ethernet.
-type Outer = [u16; 42];
-
-/// Where that is kept: the stack has no room for it.
-#[map]
-static OUTER: PerCpuArray<Outer> = PerCpuArray::with_max_entries(1, 0);
+/// What decapsulation takes out, at most: Ethernet, IPv4, UDP, VXLAN, Ethernet. For IPv6 around these
+/// the stack has no room on Linux 5.10.
+type Outer = [u16; 32];
 
 /// A run of no program at all.
 #[classifier]
@@ -75,8 +71,7 @@ pub fn perf_pair(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_encap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let mut front = Ethernet::default();
-    code(restored(&packet, &raw mut front, || {
+    code(restored::<Ethernet>(&packet, || {
         let before = packet.len();
         let code = sent(&packet);
         packet.shrink(packet.len() - before, 0)?;
@@ -89,8 +84,7 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_encap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let mut front = Ethernet::default();
-    code(restored(&packet, &raw mut front, || {
+    code(restored::<Ethernet>(&packet, || {
         packet.shrink(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
     }))
@@ -101,8 +95,7 @@ pub fn perf_encap_undo(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_decap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let Some(front) = OUTER.get_ptr_mut(0) else { return TC_ACT_SHOT };
-    code(restored(&packet, front, || {
+    code(restored::<Outer>(&packet, || {
         let before = packet.len();
         let code = underlay::receive(&packet);
         packet.grow(before - packet.len(), 0)?;
@@ -115,8 +108,7 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn perf_decap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let Some(front) = OUTER.get_ptr_mut(0) else { return TC_ACT_SHOT };
-    code(restored(&packet, front, || {
+    code(restored::<Outer>(&packet, || {
         packet.shrink(mark(&ctx), 0)?;
         packet.grow(mark(&ctx), 0)?;
         Ok(TC_ACT_OK)
@@ -182,21 +174,20 @@ fn sent(packet: &Packet) -> i32 {
     overlay::send(packet, Hook::FromContainer)
 }
 
-/// Saves the front of the packet to `saved`, runs `f`, and writes the front back: word by word, since after
+/// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after
 /// the kernel's copying of bytes the next run would wait for them.
 #[inline(always)]
 fn restored<T: Copy>(
     packet: &Packet,
-    saved: *mut T,
     f: impl FnOnce() -> Result<i32, DropReason>,
 ) -> Result<i32, DropReason> {
     let front: *mut T = packet.need(0)?;
-    // SAFETY: `need` checked the bounds; `saved` is the caller's, or this CPU's own.
-    unsafe { *saved = *front };
+    // SAFETY: `need` checked the bounds.
+    let saved = unsafe { *front };
     let code = f()?;
     let front: *mut T = packet.need(0)?;
     // SAFETY: as above.
-    unsafe { *front = *saved };
+    unsafe { *front = saved };
     Ok(code)
 }
 

@@ -79,8 +79,6 @@ fn perf() {
         ("vxlan", VXLAN, A, false),
         ("geneve", GENEVE, A, false),
         ("gre, IPv6 outside", over_v6(GRE), A, false),
-        ("vxlan, IPv6 outside", over_v6(VXLAN), A, false),
-        ("vxlan, IPv6 in and outside", over_v6(VXLAN), A, true),
     ] {
         world(spec, |w| tunnel(w, title, from, v6));
     }
