@@ -187,12 +187,13 @@ impl Tiers {
 
     /// The part that every run tests on another kernel too.
     fn oldest(&mut self, upper: &[Built], report: &mut Report) -> Result<()> {
-        let (name, test) = kernels::ALWAYS;
+        let (name, test, only) = kernels::ALWAYS;
         let tests: Vec<_> = upper.iter().filter(|built| built.name == test).collect();
         if tests.is_empty() {
             return Ok(());
         }
-        let mut matrix = Matrix::default();
+        // A filter says what else is wanted.
+        let mut matrix = Matrix::of(if self.filter.is_none() { only } else { &[] });
         matrix.run(name, &tests, self, report)?;
         matrix.finish(false, report);
         Ok(())
@@ -205,7 +206,7 @@ impl Tiers {
         no_privilege: Option<&anyhow::Error>,
         report: &mut Report,
     ) -> Result<()> {
-        let count = self.count(test)?;
+        let count = self.count(test, &[])?;
         if count == 0 {
             return Ok(());
         }
@@ -304,9 +305,11 @@ impl Tiers {
         self.filter.as_ref().filter(|filter| !test.name.contains(filter.as_str()))
     }
 
-    fn count(&self, test: &Built) -> Result<usize> {
+    /// Tests of a binary that the filter leaves, and whose names have one of these in them.
+    fn count(&self, test: &Built, only: &[&str]) -> Result<usize> {
         let mut list = Command::new(&test.path);
-        list.args(["--list", "--format=terse"]).args(self.filter(test)).current_dir(&test.package);
+        list.args(["--list", "--format=terse"]).args(self.filter(test)).args(only);
+        list.current_dir(&test.package);
         let out = list.output().with_context(|| exec::line(&list))?;
         if !out.status.success() {
             bail!("{} failed ({})", exec::line(&list), out.status);
