@@ -13,6 +13,7 @@ use mesh_common::{
 
 use crate::{
     bridge::{self, Source},
+    encap::REST,
     end::Done,
     fib,
     icmp::pseudo_sum,
@@ -130,10 +131,13 @@ pub fn advertise(
         mac,
         ..NeighbourMessage::default()
     };
-    put(packet, at, target, asker, message)
+    put(packet, at, target, asker, message, None)
 }
 
-/// Writes the solicitation of `asker`, which has this MAC, for that of `target`.
+/// Writes the solicitation of `asker`, which has this MAC, for that of `target`. The [`REST`] bytes
+/// behind it, all 0, become an option that says nothing (253, for experiments, RFC 4727, and ignored by
+/// all, RFC 4861, 4.6): as bytes beyond the message the receiver would cut them off, and the kernel
+/// refuses that where a checksum is still to be written there. Written it leaves their sum as it was.
 #[inline(always)]
 pub fn solicit(
     packet: &Packet,
@@ -152,10 +156,16 @@ pub fn solicit(
     };
     // The solicited-node address (RFC 4291, 2.7.1).
     let group = 0xff00_0000u32.to_be() | target[3] & 0x00ff_ffffu32.to_be();
-    put(packet, at, asker, [0xff02_0000u32.to_be(), 0, 1u32.to_be(), group], message)
+    let filler = u16::from_ne_bytes([ND_OPT_FILLER, (REST / 8) as u8]);
+    packet.store(at + MESSAGE_LEN, &filler)?;
+    let dst = [0xff02_0000u32.to_be(), 0, 1u32.to_be(), group];
+    put(packet, at, asker, dst, message, Some(filler))
 }
 
-/// The header first: the two need not be on the stack at once.
+const ND_OPT_FILLER: u8 = 253;
+
+/// The header first: the two need not be on the stack at once. `filler`: the first word of [`REST`]
+/// bytes more.
 #[inline(always)]
 fn put(
     packet: &Packet,
@@ -163,11 +173,13 @@ fn put(
     src: [u32; 4],
     dst: [u32; 4],
     mut message: NeighbourMessage,
+    filler: Option<u16>,
 ) -> Result<(), DropReason> {
+    let more = if filler.is_some() { REST } else { 0 };
     let sum = {
         let ip = Ipv6 {
             vtf: 0x6000_0000u32.to_be(),
-            len: (size_of::<NeighbourMessage>() as u16).to_be(),
+            len: ((size_of::<NeighbourMessage>() + more) as u16).to_be(),
             next: IPPROTO_ICMPV6,
             hops: ND_HOPS,
             src,
@@ -178,7 +190,7 @@ fn put(
     };
     // SAFETY: it is as long, as aligned, and any bytes are words.
     let words: &[u16; size_of::<NeighbourMessage>() / 2] = unsafe { &*(&raw const message).cast() };
-    message.sum = fold(sum_words(sum, words));
+    message.sum = fold(sum_words(sum + u32::from(filler.unwrap_or_default()), words));
     packet.store(at + IPV6_LEN, &message)
 }
 

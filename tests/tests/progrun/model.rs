@@ -159,8 +159,14 @@ impl Model<'_> {
                 ([0x33, 0x33, 0xff, a, b, c], IPV6, solicitation(own, sender, target))
             }
         };
-        // Padding, which covers the checksum that a card may be told to write.
+        // Room for the checksum that a card may be told to write: padding behind ARP, and an option that
+        // nobody knows in neighbour discovery, whose message ends with the packet.
         inner.resize(inner.len() + 160, 0);
+        if proto == IPV6 {
+            inner[4..6].copy_from_slice(&192u16.to_be_bytes());
+            inner[72..74].copy_from_slice(&[253, 20]);
+            sum_icmpv6(&mut inner);
+        }
         let tunnel = self.spec.tunnel(peer, port.vni);
         Carried { peer, vni: port.vni, tunnel, macs: [dst, own], proto, inner }
     }
@@ -291,10 +297,16 @@ pub fn neighbour_message(
     let body = [&head[..], &target.octets(), &[option, 1], &mac].concat();
     let mut packet = ip_with(ip(src, dst, 0), 58, &body);
     packet[7] = 255;
-    let (header, rest) = etherparse::Icmpv6Header::from_slice(&packet[40..]).unwrap();
-    let sum = header.icmp_type.calc_checksum(src.octets(), dst.octets(), rest).unwrap();
-    packet[42..44].copy_from_slice(&sum.to_be_bytes());
+    sum_icmpv6(&mut packet);
     packet
+}
+
+/// Sets the checksum of a message behind a plain IPv6 header.
+fn sum_icmpv6(packet: &mut [u8]) {
+    let (header, rest) = etherparse::Icmpv6Header::from_slice(&packet[40..]).unwrap();
+    let ends = [8, 24].map(|at| v6(&packet[at..]).octets());
+    let sum = header.icmp_type.calc_checksum(ends[0], ends[1], rest).unwrap();
+    packet[42..44].copy_from_slice(&sum.to_be_bytes());
 }
 
 pub fn handed_to(port: Port) -> Verdict {
