@@ -22,11 +22,12 @@ fn the_example_of_the_readme_is_a_good_config_file() {
     let example: String = lines.take_while(|l| l.trim() != "```").map(indented).collect();
     let cluster = mesh_userspace::config::parse(example.as_bytes()).unwrap();
     assert_eq!(cluster.nodes.len(), 2);
-    // What is said of hosts that do not run mesh comes on top.
-    let more = README.lines().skip_while(|l| *l != "```toml").skip(1).take_while(|l| *l != "```");
-    let more: String = more.map(|l| l.to_owned() + "\n").collect();
-    let cluster = mesh_userspace::config::parse((example + &more).as_bytes()).unwrap();
+    // All that is shown later comes on top: bridges, and hosts that do not run mesh.
+    let later = README.split("\n```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let all = later.fold(example, |all, more| all + "\n" + more);
+    let cluster = mesh_userspace::config::parse(all.as_bytes()).unwrap();
     let old = cluster.node("old").unwrap();
-    assert!(!old.is_managed(), "{more}");
-    assert_eq!(cluster.links.len(), 1, "{more}");
+    assert!(!old.is_managed(), "{all}");
+    assert_eq!(cluster.links.len(), 1, "{all}");
+    assert_eq!(cluster.bridges, ["docker0"], "{all}");
 }
