@@ -17,7 +17,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
 
 const PACKET_HOST: u32 = 0;
@@ -101,20 +101,22 @@ impl Packet {
         self.at(offset).ok_or(DropReason::Truncated)
     }
 
-    /// A copy of `T` at `offset`. For the slow paths.
+    /// A copy of `T`, plain old data, at `offset`. For the slow paths.
     #[inline(always)]
-    pub fn load<T: Default>(&self, offset: usize) -> Result<T, DropReason> {
-        let mut t = T::default();
+    pub fn load<T: Copy>(&self, offset: usize) -> Result<T, DropReason> {
+        // Not zero first: that is a call of a function, with a part of the stack of its own.
+        let mut t = MaybeUninit::<T>::uninit();
         // SAFETY: `t` has room for the bytes asked for.
         let r = unsafe {
             bpf_skb_load_bytes(
                 self.skb.cast(),
                 offset as u32,
-                (&raw mut t).cast(),
+                t.as_mut_ptr().cast(),
                 size_of::<T>() as u32,
             )
         };
-        if r == 0 { Ok(t) } else { Err(DropReason::Truncated) }
+        // SAFETY: the helper wrote all of it.
+        if r == 0 { Ok(unsafe { t.assume_init() }) } else { Err(DropReason::Truncated) }
     }
 
     /// Writes `t` at `offset`. For the slow paths.
