@@ -400,7 +400,13 @@ fn load_over(pins: &Pins) -> Ebpf {
     let short_move = load::short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
     let mut object = loader.load(load::TEST_OBJECT).unwrap();
-    for (_, program) in object.programs_mut() {
+    // Those that measure time are of no use in an emulated machine, and before Linux 6 their own part of
+    // the stack is too much.
+    let is_emulated = std::env::var_os("MESH_TESTS_PATIENCE").is_some();
+    for (name, program) in object.programs_mut() {
+        if is_emulated && name.starts_with("perf_") {
+            continue;
+        }
         let program: &mut SchedClassifier = program.try_into().unwrap();
         program.load().unwrap();
     }
