@@ -173,6 +173,22 @@ pub fn gateway(subnet: IpNet) -> IpAddr {
     }
 }
 
+/// An address as a number, to count with.
+pub fn bits(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// The inverse of [`bits`].
+pub fn from_bits(bits: u128, v4: bool) -> IpAddr {
+    match u32::try_from(bits) {
+        Ok(bits) if v4 => Ipv4Addr::from_bits(bits).into(),
+        _ => Ipv6Addr::from_bits(bits).into(),
+    }
+}
+
 /// A cluster, and what of the file does not show in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {

@@ -3,11 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::config::{bits, from_bits};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IpamError {
@@ -166,20 +168,6 @@ impl Pool {
 
 pub fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
-}
-
-fn bits(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits(),
-    }
-}
-
-fn from_bits(bits: u128, v4: bool) -> IpAddr {
-    match u32::try_from(bits) {
-        Ok(bits) if v4 => Ipv4Addr::from_bits(bits).into(),
-        _ => Ipv6Addr::from_bits(bits).into(),
-    }
 }
 
 fn bounds(net: IpNet) -> (u128, u128) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{AttachRequest, Host, HostError, endpoint::id_of};
 use crate::{
     compile::fnv1a,
-    config::{Cluster, Network, Node, Vni, gateway},
+    config::{Cluster, Network, Node, Vni, bits, from_bits, gateway},
     net::{own_netns, same_netns},
 };
 
@@ -196,21 +196,11 @@ fn free_in(
     let v4 = net.addr().is_ipv4();
     let first = (bits(net.network()) + 2).max(bits(*low));
     let last = bits(net.broadcast()).checked_sub(u128::from(v4))?.min(bits(*high));
-    let ip = |bits| match u32::try_from(bits) {
-        Ok(bits) if v4 => IpAddr::from(Ipv4Addr::from(bits)),
-        _ => Ipv6Addr::from(bits).into(),
-    };
     // One more candidate than are taken is enough.
     let candidates = (0..=taken.len() as u128).filter(|n| *n <= last.wrapping_sub(first));
-    let mut candidates = candidates.map(|n| ip(if highest { last - n } else { first + n }));
+    let mut candidates =
+        candidates.map(|n| from_bits(if highest { last - n } else { first + n }, v4));
     if first <= last { candidates.find(|ip| !taken.contains(ip)) } else { None }
-}
-
-fn bits(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits(),
-    }
 }
 
 fn check_name(name: &str) -> Result<(), HostError> {
