@@ -160,6 +160,8 @@ impl PortInfo {
     /// The agent knows its IPv4 address: no other is learned.
     pub const BOUND4: u32 = 2;
     pub const BOUND6: u32 = 4;
+    /// Its network carries broadcast and multicast.
+    pub const FLOOD: u32 = 8;
 }
 
 /// `LEARNED`: whose traffic told its address. One of each family for each port.
@@ -212,9 +214,9 @@ pub struct LpmKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct FibInfo {
-    /// [`FibInfo::LOCAL`] or [`FibInfo::PEER`].
+    /// [`FibInfo::LOCAL`], [`FibInfo::PEER`] or [`FibInfo::EDGE`].
     pub kind: u32,
-    /// Index into `PEERS`, with [`FibInfo::PEER`].
+    /// Index into `PEERS`, if it is another node's.
     pub peer: u32,
     /// Room for a second way, taken when the first is down.
     pub backup: u32,
@@ -227,6 +229,9 @@ impl FibInfo {
     pub const LOCAL: u32 = 1;
     /// Another node's: encapsulate for `peer`.
     pub const PEER: u32 = 2;
+    /// As [`FibInfo::PEER`], but one address in it is the broadcast address of a network that carries
+    /// broadcast. Of a kind of its own, so that only packets to this prefix are compared with it.
+    pub const EDGE: u32 = 3;
 }
 
 /// `PEERS`: how to send to another node. An index is never given to another node while an entry of
@@ -314,6 +319,8 @@ impl PeerSource {
     pub const MORE: u32 = 1;
     /// As [`PeerInfo::SWITCH`]: it asks by ARP and neighbour discovery, and MACs are learned.
     pub const SWITCH: u32 = 2;
+    /// The network carries broadcast and multicast.
+    pub const FLOOD: u32 = 4;
 }
 
 /// `NEIGHBOURS`: an address behind a peer that is a switch.
@@ -332,7 +339,7 @@ pub struct NeighbourInfo {
     pub asked: u32,
 }
 
-/// `NETWORKS`: what from_underlay must know of a network beyond the peer's entry.
+/// `NETWORKS`: what the programs must know of a network beyond the entries of ports and peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NetworkInfo {
@@ -342,7 +349,62 @@ pub struct NetworkInfo {
     /// The bridge that may know an address of this node's subnet that nobody has told yet; 0 for
     /// none.
     pub bridge: u32,
+    /// The MAC that endpoints know all others by.
+    pub gateway_mac: [u16; 3],
+    pub _pad: u16,
+    /// Broadcast addresses of a network that carries broadcast, network byte order; 0 for none.
+    pub broadcast: [u32; BROADCASTS],
 }
+
+/// Broadcast addresses of a network: of its first IPv4 prefixes.
+pub const BROADCASTS: usize = 4;
+
+impl NetworkInfo {
+    /// It carries broadcast and multicast.
+    pub const FLOOD: u32 = 1;
+}
+
+/// `FLOOD`: a list for each network, of what gets a copy of broadcast and multicast. It ends where an
+/// index is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct FloodKey {
+    /// [`FloodKey::PEERS`] or [`FloodKey::LOCAL`] in the top byte, VNI below.
+    pub list_vni: u32,
+    pub index: u32,
+}
+
+impl FloodKey {
+    /// Other nodes.
+    pub const PEERS: u32 = 1;
+    /// Endpoints of this host.
+    pub const LOCAL: u32 = 2;
+    /// As many of each list get copies.
+    pub const PEERS_MAX: u32 = 64;
+    pub const LOCAL_MAX: u32 = 256;
+
+    #[inline(always)]
+    pub const fn new(list: u32, vni: u32, index: u32) -> Self {
+        Self { list_vni: list << 24 | vni, index }
+    }
+}
+
+/// `FLOOD`: one that gets copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FloodInfo {
+    /// Index into `PEERS`, or the interface of an endpoint.
+    pub target: u32,
+    /// The network's number on the wire to the peer, or the index of the endpoint's counters.
+    pub vni_or_id: u32,
+    /// Of an endpoint: as those of [`EndpointInfo`].
+    pub flags: u32,
+}
+
+/// `skb->mark` of a copy that goes through the program once more, to be sent to the peer whose index in
+/// `FLOOD` is in the lower half. What a container sends has no mark: it leaves its namespace without.
+pub const FLOOD_MARK: u32 = 0x6d66_0000;
+pub const FLOOD_MARK_MASK: u32 = 0xffff_0000;
 
 /// `NODE`, one entry: this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -408,7 +470,9 @@ const _: () = {
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<PeerSource>() == 68);
     assert!(size_of::<NeighbourInfo>() == 20);
-    assert!(size_of::<NetworkInfo>() == 20);
+    assert!(size_of::<NetworkInfo>() == 44);
+    assert!(size_of::<FloodKey>() == 8);
+    assert!(size_of::<FloodInfo>() == 12);
     assert!(size_of::<NodeInfo>() == 40);
     assert!(size_of::<Traffic>() == 32);
 };

@@ -22,13 +22,14 @@ pub const PEER_SLOTS: &str = "PEER_SLOTS";
 pub const NETWORKS: &str = "NETWORKS";
 pub const NODE: &str = "NODE";
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
+pub const FLOOD: &str = "FLOOD";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
 pub const PEER_STATS: &str = "PEER_STATS";
 pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 18] = [
+pub const ALL_MAPS: [&str; 19] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -43,6 +44,7 @@ pub const ALL_MAPS: [&str; 18] = [
     NETWORKS,
     NODE,
     NEIGHBOURS,
+    FLOOD,
     ENDPOINT_STATS,
     PEER_STATS,
     VERDICTS,

@@ -43,6 +43,7 @@ numbered! {
         Answer = 4, "answered", "Turned into an ARP or neighbour reply to its sender.";
         Drop = 5, "dropped", "Dropped, with the reason counted in DROPS.";
         Learn = 6, "learned", "An ARP or neighbour message of a peer without mesh: noted.";
+        Flood = 7, "flooded", "Broadcast or multicast: sent as copies, of which those to peers are counted as packets.";
     }
 }
 
@@ -54,7 +55,7 @@ numbered! {
         SpoofedSource = 3, "spoofed_source", "The sender does not own its source address.";
         NoRoute = 4, "no_route", "No node of this network has the destination.";
         NoEndpoint = 5, "no_endpoint", "The destination is in this node's subnet, but nobody has it.";
-        Multicast = 6, "multicast", "Broadcast and multicast are not carried.";
+        Multicast = 6, "multicast", "Broadcast and multicast are not carried in this network.";
         TooBig = 7, "too_big", "Larger than the MTU; answered with ICMP where a program can.";
         UnknownPeer = 8, "unknown_peer", "Encapsulated by a host that is not a node of this mesh.";
         UnknownVni = 9, "unknown_vni", "From a peer, for a network that this mesh does not have.";
@@ -69,6 +70,7 @@ numbered! {
         VlanTagged = 18, "vlan_tagged", "A container sent a VLAN tag.";
         Hairpin = 19, "hairpin", "Sent to the sender's own address.";
         Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for.";
+        NoMember = 21, "no_member", "Broadcast or multicast that nobody here or on other nodes gets.";
     }
 }
 

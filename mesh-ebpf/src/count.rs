@@ -31,6 +31,18 @@ pub fn endpoint_tx(id: u32, bytes: u32) {
     }
 }
 
+/// Takes back what [`endpoint_tx`] counted of this packet.
+#[inline(always)]
+pub fn endpoint_tx_back(id: u32, bytes: u32) {
+    if let Some(t) = ENDPOINT_STATS.get_ptr_mut(id) {
+        // SAFETY: the verifier checked the pointer; the value is this CPU's own.
+        unsafe {
+            (*t).tx_packets -= 1;
+            (*t).tx_bytes -= u64::from(bytes);
+        }
+    }
+}
+
 /// The endpoint was handed a packet of `bytes`.
 #[inline(always)]
 pub fn endpoint_rx(id: u32, bytes: u32) {

@@ -45,11 +45,7 @@ pub fn fits<F: Family>(
     header: &F::Header,
     mtu: u32,
 ) -> Result<(), Refusal> {
-    if packet.l3_len() <= mtu {
-        return Ok(());
-    }
-    let segment = packet.gso_size();
-    if segment != 0 && segment + headers_len::<F>(packet, header) <= mtu {
+    if is_fitting::<F>(packet, header, mtu) {
         return Ok(());
     }
     if !may_be_answered::<F>(packet, header) {
@@ -57,6 +53,15 @@ pub fn fits<F: Family>(
     }
     let code = if F::IS_V4 { v4(packet, hook, port, mtu) } else { v6(packet, hook, port, mtu) };
     Err(Refusal { reason: DropReason::TooBig, code })
+}
+
+#[inline(always)]
+pub fn is_fitting<F: Family>(packet: &Packet, header: &F::Header, mtu: u32) -> bool {
+    if packet.l3_len() <= mtu {
+        return true;
+    }
+    let segment = packet.gso_size();
+    segment != 0 && segment + headers_len::<F>(packet, header) <= mtu
 }
 
 /// No error is sent about an error, nor about any but the first fragment (RFC 1122, 3.2.2; RFC 4443,

@@ -22,6 +22,7 @@ mod deliver;
 mod encap;
 mod end;
 mod fib;
+mod flood;
 mod icmp;
 mod inner;
 mod maps;

@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LearnedInfo, LearnedKey, LpmKey,
-        NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo, PORT_SLOTS as PORT_SLOT_COUNT,
-        PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, LearnedInfo,
+        LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
+        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
@@ -45,6 +45,8 @@ static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
 /// Bounded: who floods it with addresses makes the oldest forgotten, no more.
 #[map]
 static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_max_entries(8192, 0);
+#[map]
+static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
 
 #[map]
 pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);
@@ -132,6 +134,13 @@ pub fn neighbour(key: &NeighbourKey) -> Option<&'static NeighbourInfo> {
 pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
     // Full it never is; what else fails is learned from the next packet.
     let _ = NEIGHBOURS.insert(key, info, 0);
+}
+
+/// Who gets copies, by its index in the list of the network.
+#[inline(always)]
+pub fn flood(key: &FloodKey) -> Option<&'static FloodInfo> {
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { FLOOD.get(key) }
 }
 
 /// In the key's slot, or else in the map.

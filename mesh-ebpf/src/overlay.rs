@@ -1,7 +1,7 @@
 //! What an endpoint sends: a container (`from_container`) or the host itself (`from_host`).
 
 use mesh_common::{
-    maps::{FibInfo, PeerInfo, PortInfo},
+    maps::{Addr, FibInfo, PeerInfo, PortInfo},
     verdict::{DropReason, Hook, Verdict},
     wire::{ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Eth, IPPROTO_ICMPV6},
 };
@@ -11,7 +11,7 @@ use crate::{
     count, deliver,
     encap::{self, Inner},
     end::{Done, Refusal, end},
-    fib, icmp,
+    fib, flood, icmp,
     inner::{Family, V4, V6},
     maps, neighbour,
     packet::Packet,
@@ -24,6 +24,7 @@ pub fn send(packet: &Packet, hook: Hook) -> i32 {
     match judge(packet, hook) {
         // From here, and not from where it is found: the two would need the stack at once.
         NEIGHBOUR => end(hook, neighbour::answer(packet, hook)),
+        GROUP => end(hook, flood::send(packet, hook)),
         code => code,
     }
 }
@@ -31,11 +32,14 @@ pub fn send(packet: &Packet, hook: Hook) -> i32 {
 /// ARP or neighbour discovery. No code of the kernel's.
 const NEIGHBOUR: i32 = 1000;
 const ASKED: Done = (Verdict::Answer, NEIGHBOUR);
+/// To all of the network, or to a group of it. No code of the kernel's.
+const GROUP: i32 = 1001;
+const GROUPED: Done = (Verdict::Flood, GROUP);
 
 #[inline(never)]
 fn judge(packet: &Packet, hook: Hook) -> i32 {
     match sort(packet, hook) {
-        Ok((_, NEIGHBOUR)) => NEIGHBOUR,
+        Ok((_, code @ (NEIGHBOUR | GROUP))) => code,
         outcome => end(hook, outcome),
     }
 }
@@ -84,6 +88,10 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
             // Group membership reports and the like come from other addresses, and are nothing to
             // worry about.
             let multicast = F::is_multicast(&dst) && !bridge::is_port(port);
+            if flood::is_carried::<F>(&dst) && flood::is_own_link_local::<F>(port, &src) {
+                count::endpoint_tx(port.id, bytes);
+                return Ok(GROUPED);
+            }
             return Err(
                 if multicast { DropReason::Multicast } else { DropReason::SpoofedSource }.into()
             );
@@ -93,22 +101,19 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
 
     let Some(to) = fib::lookup::<F>(&port.lens, port.vni, &dst) else {
         let multicast = F::is_multicast(&dst);
+        if flood::is_on(port) && flood::is_carried::<F>(&dst) {
+            return Ok(GROUPED);
+        }
         return Err(if multicast { DropReason::Multicast } else { DropReason::NoRoute }.into());
     };
-    if to.kind == FibInfo::LOCAL {
-        let endpoint = match maps::endpoint(port.vni, dst) {
-            Ok(endpoint) => endpoint,
-            Err(reason) => {
-                let network = bridge::of(port.vni).ok_or(reason)?;
-                icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
-                return Ok(bridge::ask::<F>(network, &dst));
-            }
-        };
-        if endpoint.ifindex == port.ifindex {
-            return Err(DropReason::Hairpin.into());
+    // The way to a peer is to be compared once, whatever kinds there are.
+    if to.kind != FibInfo::PEER {
+        if to.kind == FibInfo::LOCAL {
+            return here::<F>(packet, hook, port, header, &dst);
         }
-        icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
-        return Ok(deliver::local(packet, hook, endpoint, bytes)?);
+        if flood::is_broadcast::<F>(port.vni, &dst) {
+            return Ok(GROUPED);
+        }
     }
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, to.vni);
@@ -120,4 +125,31 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(to.peer, bytes);
     Ok(done)
+}
+
+/// To an address of this node's subnet.
+#[inline(always)]
+fn here<F: Family>(
+    packet: &Packet,
+    hook: Hook,
+    port: &PortInfo,
+    header: &F::Header,
+    dst: &Addr,
+) -> Result<Done, Refusal> {
+    let endpoint = match maps::endpoint(port.vni, *dst) {
+        Ok(endpoint) => endpoint,
+        Err(_) if flood::is_on(port) && flood::is_broadcast::<F>(port.vni, dst) => {
+            return Ok(GROUPED);
+        }
+        Err(reason) => {
+            let network = bridge::of(port.vni).ok_or(reason)?;
+            icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
+            return Ok(bridge::ask::<F>(network, dst));
+        }
+    };
+    if endpoint.ifindex == port.ifindex {
+        return Err(DropReason::Hairpin.into());
+    }
+    icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
+    Ok(deliver::local(packet, hook, endpoint, packet.l3_len())?)
 }

@@ -181,6 +181,27 @@ impl Packet {
         unsafe { bpf_clone_redirect(self.skb, ifindex, 0) };
     }
 
+    /// Sends a copy of the packet out of an interface, or into it as if received there. Did it get
+    /// that far?
+    #[inline(always)]
+    pub fn copy_to(&self, ifindex: u32, into: bool) -> bool {
+        let flags = if into { u64::from(BPF_F_INGRESS) } else { 0 };
+        // SAFETY: a helper call with a valid context.
+        unsafe { bpf_clone_redirect(self.skb, ifindex, flags) == 0 }
+    }
+
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: as above; the kernel lets a program write this field.
+        unsafe { (*self.skb).mark = mark }
+    }
+
     /// The first `N` bytes, to write to.
     #[inline(always)]
     pub fn front<const N: usize>(&self) -> Result<Part<N>, DropReason> {
@@ -289,6 +310,18 @@ pub fn any_offset(packet: &Packet, mut offset: usize) -> usize {
         asm!("{0} ^= {1}", "{0} ^= {1}", "{0} &= 255", inout(reg) offset, in(reg) unknown);
     }
     offset
+}
+
+/// `count` in a form of which the verifier knows nothing. What is counted in a loop would else be a
+/// number of its own for it on each way out, and with a branch on it all that comes after another one.
+#[inline(always)]
+pub fn any_count(packet: &Packet, mut count: u32) -> u32 {
+    let unknown = packet.len();
+    // SAFETY: arithmetic on registers, which the compiler must not leave out.
+    unsafe {
+        asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) count, in(reg) unknown);
+    }
+    count
 }
 
 /// Seconds since boot.

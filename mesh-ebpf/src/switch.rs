@@ -219,7 +219,7 @@ fn inner_source_mac(packet: &Packet, at: usize) -> Result<[u16; 3], DropReason> 
 
 /// The pair with another destination.
 #[inline(always)]
-fn toward(macs: &[u32; 3], dst: [u16; 3]) -> [u32; 3] {
+pub fn toward(macs: &[u32; 3], dst: [u16; 3]) -> [u32; 3] {
     let [_, own] = packet::word_halves(macs[1]);
     [packet::word_of([dst[0], dst[1]]), packet::word_of([dst[2], own]), macs[2]]
 }

@@ -26,6 +26,7 @@ mod deliver;
 mod encap;
 mod end;
 mod fib;
+mod flood;
 mod icmp;
 mod inner;
 mod maps;

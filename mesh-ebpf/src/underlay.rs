@@ -18,7 +18,7 @@ use mesh_common::{
 use crate::{
     bridge, count, deliver,
     end::{Done, NEXT, Refusal, end},
-    fib,
+    fib, flood,
     inner::{Family, V4, V6, ecn},
     maps, neighbour,
     packet::{self, Packet},
@@ -89,13 +89,14 @@ pub fn receive(packet: &Packet) -> i32 {
         // From here, and not from where it is found: the two would need the stack at once.
         ASKED if asked.is_arp => end(HOOK, switch::arp(packet, &asked.key, asked.at)),
         ASKED => end(HOOK, switch::nd(packet, &asked.key, asked.at)),
+        GROUP => end(HOOK, flood::receive(packet, &asked.key, asked.at)),
         code => code,
     }
 }
 
 const HOOK: Hook = Hook::FromUnderlay;
 
-/// An ARP or neighbour message from behind a peer that is a switch.
+/// An ARP or neighbour message from behind a peer that is a switch, or what is for many.
 #[derive(Default)]
 struct Asked {
     key: PeerKey,
@@ -105,16 +106,18 @@ struct Asked {
 
 /// No code of the kernel's.
 const ASKED: i32 = 1000;
+/// Nor this: to all of the network, or to a group of it.
+const GROUP: i32 = 1001;
 
 #[inline(never)]
 fn judge(packet: &Packet, asked: &mut Asked) -> i32 {
     match sort(packet, asked) {
-        Ok((_, ASKED)) => ASKED,
+        Ok((_, code @ (ASKED | GROUP))) => code,
         outcome => end(HOOK, outcome),
     }
 }
 
-/// All but what ends with [`ASKED`]: that is in `asked`.
+/// All but what ends with [`ASKED`] or [`GROUP`]: that is in `asked`.
 #[inline(always)]
 fn sort(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
     if !packet.is_for_us() || packet.is_vlan() {
@@ -301,6 +304,9 @@ fn decap<F: Family>(
         return Ok((Verdict::Learn, ASKED));
     }
     if !is_peers::<F>(source, &src) {
+        if flood::is_on_link::<F>(source, &src, &dst) {
+            return group::<F>(packet, outer, header, asked, at);
+        }
         return Err(DropReason::SourceNotPeers.into());
     }
     if F::is_mapped(&dst) {
@@ -308,11 +314,14 @@ fn decap<F: Family>(
     }
     let to = match maps::endpoint(source.vni, dst) {
         Ok(to) => to,
+        Err(_) if flood::is_for_many::<F>(source, &dst) => {
+            return group::<F>(packet, outer, header, asked, at);
+        }
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
             let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
             carry_ce::<F>(outer, header)?;
-            take_off::<F>(packet, outer, at, bytes)?;
+            take_off::<F>(packet, outer.is_v4, at, bytes)?;
             packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
             count::peer_rx(source.peer, bytes);
             return Ok(bridge::ask::<F>(network, &dst));
@@ -322,16 +331,33 @@ fn decap<F: Family>(
     if is_switch {
         switch::learn(packet, source, src, at);
     }
-    take_off::<F>(packet, outer, at, bytes)?;
+    take_off::<F>(packet, outer.is_v4, at, bytes)?;
     packet.front::<ETH_LEN>()?.put_eth::<0>(&to.macs, F::PROTO);
     count::peer_rx(source.peer, bytes);
-    Ok(deliver::hand_over(to, bytes, keeps_protocol::<F>(outer)))
+    Ok(deliver::hand_over(to, bytes, keeps_protocol::<F>(outer.is_v4)))
+}
+
+/// All that [`flood::receive`] does not see any more is done here.
+#[inline(always)]
+fn group<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    header: &mut F::Header,
+    asked: &mut Asked,
+    at: usize,
+) -> Result<Done, Refusal> {
+    carry_ce::<F>(outer, header)?;
+    if outer.source.flags & PeerSource::SWITCH != 0 && outer.ethernet {
+        switch::learn(packet, outer.source, F::src(header), at);
+    }
+    *asked = Asked { key: outer.key(), at, is_arp: false };
+    Ok((Verdict::Flood, GROUP))
 }
 
 /// Does the kernel know what the inner packet is, once all in front of it is off?
 #[inline(always)]
-fn keeps_protocol<F: Family>(outer: &Outer) -> bool {
-    F::IS_V4 == outer.is_v4 || DECAP_L3.load() != 0
+fn keeps_protocol<F: Family>(is_outer_v4: bool) -> bool {
+    F::IS_V4 == is_outer_v4 || DECAP_L3.load() != 0
 }
 
 /// Congestion that was met outside is told inside.
@@ -349,9 +375,9 @@ fn carry_ce<F: Family>(outer: &Outer, header: &mut F::Header) -> Result<(), Drop
 
 /// Takes off what is in front of the inner packet, of `bytes`.
 #[inline(always)]
-fn take_off<F: Family>(
+pub fn take_off<F: Family>(
     packet: &Packet,
-    outer: &Outer,
+    is_outer_v4: bool,
     at: usize,
     bytes: u32,
 ) -> Result<(), DropReason> {
@@ -360,7 +386,7 @@ fn take_off<F: Family>(
         (_, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         (_, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
-    if F::IS_V4 && !keeps_protocol::<F>(outer) && bytes < IPV6_LEN as u32 {
+    if F::IS_V4 && !keeps_protocol::<F>(is_outer_v4) && bytes < IPV6_LEN as u32 {
         // To the kernel it stays IPv6, of which it leaves no less than the header: padding.
         packet.trim((at + IPV6_LEN) as u32)?;
     }
@@ -371,7 +397,7 @@ fn take_off<F: Family>(
 #[inline(always)]
 fn on_bridge<F: Family>(outer: &Outer, dst: &Addr) -> Option<&'static NetworkInfo> {
     // The kernel asks only for what the packet says that it is.
-    if !keeps_protocol::<F>(outer) {
+    if !keeps_protocol::<F>(outer.is_v4) {
         return None;
     }
     let vni = outer.source.vni;
@@ -394,7 +420,7 @@ fn is_peers_too<F: Family>(source: &PeerSource, src: &Addr) -> bool {
     }
     let Some(network) = maps::network(source.vni) else { return false };
     match fib::lookup::<F>(&network.lens, source.vni, src) {
-        Some(from) => from.kind == FibInfo::PEER && from.peer == source.peer,
+        Some(from) => from.kind != FibInfo::LOCAL && from.peer == source.peer,
         None => false,
     }
 }

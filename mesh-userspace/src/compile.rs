@@ -5,8 +5,8 @@ use std::{collections::HashMap, net::IpAddr};
 use ipnet::IpNet;
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NODE_PORTS, NetworkInfo,
-        NodeInfo, PORT_SLOTS, PeerKey, PortInfo, PrefixLens, UdpPort,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodKey, LpmKey, NODE_PORTS,
+        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens, UdpPort,
     },
     wire::{mac_pair, mac_words},
 };
@@ -16,10 +16,11 @@ use peer::{is_switch, peer_info, peer_source, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
-    config::{Cluster, Encap, Network, Node, Tunnel, Vni, gateway},
+    config::{Cluster, Encap, Flood, Network, Node, Tunnel, Vni, gateway},
     plan::Contents,
 };
 
+mod flood;
 mod peer;
 
 /// The container MTU that mesh chooses leaves what this takes of the underlay's, or the overhead if
@@ -186,6 +187,8 @@ impl Difference {
         let whole = Whole::of(new);
         let is_same = common(old) == common(new)
             && a.iter().chain(b).all(|node| node.name != me)
+            // All nodes are in a list.
+            && new.networks.iter().all(|network| network.flood == Flood::None)
             && Whole::of(old) == whole;
         is_same.then(|| Self { old: of(old, a), new: of(new, b), whole })
     }
@@ -273,8 +276,11 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
         let info = NetworkInfo {
             lens: whole.lens.get(&network.vni).copied().unwrap_or_default(),
             mtu: outer.container_mtu(cluster.mtu, facts.underlay_mtu).unwrap_or_else(|m| m),
-            flags: 0,
+            flags: if network.flood == Flood::All { NetworkInfo::FLOOD } else { 0 },
             bridge: if network.vni == Vni::DEFAULT { facts.bridge } else { 0 },
+            gateway_mac: mac_words(node_mac(me.underlay)),
+            _pad: 0,
+            broadcast: flood::broadcasts(network),
         };
         desired.maps.networks.insert(network.vni.get(), info);
     }
@@ -288,6 +294,9 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
     for attachment in &facts.attachments {
         desired.add_attachment(me, attachment);
     }
+    for network in cluster.networks.iter().filter(|n| n.flood == Flood::All) {
+        desired.add_flood(cluster, me, network, &facts.attachments);
+    }
     desired
 }
 
@@ -300,6 +309,8 @@ pub fn room(cluster: &Cluster) -> Room {
         prefixes: len(cluster.nodes.iter().map(|n| n.subnets.len()).sum()),
         peer_networks: len(cluster.nodes.iter().map(|n| n.subnets.len() + 1).sum()),
         networks: len(cluster.networks.len()),
+        flood: len(cluster.networks.iter().filter(|n| n.flood == Flood::All).count())
+            .saturating_mul(FloodKey::PEERS_MAX),
     }
 }
 
@@ -390,7 +401,10 @@ impl Desired {
             let key = PeerKey { outer_source, vni: wire_vni };
             // Where it is nobody it has nothing to ask.
             let is_switch = is_switch && !subnets.is_empty();
-            let source = peer_source(index, me, vni, is_switch, subnets);
+            let mut source = peer_source(index, me, vni, is_switch, subnets);
+            if !subnets.is_empty() && flood::is_on(&self.maps.networks, vni) {
+                source.flags |= PeerSource::FLOOD;
+            }
             self.maps.peer_by_addr.insert(key, source);
         };
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
@@ -401,7 +415,11 @@ impl Desired {
         }
         for (vni, net) in &peer.subnets {
             let to_peer = FibInfo {
-                kind: FibInfo::PEER,
+                kind: if flood::has_broadcast(&self.maps.networks, *vni, net) {
+                    FibInfo::EDGE
+                } else {
+                    FibInfo::PEER
+                },
                 peer: index,
                 vni: wire_vni(peer, *vni),
                 ..FibInfo::default()
@@ -428,7 +446,8 @@ impl Desired {
             lens: self.lens(a.vni),
             gateway4: gateway_of(true).unwrap_or_default().0[3],
             gateway6: gateway_of(false).unwrap_or_default().0,
-            flags: if is_bridged { PortInfo::BRIDGED } else { 0 },
+            flags: if is_bridged { PortInfo::BRIDGED } else { 0 }
+                | if flood::is_on(&self.maps.networks, a.vni.get()) { PortInfo::FLOOD } else { 0 },
             ..PortInfo::default()
         };
         let info = EndpointInfo {

@@ -6,8 +6,8 @@
 use std::{collections::HashMap, hash::Hash};
 
 use mesh_common::maps::{
-    EndpointInfo, EndpointKey, FibInfo, FibKey, NetworkInfo, NodeInfo, PeerInfo, PeerKey,
-    PeerSource, PortInfo,
+    EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, NetworkInfo, NodeInfo,
+    PeerInfo, PeerKey, PeerSource, PortInfo,
 };
 
 use rustc_hash::FxBuildHasher;
@@ -34,6 +34,7 @@ pub struct Contents {
     pub peers: Entries<u32, PeerInfo>,
     pub peer_by_addr: Entries<PeerKey, PeerSource>,
     pub networks: Entries<u32, NetworkInfo>,
+    pub flood: Entries<FloodKey, FloodInfo>,
 }
 
 /// The contents as they are.
@@ -65,6 +66,7 @@ pub enum Map {
     FibLpm,
     Networks,
     PeerByAddr,
+    Flood,
     Endpoints,
     Ports,
     PortSlots,
@@ -72,13 +74,14 @@ pub enum Map {
 
 /// The order in which entries are set, all of them before any is removed: what others refer to
 /// comes first. Entries are removed in the reverse order.
-pub const ORDER: [Map; 9] = [
+pub const ORDER: [Map; 10] = [
     Map::Node,
     Map::Peers,
     Map::Fib,
     Map::FibLpm,
     Map::Networks,
     Map::PeerByAddr,
+    Map::Flood,
     Map::Endpoints,
     Map::Ports,
     Map::PortSlots,
@@ -89,6 +92,7 @@ pub const ORDER: [Map; 9] = [
 pub struct Plan {
     pub node: Changes<u32, NodeInfo>,
     pub networks: Changes<u32, NetworkInfo>,
+    pub flood: Changes<FloodKey, FloodInfo>,
     pub peers: Changes<u32, PeerInfo>,
     pub peer_by_addr: Changes<PeerKey, PeerSource>,
     pub fib: Changes<FibKey, FibInfo>,
@@ -107,6 +111,7 @@ impl Plan {
     pub fn len(&self) -> usize {
         self.node.len()
             + self.networks.len()
+            + self.flood.len()
             + self.peers.len()
             + self.peer_by_addr.len()
             + self.fib.len()
@@ -122,6 +127,7 @@ impl Contents {
     pub fn follow(&mut self, plan: &Plan) {
         follow(&mut self.node, &plan.node);
         follow(&mut self.networks, &plan.networks);
+        follow(&mut self.flood, &plan.flood);
         follow(&mut self.peers, &plan.peers);
         follow(&mut self.peer_by_addr, &plan.peer_by_addr);
         follow(&mut self.fib, &plan.fib);
@@ -145,6 +151,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     Plan {
         node: diff(&desired.node, &observed.node),
         networks: diff(&desired.networks, &observed.networks),
+        flood: diff(&desired.flood, &observed.flood),
         peers: diff(&desired.peers, &observed.peers),
         peer_by_addr: diff(&desired.peer_by_addr, &observed.peer_by_addr),
         fib: diff(&desired.fib, &observed.fib),
@@ -168,6 +175,7 @@ pub fn plan_difference(
     let observed = Contents {
         node: contents.node.clone(),
         networks: contents.networks.clone(),
+        flood: contents.flood.clone(),
         ports: contents.ports.clone(),
         port_slots: contents.port_slots.clone(),
         endpoints: contents.endpoints.clone(),

@@ -40,6 +40,8 @@ pub struct Room {
     pub prefixes: u32,
     pub peer_networks: u32,
     pub networks: u32,
+    /// Nodes in networks that carry broadcast.
+    pub flood: u32,
 }
 
 impl Room {
@@ -51,11 +53,12 @@ impl Room {
             prefixes: self.prefixes.saturating_add(other.prefixes),
             peer_networks: self.peer_networks.saturating_add(other.peer_networks),
             networks: self.networks.saturating_add(other.networks),
+            flood: self.flood.saturating_add(other.flood),
         }
     }
 
     /// Entries of each map that grows with the cluster.
-    fn entries(&self) -> [(&'static str, u32); 7] {
+    fn entries(&self) -> [(&'static str, u32); 8] {
         [
             (names::ENDPOINTS, self.endpoints),
             (names::PEERS, self.peers),
@@ -64,6 +67,7 @@ impl Room {
             (names::FIB_LPM, self.prefixes),
             (names::PEER_BY_ADDR, self.peer_networks),
             (names::NETWORKS, self.networks),
+            (names::FLOOD, self.flood),
         ]
     }
 }

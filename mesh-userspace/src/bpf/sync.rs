@@ -25,6 +25,7 @@ pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
         peers: slots(&tables.peers, names::PEERS)?,
         peer_by_addr: entries(&tables.peer_by_addr, names::PEER_BY_ADDR)?,
         networks: entries(&tables.networks, names::NETWORKS)?,
+        flood: entries(&tables.flood, names::FLOOD)?,
     })
 }
 
@@ -38,6 +39,7 @@ pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
             Map::FibLpm => set(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm),
             Map::Networks => set(&tables.networks, names::NETWORKS, &plan.networks),
             Map::PeerByAddr => set(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr),
+            Map::Flood => set(&tables.flood, names::FLOOD, &plan.flood),
             Map::Endpoints => set(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
             Map::Ports => set(&tables.ports, names::PORTS, &plan.ports),
             Map::PortSlots => set(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),
@@ -53,6 +55,7 @@ pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
             Map::PeerByAddr => {
                 remove(&tables.peer_by_addr, names::PEER_BY_ADDR, &plan.peer_by_addr)
             }
+            Map::Flood => remove(&tables.flood, names::FLOOD, &plan.flood),
             Map::Endpoints => remove(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
             Map::Ports => remove(&tables.ports, names::PORTS, &plan.ports),
             Map::PortSlots => empty(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),

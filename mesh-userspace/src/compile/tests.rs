@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::{Dscp, Foreign, Link, Network},
+    config::{Dscp, Flood, Foreign, Link, Network},
     plan::{
         Observed, plan,
         tests::{
@@ -31,7 +31,12 @@ fn node(name: &str, underlay: impl Into<IpAddr>, subnets: &[(u32, &str)]) -> Nod
 }
 
 fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
-    let network = |n: &u32| Network { name: format!("net{n}"), vni: vni(*n), cidrs: Vec::new() };
+    let network = |n: &u32| Network {
+        name: format!("net{n}"),
+        vni: vni(*n),
+        cidrs: Vec::new(),
+        flood: Flood::None,
+    };
     let networks = vnis.iter().map(network).collect();
     Cluster {
         name: "test".into(),

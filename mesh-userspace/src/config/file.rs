@@ -64,6 +64,11 @@ pub struct ClusterTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "DscpValue")]
     pub dscp: Option<DscpValue>,
+    /// What of broadcast and multicast is carried within the cluster's own network: nothing (default),
+    /// or everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "FloodName")]
+    pub flood: Option<FloodName>,
 }
 
 /// What is attached without being asked.
@@ -107,6 +112,14 @@ pub enum EncapName {
     Gretap,
     Vxlan,
     Geneve,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum FloodName {
+    None,
+    All,
 }
 
 /// "copy", "zero" or 0 to 63.
@@ -202,6 +215,10 @@ pub struct NetworkTable {
     pub vni: u32,
     /// Its prefix, or a list of prefixes, IPv4 and IPv6. May be the same as another network's.
     pub cidr: Prefixes,
+    /// What of broadcast and multicast is carried within it: nothing (default), or everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "FloodName")]
+    pub flood: Option<FloodName>,
 }
 
 /// A prefix such as "10.42.0.0/16" or "fd42::/48", or a list of prefixes.

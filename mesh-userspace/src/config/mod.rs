@@ -43,7 +43,7 @@ mod tests;
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
 pub use prefixes::share;
-pub use wire::{Dscp, Encap, Foreign, Link, Tunnel, mac_text};
+pub use wire::{Dscp, Encap, Flood, Foreign, Link, Tunnel, mac_text};
 
 /// Name of the cluster's own network.
 pub const DEFAULT_NETWORK: &str = "default";
@@ -135,6 +135,7 @@ pub struct Network {
     pub vni: Vni,
     /// Truncated to their prefix; one or several of each family.
     pub cidrs: Vec<IpNet>,
+    pub flood: Flood,
 }
 
 impl Network {

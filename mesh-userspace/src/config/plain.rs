@@ -134,7 +134,8 @@ impl<'t> Reader<'t> {
 }
 
 fn cluster(reader: &mut Reader<'_>) -> Option<ClusterSpec> {
-    let [name, cidr, encap, mtu, port, ttl, dscp] = reader.table(super::spec::CLUSTER_KEYS)?;
+    let [name, cidr, encap, mtu, port, ttl, dscp, flood] =
+        reader.table(super::spec::CLUSTER_KEYS)?;
     Some(ClusterSpec {
         name: reader.name(name?, value::name_fault)?,
         cidr: reader.prefixes(cidr?)?,
@@ -143,6 +144,7 @@ fn cluster(reader: &mut Reader<'_>) -> Option<ClusterSpec> {
         port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
         ttl: reader.optional(ttl, |text| wire::parse_ttl(integer(text)?).ok())?,
         dscp: reader.optional(dscp, parse_dscp)?,
+        flood: reader.optional(flood, |text| wire::parse_flood(string(text)?).ok())?,
     })
 }
 
@@ -168,10 +170,11 @@ fn link(reader: &mut Reader<'_>) -> Option<LinkSpec> {
 }
 
 fn network(reader: &mut Reader<'_>) -> Option<NetworkSpec> {
-    let [name, vni, cidr] = reader.table(super::spec::NETWORK_KEYS)?;
+    let [name, vni, cidr, flood] = reader.table(super::spec::NETWORK_KEYS)?;
     let name = reader.name(name?, value::network_name_fault)?;
     let vni = Some(reader.at(vni?, value::parse_vni(integer(vni?)?).ok()?));
-    Some(NetworkSpec { name, vni, cidr: reader.prefixes(cidr?)? })
+    let flood = reader.optional(flood, |text| wire::parse_flood(string(text)?).ok())?;
+    Some(NetworkSpec { name, vni, cidr: reader.prefixes(cidr?)?, flood })
 }
 
 fn node(reader: &mut Reader<'_>) -> Option<NodeSpec> {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Dscp, Encap, Vni,
+    Dscp, Encap, Flood, Vni,
     fields::{Reader, Value},
     overrides::{ForeignSpec, LinkSpec},
     syntax::{Kind, Section, TABLES, join, unknown},
@@ -14,10 +14,11 @@ use super::{
     value, wire,
 };
 
-pub(super) const CLUSTER_KEYS: [&str; 7] = ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp"];
+pub(super) const CLUSTER_KEYS: [&str; 8] =
+    ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp", "flood"];
 pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
-pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
+pub(super) const NETWORK_KEYS: [&str; 4] = ["name", "vni", "cidr", "flood"];
 pub(super) const NODE_KEYS: [&str; 9] =
     ["name", "underlay", "subnet", "subnets", "managed", "encap", "vni", "port", "mac"];
 
@@ -43,6 +44,7 @@ pub(super) struct ClusterSpec {
     pub port: Option<At<u16>>,
     pub ttl: Option<At<u8>>,
     pub dscp: Option<At<Dscp>>,
+    pub flood: Option<At<Flood>>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,7 @@ pub(super) struct NetworkSpec {
     pub name: Option<At<String>>,
     pub vni: Option<At<Vni>>,
     pub cidr: Vec<At<IpNet>>,
+    pub flood: Option<At<Flood>>,
 }
 
 #[derive(Debug)]
@@ -197,8 +200,8 @@ impl Spec {
         } else if is_list {
             reader.findings.add(place, "there is one cluster: write [cluster], in single brackets");
         }
-        let [name, cidr, encap, mtu, port, ttl, dscp] =
-            reader.fields(table, place, CLUSTER_KEYS, 5);
+        let [name, cidr, encap, mtu, port, ttl, dscp, flood] =
+            reader.fields(table, place, CLUSTER_KEYS, 6);
         let key = |name: &str| format!("cluster.{name}");
         let spec = ClusterSpec {
             name: name.and_then(|v| read_name(v, key("name"), value::name_fault, reader)),
@@ -208,6 +211,7 @@ impl Spec {
             port: port.and_then(|v| reader.integer(v, key("port"), wire::parse_port)),
             ttl: ttl.and_then(|v| reader.integer(v, key("ttl"), wire::parse_ttl)),
             dscp: dscp.and_then(|v| read_dscp(v, key("dscp"), reader)),
+            flood: flood.and_then(|v| reader.string(v, key("flood"), wire::parse_flood)),
         };
         self.cluster.get_or_insert(spec);
     }
@@ -296,7 +300,7 @@ fn brackets(key: &str) -> String {
 
 impl NetworkSpec {
     fn read(table: &DeTable<'_>, place: &Place, reader: &mut Reader<'_, '_>) -> Self {
-        let [name, vni, cidr] = reader.fields(table, place, NETWORK_KEYS, 0);
+        let [name, vni, cidr, flood] = reader.fields(table, place, NETWORK_KEYS, 1);
         let path = &place.key;
         Self {
             name: name.and_then(|v| {
@@ -304,6 +308,7 @@ impl NetworkSpec {
             }),
             vni: vni.and_then(|v| reader.integer(v, format!("{path}.vni"), value::parse_vni)),
             cidr: cidr.map_or_else(Vec::new, |v| reader.prefixes(v, &format!("{path}.cidr"))),
+            flood: flood.and_then(|v| reader.string(v, format!("{path}.flood"), wire::parse_flood)),
         }
     }
 }

@@ -9,10 +9,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mesh_common::maps::FloodKey;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Cluster, DEFAULT_NETWORK, DEFAULT_TTL, Docker, Document, Encap, Network, Node, Vni, overrides,
+    Cluster, DEFAULT_NETWORK, DEFAULT_TTL, Docker, Document, Encap, Flood, Network, Node, Vni,
+    overrides,
     prefixes::{Cover, overlaps, share, share_len},
     spec::{NodeSpec, Spec},
     syntax::join,
@@ -29,6 +31,7 @@ struct Segment<'s> {
     vni: Option<Vni>,
     name: &'s str,
     cidrs: &'s [At<IpNet>],
+    flood: Option<&'s At<Flood>>,
     /// In the nodes' order; `None` if the node gives nothing.
     given: Vec<Option<&'s [At<IpNet>]>>,
 }
@@ -53,6 +56,7 @@ pub(super) fn validate(spec: &Spec, findings: &mut Findings<'_>) -> Option<Docum
         check_subnets(segment, findings);
         check_all_or_none(spec, segment, findings);
         check_shares(segment, findings);
+        check_flood(segment, findings);
     }
     check_family(spec, findings);
     check_underlays(spec, &segments, findings);
@@ -111,6 +115,7 @@ fn segments<'s>(spec: &'s Spec, findings: &mut Findings<'_>) -> Vec<Segment<'s>>
         vni: Some(Vni::DEFAULT),
         name: DEFAULT_NETWORK,
         cidrs: spec.cluster.as_ref().map_or(&[], |c| &c.cidr),
+        flood: spec.cluster.as_ref().and_then(|c| c.flood.as_ref()),
         given: spec.nodes.iter().map(|n| n.subnet.as_deref().or(unread(n))).collect(),
     };
     let mut segments = vec![own];
@@ -120,7 +125,8 @@ fn segments<'s>(spec: &'s Spec, findings: &mut Findings<'_>) -> Vec<Segment<'s>>
         by_name.entry(name).or_insert(segments.len());
         let vni = network.vni.as_ref().map(|vni| vni.value);
         let given = spec.nodes.iter().map(unread).collect();
-        segments.push(Segment { vni, name, cidrs: &network.cidr, given });
+        let flood = network.flood.as_ref();
+        segments.push(Segment { vni, name, cidrs: &network.cidr, flood, given });
     }
     for (i, node) in spec.nodes.iter().enumerate() {
         for (name, subnets) in &node.subnets {
@@ -223,6 +229,21 @@ fn check_shares(segment: &Segment<'_>, findings: &mut Findings<'_>) {
     }
 }
 
+/// Each packet to all becomes a copy for each node.
+fn check_flood(segment: &Segment<'_>, findings: &mut Findings<'_>) {
+    let most = FloodKey::PEERS_MAX as usize + 1;
+    // A node may give nothing for a network, where it has no part of it.
+    let has_part = |given: &&Option<&[At<IpNet>]>| given.is_none_or(|given| !given.is_empty());
+    let nodes = segment.given.iter().filter(has_part).count();
+    if let Some(at) = segment.flood.filter(|at| at.value == Flood::All && nodes > most) {
+        let message = format!(
+            "{nodes} nodes are in this network, and broadcast goes to at most {most}: leave it out, \
+             or make a smaller network for what needs it"
+        );
+        findings.add(&at.place, message);
+    }
+}
+
 /// The agent sends from one address, and every node must reach every other.
 fn check_family(spec: &Spec, findings: &mut Findings<'_>) {
     let mut underlays = spec.nodes.iter().filter_map(|n| n.underlay.as_ref());
@@ -309,7 +330,8 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
     let cluster = spec.cluster.as_ref()?;
     let networks = segments.iter().map(|s| {
         let cidrs = s.cidrs.iter().map(|at| at.value).collect();
-        Some(Network { name: s.name.to_owned(), vni: s.vni?, cidrs })
+        let flood = s.flood.map(|at| at.value).unwrap_or_default();
+        Some(Network { name: s.name.to_owned(), vni: s.vni?, cidrs, flood })
     });
     let nodes = spec.nodes.iter().enumerate().map(|(i, node)| make_node(i, node, segments));
     let divided: HashSet<Vni> =

@@ -91,6 +91,35 @@ impl fmt::Display for Dscp {
     }
 }
 
+/// What of broadcast and multicast is carried within a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flood {
+    /// Nothing.
+    #[default]
+    None,
+    /// Everything.
+    All,
+}
+
+impl Flood {
+    pub const ALL: [Self; 2] = [Self::None, Self::All];
+
+    /// As the config file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::All => "all",
+        }
+    }
+}
+
+/// As the config file has it.
+impl fmt::Display for Flood {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// How two hosts wrap what they send each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tunnel {
@@ -215,6 +244,12 @@ impl Cluster {
 pub(super) fn parse_encap(text: &str) -> Result<Encap, String> {
     Encap::ALL.into_iter().find(|encap| encap.name() == text).ok_or_else(|| {
         format!("{text:?} is no encapsulation: write \"gre\", \"gretap\", \"vxlan\" or \"geneve\"")
+    })
+}
+
+pub(super) fn parse_flood(text: &str) -> Result<Flood, String> {
+    Flood::ALL.into_iter().find(|flood| flood.name() == text).ok_or_else(|| {
+        format!("{text:?} is not what may be carried to all: write \"none\" or \"all\"")
     })
 }
 

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Network, Node, Vni, gateway, mac_text},
+    config::{Cluster, Flood, Network, Node, Vni, gateway, mac_text},
     net::{Net, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
@@ -326,6 +326,12 @@ impl Host {
     }
 }
 
+/// Where the kernel does not know by itself that the network carries it: multicast, and broadcast.
+const FLOODED: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32),
+];
+
 /// Routes in the container: the gateways on the link, the rest of the network through them.
 pub(super) fn container_routes(
     network: &Network,
@@ -351,6 +357,9 @@ pub(super) fn container_routes(
             onlink: true,
             ..spec
         }));
+        // To IPv6 the kernel gives a route for multicast on each interface by itself.
+        let groups = FLOODED.iter().filter(|_| source.is_ipv4() && network.flood == Flood::All);
+        routes.extend(groups.map(|dst| RouteSpec { dst: (*dst).into(), ..spec }));
     }
     routes
 }

@@ -519,6 +519,7 @@ fn held(observed: Option<&Observed>) -> Room {
         prefixes: len(o.fib.len().max(o.fib_lpm.len())),
         peer_networks: len(o.peer_by_addr.len()),
         networks: len(o.networks.len()),
+        flood: len(o.flood.len()),
     })
 }
 

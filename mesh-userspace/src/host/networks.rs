@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Host, HostError};
-use crate::config::{self, Cluster, Network, Vni, share};
+use crate::config::{self, Cluster, Flood, Network, Vni, share};
 
 /// A network that is not in the config file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ pub fn with_added(mut cluster: Cluster, added: &[AddedNetwork]) -> Cluster {
             Some(fault) => tracing::warn!("network {}: {fault}", network.name),
             None => {
                 let (name, cidrs) = (network.name.clone(), network.cidrs.clone());
-                cluster.networks.push(Network { name, vni, cidrs });
+                cluster.networks.push(Network { name, vni, cidrs, flood: Flood::None });
                 fitting.push((vni, network));
             }
         }

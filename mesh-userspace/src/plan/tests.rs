@@ -1,12 +1,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
-use mesh_common::maps::{Addr, EndpointKey, FibInfo, FibKey, LpmKey, PeerInfo, PeerKey, PortInfo};
+use mesh_common::maps::{
+    Addr, EndpointKey, FibInfo, FibKey, FloodKey, LpmKey, PeerInfo, PeerKey, PortInfo,
+};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
     compile::compile,
-    config::{Cluster, Docker, Dscp, Encap, Network, Node, Vni},
+    config::{Cluster, Docker, Dscp, Encap, Flood, Network, Node, Vni},
 };
 use layout::{BLOCKS, Edit, Layout, NODES, edges, layout, observed, peer_indices};
 use model::{Fate, Outer, apply};
@@ -58,6 +60,10 @@ fn rubbish() -> impl Strategy<Value = Observed> {
             .map(|(vni, a)| (PeerKey { outer_source: *a, vni: *vni }, Default::default()))
             .collect(),
         networks: numbers.iter().map(|n| (*n, Default::default())).collect(),
+        flood: numbers
+            .iter()
+            .map(|n| (FloodKey { list_vni: *n, index: *n }, Default::default()))
+            .collect(),
     })
 }
 
@@ -428,6 +434,7 @@ fn many(nodes: u32) -> Cluster {
             name: "default".into(),
             vni: Vni::DEFAULT,
             cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+            flood: Flood::None,
         }],
         nodes: (0..nodes).map(node).collect(),
     }

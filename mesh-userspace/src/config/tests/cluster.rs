@@ -11,8 +11,12 @@ fn example_is_the_cluster_it_describes() {
         subnets: vec![(Vni::DEFAULT, net(own)), (blue, net(of_blue))],
         foreign: None,
     };
-    let network =
-        |name: &str, vni, cidr| Network { name: name.into(), vni, cidrs: vec![net(cidr)] };
+    let network = |name: &str, vni, cidr| Network {
+        name: name.into(),
+        vni,
+        cidrs: vec![net(cidr)],
+        flood: Flood::None,
+    };
     let document = parse_document(EXAMPLE.as_bytes()).unwrap();
     let expected = Cluster {
         name: "demo".into(),

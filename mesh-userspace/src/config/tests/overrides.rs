@@ -235,3 +235,33 @@ fn ttl_and_dscp_are_what_the_file_says() {
         assert_only(&example("# mtu = 1462 ", line), place, says);
     }
 }
+
+#[test]
+fn flood_is_what_the_file_says_of_each_network() {
+    let both = |own: &str, blue: &str| {
+        example("# mtu = 1462 ", own).replace("vni  = 7 ", &format!("{blue}\nvni  = 7 "))
+    };
+    for (own, blue, expected) in [
+        ("", "", [Flood::None, Flood::None]),
+        ("flood = \"none\"", "flood = 'all' # mDNS", [Flood::None, Flood::All]),
+        ("flood = \"all\"", "flood = \"none\"", [Flood::All, Flood::None]),
+    ] {
+        let text = both(own, blue);
+        let document = parse_toml(text.as_bytes()).unwrap();
+        let floods: Vec<_> = document.cluster.networks.iter().map(|n| n.flood).collect();
+        assert_eq!(floods, expected);
+        assert_eq!(parse_plain(text.as_bytes()), Some(document), "{text}");
+    }
+    assert_only(&both("flood = 'some'", ""), "5 cluster.flood", "write \"none\" or \"all\"");
+    assert_only(&both("", "flood = true"), "19 network[0].flood", "must be a string");
+}
+
+#[test]
+fn network_that_is_too_large_to_flood_is_a_fault() {
+    let node = |n| format!("[[node]]\nname = 'n{n}'\nunderlay = '192.0.2.{n}'\n");
+    let of = |nodes| {
+        cluster_of("'10.42.0.0/16'\nflood = 'all'", &(1..=nodes).map(node).collect::<String>())
+    };
+    assert!(parse(of(65).as_bytes()).is_ok());
+    assert_only(&of(66), "4 cluster.flood", "66 nodes are in this network");
+}

@@ -10,8 +10,8 @@ use proptest::{
 use super::*;
 use crate::config::{
     file::{
-        ClusterTable, DscpValue, DscpWord, EncapName, File, LinkTable, NetworkTable, NodeTable,
-        Prefixes,
+        ClusterTable, DscpValue, DscpWord, EncapName, File, FloodName, LinkTable, NetworkTable,
+        NodeTable, Prefixes,
     },
     prefixes::{Cover, overlaps, share, share_len},
 };
@@ -148,6 +148,7 @@ fn add_network(
     is_given: bool,
 ) {
     let vni = Vni::new(k as u32).unwrap();
+    let floods = k % 2 == 1;
     let name = if k == 0 { DEFAULT_NETWORK.to_owned() } else { format!("net.{k}") };
     let cidrs: Vec<IpNet> = [(is_v4, format!("10.{k}.0.0/16")), (is_v6, format!("fd00:{k}::/48"))]
         .into_iter()
@@ -158,7 +159,9 @@ fn add_network(
     if k == 0 {
         file.cluster.cidr = written;
     } else {
-        file.network.push(NetworkTable { name: name.clone(), vni: vni.get(), cidr: written });
+        let name = name.clone();
+        let flood = floods.then_some(FloodName::All);
+        file.network.push(NetworkTable { name, vni: vni.get(), cidr: written, flood });
     }
     let count = cluster.nodes.len();
     for (i, node) in cluster.nodes.iter_mut().enumerate() {
@@ -179,7 +182,12 @@ fn add_network(
             node.subnets.extend(cidrs.iter().map(|c| (vni, share(*c, count, i).unwrap())));
         }
     }
-    cluster.networks.push(Network { name, vni, cidrs });
+    cluster.networks.push(Network {
+        name,
+        vni,
+        cidrs,
+        flood: if floods { Flood::All } else { Flood::None },
+    });
 }
 
 fn prefix() -> impl Strategy<Value = IpNet> {

@@ -17,7 +17,7 @@ fn unknown_key_is_a_fault_that_names_the_near_one() {
     assert_only(
         &example("# mtu =", "colour ="),
         "5 cluster.colour",
-        "name, cidr, encap, mtu, port, ttl, dscp",
+        "name, cidr, encap, mtu, port, ttl, dscp, flood",
     );
     assert_only(&format!("{EXAMPLE}[x.\"y z\"]\n"), "21 x", "unknown key");
 }

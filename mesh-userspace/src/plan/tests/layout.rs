@@ -7,7 +7,7 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
     compile::{Attachment, AttachmentKind, ByAddress, Desired, Facts, Path, compile},
-    config::{Cluster, Dscp, Encap, Network, Node, Vni, gateway},
+    config::{Cluster, Dscp, Encap, Flood, Network, Node, Vni, gateway},
     plan::Observed,
 };
 
@@ -155,6 +155,7 @@ impl Layout {
             name: format!("net{vni}"),
             vni: Vni::new(vni).unwrap(),
             cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()],
+            flood: Flood::None,
         };
         let subnets = self.subnets();
         let node = |n: usize| Node {

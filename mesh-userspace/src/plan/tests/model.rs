@@ -154,6 +154,7 @@ pub fn apply(maps: &mut Observed, plan: &Plan, mut look: impl FnMut(&Observed)) 
                 Map::FibLpm => $change!(fib_lpm),
                 Map::Networks => $change!(networks),
                 Map::PeerByAddr => $change!(peer_by_addr),
+                Map::Flood => $change!(flood),
                 Map::Endpoints => $change!(endpoints),
                 Map::Ports => $change!(ports),
                 Map::PortSlots => $change!(port_slots),

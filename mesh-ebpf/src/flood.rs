@@ -1,0 +1,248 @@
+//! Broadcast and multicast within a network: a copy to each other node, and one to each endpoint here.
+//!
+//! ```text
+//! send     an endpoint's packet -> one copy for each endpoint here, as it is
+//!                               -> one copy for each peer, marked with its number, to where the
+//!                                  packet came from: it goes through the program once more, and
+//!                                  there to that peer
+//! receive  a peer's packet      -> one copy for each endpoint here
+//! ```
+//!
+//! What comes from a peer never goes to another, so nothing goes round. Copies are no more than the
+//! lists in `FLOOD` are long. The packet itself ends here: its verdict is [`Verdict::Flood`].
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use mesh_common::{
+    maps::{
+        Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodKey, NetworkInfo,
+        PeerKey, PeerSource, PortInfo,
+    },
+    verdict::{DropReason, Hook, Verdict},
+    wire::{ETH_LEN, ETH_P_IP, mac_bytes, mac_pair},
+};
+
+use crate::{
+    bridge, count,
+    encap::{self, Inner, Route},
+    end::Done,
+    icmp,
+    inner::{Family, V4, V6},
+    maps, neighbour,
+    packet::{self, Packet},
+    switch::toward,
+    underlay,
+};
+
+const SENT: Done = (Verdict::Flood, TC_ACT_SHOT);
+
+/// Does the port's network carry broadcast and multicast? What ports of a bridge send stays on it.
+#[inline(always)]
+pub fn is_on(port: &PortInfo) -> bool {
+    port.flags & PortInfo::FLOOD != 0 && !bridge::is_port(port)
+}
+
+/// Is this a broadcast address of a network that carries broadcast?
+#[inline(always)]
+pub fn is_broadcast<F: Family>(vni: u32, dst: &Addr) -> bool {
+    if !F::IS_V4 {
+        return false;
+    }
+    let Some(network) = maps::network(vni) else { return false };
+    let mut i = 0;
+    while i < BROADCASTS {
+        if network.broadcast[i] == dst.0[3] && dst.0[3] != 0 {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Multicast that may leave the sender, or the limited broadcast. Not the reserved addresses between
+/// the two, nor IPv6 of less than link-local scope (RFC 4291, 2.7).
+#[inline(always)]
+pub fn is_carried<F: Family>(dst: &Addr) -> bool {
+    if F::IS_V4 {
+        let dst = u32::from_be(dst.0[3]);
+        return dst >> 28 == 0xe || dst == u32::MAX;
+    }
+    let first = u32::from_be(dst.0[0]);
+    first >> 24 == 0xff && first >> 16 & 0xf >= 2
+}
+
+/// From a peer: is this for all of the network, or for a group of it, and carried?
+#[inline(always)]
+pub fn is_for_many<F: Family>(source: &PeerSource, dst: &Addr) -> bool {
+    source.flags & PeerSource::FLOOD != 0
+        && (is_carried::<F>(dst) || is_broadcast::<F>(source.vni, dst))
+}
+
+/// From a peer: what its endpoints send by [`is_own_link_local`].
+#[inline(always)]
+pub fn is_on_link<F: Family>(source: &PeerSource, src: &Addr, dst: &Addr) -> bool {
+    !F::IS_V4 && neighbour::is_link_local(src) && is_for_many::<F>(source, dst)
+}
+
+/// A link-local address that follows from the port's own MAC (RFC 4291, appendix A), from which
+/// multicast on the link comes: mDNS, and the membership reports of MLD. Of others nobody can tell
+/// whose they are.
+#[inline(always)]
+pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
+    if F::IS_V4 || !is_on(port) {
+        return false;
+    }
+    let [a, b, c, d, e, f] = mac_bytes(port.mac);
+    let id = [u32::from_ne_bytes([a ^ 2, b, c, 0xff]), u32::from_ne_bytes([0xfe, d, e, f])];
+    src.0 == [0xfe80_0000u32.to_be(), 0, id[0], id[1]]
+}
+
+/// What an endpoint sends to many: the packet itself, or one of the copies that it became.
+#[inline(never)]
+pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
+    let port = maps::port(packet.ifindex())?;
+    let proto: u16 = packet.load(ETH_LEN - 2)?;
+    let (to, fits) = if proto == ETH_P_IP.to_be() {
+        look::<V4>(packet, port.mtu)?
+    } else {
+        look::<V6>(packet, port.mtu)?
+    };
+    if !fits {
+        return Err(DropReason::TooBig);
+    }
+    let (mark, bytes) = (packet.mark(), packet.l3_len());
+    if mark & FLOOD_MARK_MASK == FLOOD_MARK {
+        packet.set_mark(0);
+        // It was counted when it was the packet itself.
+        count::endpoint_tx_back(port.id, bytes);
+        return to_peer(packet, port, proto, &to, mark & !FLOOD_MARK_MASK);
+    }
+    packet
+        .front::<ETH_LEN>()?
+        .put_macs::<0>(&mac_pair(mac_bytes(to.mac), mac_bytes(port.gateway_mac)));
+    let here = deliver(packet, port.vni, port.ifindex, bytes);
+    let away = spread(packet, port.vni, hook);
+    packet.set_mark(mark);
+    if here + away == 0 { Err(DropReason::NoMember) } else { Ok(SENT) }
+}
+
+/// What all copies need to know of a packet.
+struct To {
+    /// The group's, or everybody's.
+    mac: [u16; 3],
+    tos: u8,
+}
+
+/// And does it fit `mtu`?
+#[inline(always)]
+fn look<F: Family>(packet: &Packet, mtu: u32) -> Result<(To, bool), DropReason> {
+    let at: *mut F::Header = packet.need(ETH_LEN)?;
+    // SAFETY: `need` checked the bounds.
+    let header = unsafe { &*at };
+    let to = To { mac: mac_of::<F>(&F::dst(header)), tos: F::tos(header) };
+    Ok((to, icmp::is_fitting::<F>(packet, header, mtu)))
+}
+
+/// RFC 1112, 6.4; RFC 2464, 7.
+#[inline(always)]
+fn mac_of<F: Family>(dst: &Addr) -> [u16; 3] {
+    let [high, low] = packet::word_halves(dst.0[3]);
+    if !F::IS_V4 {
+        return [0x3333, high, low];
+    }
+    if u32::from_be(dst.0[3]) >> 28 != 0xe {
+        return [0xffff; 3];
+    }
+    [0x0100u16.to_be(), 0x5e00u16.to_be() | high & 0x007fu16.to_be(), low]
+}
+
+/// A copy to each endpoint here, but for the one behind the interface `but`. How many got one?
+#[inline(never)]
+fn deliver(packet: &Packet, vni: u32, but: u32, bytes: u32) -> u32 {
+    let (mut i, mut copies) = (0, 0);
+    while i < FloodKey::LOCAL_MAX {
+        let Some(to) = maps::flood(&FloodKey::new(FloodKey::LOCAL, vni, i)) else { break };
+        i += 1;
+        if to.target != but && packet.copy_to(to.target, to.flags & EndpointInfo::HOST != 0) {
+            count::endpoint_rx(to.vni_or_id, bytes);
+            copies += 1;
+        }
+    }
+    packet::any_count(packet, copies)
+}
+
+/// A copy for each peer, back to where the packet is. How many are there?
+#[inline(never)]
+fn spread(packet: &Packet, vni: u32, hook: Hook) -> u32 {
+    let (mut i, mut copies) = (0, 0);
+    while i < FloodKey::PEERS_MAX {
+        if maps::flood(&FloodKey::new(FloodKey::PEERS, vni, i)).is_none() {
+            break;
+        }
+        packet.set_mark(FLOOD_MARK | i);
+        i += 1;
+        if packet.copy_to(packet.ifindex(), hook != Hook::FromHost) {
+            copies += 1;
+        }
+    }
+    packet::any_count(packet, copies)
+}
+
+/// `index`: of the peer, in the list of the network.
+#[inline(always)]
+fn to_peer(
+    packet: &Packet,
+    port: &PortInfo,
+    proto: u16,
+    to: &To,
+    index: u32,
+) -> Result<Done, DropReason> {
+    let key = FloodKey::new(FloodKey::PEERS, port.vni, index);
+    let entry = maps::flood(&key).ok_or(DropReason::NoMember)?;
+    let peer = maps::peer(entry.target)?;
+    let route = Route::new(peer, entry.vni_or_id);
+    let bytes = packet.l3_len();
+    // The sender is not told: to a group no error is sent (RFC 1122, 3.2.2).
+    if bytes > route.mtu(port.mtu) && packet.gso_size() == 0 {
+        return Err(DropReason::TooBig);
+    }
+    let inner = Inner { proto, tos: to.tos, bytes, macs: toward(&peer.inner_macs, to.mac) };
+    let done = encap::send(packet, &route, &inner, true)?;
+    count::peer_tx(entry.target, bytes);
+    Ok(done)
+}
+
+/// What a peer sent to many, of which the inner packet is at `at`, checked.
+#[inline(never)]
+pub fn receive(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
+    let source = maps::peer_source_by_hash(key).ok_or(DropReason::UnknownPeer)?;
+    let network = maps::network(source.vni).ok_or(DropReason::UnknownVni)?;
+    let bytes = packet.len() - at as u32;
+    let version: u8 = packet.load(at)?;
+    if version >> 4 == 4 {
+        take_off::<V4>(packet, network, at, bytes)?;
+    } else {
+        take_off::<V6>(packet, network, at, bytes)?;
+    }
+    count::peer_rx(source.peer, bytes);
+    match deliver(packet, source.vni, 0, bytes) {
+        0 => Err(DropReason::NoMember),
+        _ => Ok(SENT),
+    }
+}
+
+/// Leaves a frame for all who get one here.
+#[inline(always)]
+fn take_off<F: Family>(
+    packet: &Packet,
+    network: &NetworkInfo,
+    at: usize,
+    bytes: u32,
+) -> Result<(), DropReason> {
+    underlay::take_off::<F>(packet, packet.protocol() == V4::PROTO, at, bytes)?;
+    let at: *mut F::Header = packet.need(ETH_LEN)?;
+    // SAFETY: `need` checked the bounds.
+    let mac = mac_of::<F>(&F::dst(unsafe { &*at }));
+    let macs = mac_pair(mac_bytes(mac), mac_bytes(network.gateway_mac));
+    packet.front::<ETH_LEN>()?.put_eth::<0>(&macs, F::PROTO);
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Broadcast and multicast within a network that carries them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{
+    Encap, Netns, Options, Party, Topology, Underlay, foreign,
+    packet::{PacketSocket, is_timeout},
+    scenario::bare,
+    socket, wait,
+};
+
+const ALL: &str = "flood = \"all\"";
+const PORT: u16 = 5353;
+const SOON: Duration = Duration::from_secs(2);
+const BRIEFLY: Duration = Duration::from_millis(200);
+
+const THREE: Options = Options { hosts: 3, containers: 2, ..Options::DEFAULT };
+
+/// Three hosts with two containers each, in a network that carries all.
+fn flooding(options: Options, body: impl FnOnce(&mut Topology) -> Result<()>) {
+    bare(options, |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_setting(ALL);
+        mesh.up()?;
+        body(mesh)
+    });
+}
+
+/// A socket that hears what is sent to a group, or to all if there is none.
+fn listener(party: &Party, group: Option<IpAddr>) -> Result<UdpSocket> {
+    party.netns.run(|| {
+        let any: IpAddr = match group {
+            Some(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let bound = UdpSocket::bind(SocketAddr::new(any, PORT))?;
+        let ifindex = socket::ifindex("eth0")?;
+        match group {
+            Some(IpAddr::V4(group)) => bound.join_multicast_v4(&group, &own_v4(party)?)?,
+            Some(IpAddr::V6(group)) => bound.join_multicast_v6(&group, ifindex)?,
+            None => {}
+        }
+        Ok(bound)
+    })
+}
+
+fn own_v4(party: &Party) -> Result<Ipv4Addr> {
+    match party.address(false)? {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(_) => anyhow::bail!("asked for IPv4"),
+    }
+}
+
+/// Sends `text` to all or to a group, from an address of the party's own.
+fn say(party: &Party, to: IpAddr, text: &[u8]) -> Result<()> {
+    party.netns.run(|| {
+        let own = party.address(to.is_ipv6())?;
+        let from = UdpSocket::bind(SocketAddr::new(own, 0))?;
+        from.set_broadcast(true)?;
+        if to.is_ipv6() {
+            let ifindex = i32::try_from(socket::ifindex("eth0")?)?;
+            socket::set(&from, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, ifindex)?;
+        }
+        from.send_to(text, SocketAddr::new(to, PORT)).with_context(|| format!("send to {to}"))?;
+        Ok(())
+    })
+}
+
+/// What comes next within `limit`, and from whom.
+fn hear(socket: &UdpSocket, limit: Duration) -> Result<Option<(Vec<u8>, IpAddr)>> {
+    let mut buffer = vec![0; 2048];
+    socket.set_read_timeout(Some(limit))?;
+    match socket.recv_from(&mut buffer) {
+        Ok((n, from)) => Ok(Some((buffer[..n].to_vec(), from.ip()))),
+        Err(e) if is_timeout(&e) => Ok(None),
+        Err(e) => Err(e).context("receive"),
+    }
+}
+
+/// All hear it once, with the sender's own address.
+fn expect_all_hear(listeners: &[(&str, UdpSocket)], text: &[u8], from: IpAddr) -> Result<()> {
+    for (name, listener) in listeners {
+        let heard = hear(listener, SOON)?.with_context(|| format!("{name} heard nothing"))?;
+        ensure!(heard == (text.to_vec(), from), "{name} heard {heard:?}, not of {from}");
+    }
+    for (name, listener) in listeners {
+        let again = hear(listener, BRIEFLY)?;
+        ensure!(again.is_none(), "{name} heard it twice: {again:?}");
+    }
+    Ok(())
+}
+
+fn others<'a>(parties: &'a [Party], but: &Party) -> impl Iterator<Item = &'a Party> {
+    let but = but.name.clone();
+    parties.iter().filter(move |party| party.name != but)
+}
+
+fn expect_broadcast(mesh: &Topology) -> Result<()> {
+    let parties = mesh.parties()?;
+    for sender in &parties {
+        let listeners = others(&parties, sender).map(|p| Ok((&*p.name, listener(p, None)?)));
+        let listeners = listeners.collect::<Result<Vec<_>>>()?;
+        say(sender, Ipv4Addr::BROADCAST.into(), sender.name.as_bytes())?;
+        expect_all_hear(&listeners, sender.name.as_bytes(), sender.address(false)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn broadcast_of_a_container_is_heard_once_by_all_others() {
+    for encap in Encap::ALL {
+        flooding(Options { encap, ..THREE }, |mesh| expect_broadcast(mesh));
+    }
+}
+
+#[test]
+fn broadcast_is_heard_over_an_underlay_of_ipv6() {
+    for encap in [Encap::Gre, Encap::Geneve] {
+        flooding(Options { encap, underlay: Underlay::V6, ..THREE }, |mesh| expect_broadcast(mesh));
+    }
+}
+
+#[test]
+fn link_local_groups_are_heard_as_mdns_needs_them() {
+    flooding(THREE, |mesh| {
+        let parties = mesh.parties()?;
+        for group in ["224.0.0.251", "ff02::fb"] {
+            let group: IpAddr = group.parse()?;
+            for sender in [&parties[0], &parties[3]] {
+                let joined = others(&parties, sender);
+                let joined = joined.map(|p| Ok((&*p.name, listener(p, Some(group))?)));
+                let joined = joined.collect::<Result<Vec<_>>>()?;
+                say(sender, group, b"who is web.local?")?;
+                expect_all_hear(&joined, b"who is web.local?", sender.address(group.is_ipv6())?)?;
+            }
+        }
+        Ok(())
+    });
+}
