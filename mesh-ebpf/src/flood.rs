@@ -70,11 +70,15 @@ pub fn is_carried<F: Family>(dst: &Addr) -> bool {
     first >> 24 == 0xff && first >> 16 & 0xf >= 2
 }
 
+#[inline(always)]
+pub fn is_to_many<F: Family>(vni: u32, dst: &Addr) -> bool {
+    is_carried::<F>(dst) || is_broadcast::<F>(vni, dst)
+}
+
 /// From a peer: is this for all of the network, or for a group of it, and carried?
 #[inline(always)]
 pub fn is_for_many<F: Family>(source: &PeerSource, dst: &Addr) -> bool {
-    source.flags & PeerSource::FLOOD != 0
-        && (is_carried::<F>(dst) || is_broadcast::<F>(source.vni, dst))
+    source.flags & PeerSource::FLOOD != 0 && is_to_many::<F>(source.vni, dst)
 }
 
 /// From a peer: what its endpoints send by [`is_own_link_local`].

@@ -101,7 +101,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
 
     let Some(to) = fib::lookup::<F>(&port.lens, port.vni, &dst) else {
         let multicast = F::is_multicast(&dst);
-        if flood::is_on(port) && flood::is_carried::<F>(&dst) {
+        if flood::is_on(port) && flood::is_to_many::<F>(port.vni, &dst) {
             return Ok(GROUPED);
         }
         return Err(if multicast { DropReason::Multicast } else { DropReason::NoRoute }.into());

@@ -1,17 +1,14 @@
 //! Broadcast and multicast within a network that carries them.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Encap, Netns, Options, Party, Topology, Underlay, foreign,
-    packet::{PacketSocket, is_timeout},
-    scenario::bare,
-    socket, wait,
+    Encap, Options, Party, Topology, Underlay, foreign, foreign::Net, packet::is_timeout,
+    scenario::bare, socket,
 };
 
 const ALL: &str = "flood = \"all\"";
@@ -140,4 +137,40 @@ fn link_local_groups_are_heard_as_mdns_needs_them() {
         }
         Ok(())
     });
+}
+
+/// h3 is a bridge with the kernel's VXLAN.
+#[test]
+fn broadcast_and_groups_are_heard_behind_a_vxlan_bridge_and_from_there() {
+    for (encap, lines) in
+        [(Encap::Vxlan, &[][..]), (Encap::Gre, &["encap = \"vxlan\"", "vni = 42"][..])]
+    {
+        bare(Options { encap, ..THREE }, |mesh| {
+            let cluster = mesh.cluster.clone().with_setting(ALL).with_foreign("h3", lines);
+            mesh.cluster = cluster.clone();
+            mesh.up()?;
+            foreign::join(&mesh.hosts[2], &cluster)?;
+            let mut parties = mesh.parties()?;
+            let ours = parties.len();
+            parties.extend(foreign::plug_into_bridge(&mesh.hosts[2], &cluster, Net::Link)?);
+            for to in ["255.255.255.255", "10.42.255.255", "224.0.0.251", "ff02::fb"] {
+                let to: IpAddr = to.parse()?;
+                let group = to.is_multicast().then_some(to);
+                // A container of mesh's has its address alone, and knows no other broadcast.
+                let knows =
+                    |name: &str| to != IpAddr::from([10, 42, 255, 255]) || name.starts_with("h3");
+                for sender in [&parties[0], &parties[ours], &parties[2]] {
+                    let listeners = others(&parties, sender).filter(|p| knows(&p.name));
+                    let listeners = listeners.map(|p| Ok((&*p.name, listener(p, group)?)));
+                    let listeners = listeners.collect::<Result<Vec<_>>>()?;
+                    say(sender, to, b"hello")
+                        .and_then(|()| {
+                            expect_all_hear(&listeners, b"hello", sender.address(to.is_ipv6())?)
+                        })
+                        .with_context(|| format!("{} to {to}, {encap:?}", sender.name))?;
+                }
+            }
+            Ok(())
+        });
+    }
 }

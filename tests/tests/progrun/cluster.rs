@@ -51,7 +51,7 @@ subnets.six = 'fd49:0:0:3::/64'
 [[node]]
 name = 'h5'
 underlay = 'NET15'
-subnet = ['10.42.193.0/24', 'fd42:0:0:5::/64']
+subnet = ['10.42.193.0/24', 'fd42:0:0:5::/64' EDGE]
 subnets.blue = ['10.42.193.0/24', 'fd43:0:0:4::/64']
 subnets.six = 'fd49:0:0:4::/64'
 FOREIGN
@@ -64,6 +64,7 @@ cidr = ['10.42.0.0/16', 'fd43::/48']
 name = 'six'
 vni = 9
 cidr = 'fd49::/48'
+SIX
 ";
 
 /// More prefix lengths than the list of them holds, so that the trie is used.
@@ -125,11 +126,14 @@ pub fn config(spec: Spec) -> String {
         Dscp::Copy => None,
         Dscp::Set(dscp) => Some(format!("dscp = {dscp}\n")),
     };
+    let flood = if spec.flood { "flood = 'all'\n" } else { "" };
     let options = [number("port", spec.port), number("ttl", spec.ttl.map(u16::from)), dscp];
     CONFIG
         .replace("FOREIGN", if spec.foreign { FOREIGN } else { "" })
         .replace("MANY", if spec.many_lengths { MANY } else { "" })
-        .replace("OPTIONS", &options.into_iter().flatten().collect::<String>())
+        .replace("OPTIONS", &(options.into_iter().flatten().collect::<String>() + flood))
+        .replace("SIX", flood)
+        .replace("EDGE", if spec.flood { ", '10.42.255.0/24'" } else { "" })
         .replace("ENCAP", spec.encap.name())
         .replace("NET", if spec.ipv6 { "2001:db8::" } else { "192.0.2." })
 }

@@ -16,6 +16,7 @@ mod decap;
 mod deliver;
 mod encap;
 mod features;
+mod flood;
 mod fuzz;
 mod growth;
 mod model;

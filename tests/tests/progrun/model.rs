@@ -1,6 +1,7 @@
 //! What should become of a packet: written from the cluster's file, DESIGN.md and the RFCs, knowing
 //! nothing of the programs, their maps or how those are filled.
 
+pub mod flood;
 mod receive;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -97,6 +98,11 @@ impl Model<'_> {
     }
 
     fn forward(&self, port: Port, ip: &Ip, packet: &[u8], gso_size: usize) -> Expected {
+        if self.is_flooded(port.vni, ip.dst)
+            && (port.has(ip.src) || flood::is_own_on_link(port, ip))
+        {
+            return self.flood(port, ip, packet);
+        }
         if !port.has(ip.src) {
             return Expected::drop(if is_multicast(ip.dst) { Multicast } else { SpoofedSource });
         }

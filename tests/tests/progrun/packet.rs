@@ -145,9 +145,10 @@ pub fn may_be_answered(frame: &[u8]) -> bool {
         IPV4 => {
             let later = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
             let icmp = ip.get(usize::from(ip[0] & 15) * 4).filter(|_| ip[9] == 1);
-            !later && !matches!(icmp, Some(3 | 4 | 5 | 11 | 12))
+            let is_to_many = ip[16] >= 224 || ip[18..20] == [255, 255];
+            !later && !is_to_many && !matches!(icmp, Some(3 | 4 | 5 | 11 | 12))
         }
-        _ => ip[6] != 58 || ip[40] >= 128,
+        _ => ip[24] != 0xff && (ip[6] != 58 || ip[40] >= 128),
     }
 }
 

@@ -148,6 +148,8 @@ pub struct Spec {
     pub many_lengths: bool,
     /// There is a bridge, with [`TELLS`] and [`TOLD`].
     pub bridge: bool,
+    /// Network 0 and [`SIX_VNI`] carry broadcast and multicast.
+    pub flood: bool,
     /// Room for so many more endpoints, prefixes and peers.
     pub entries: u32,
 }
@@ -163,6 +165,7 @@ pub const GRE: Spec = Spec {
     shared_port: None,
     many_lengths: false,
     bridge: false,
+    flood: false,
     entries: 0,
 };
 pub const GRETAP: Spec = Spec { encap: Encap::Gretap, ..GRE };
@@ -247,7 +250,9 @@ fn isolate() {
     batch += &format!("link add s index {STRAY} type veth peer s1\n");
     for port in PORTS.into_iter().chain([TELLS, TOLD]) {
         let i = port.ifindex;
+        // Up, so that copies get through.
         batch += &format!("link add p{i} index {i} type veth peer q{i}\n");
+        batch += &format!("link set p{i} addrgenmode none up\nlink set q{i} addrgenmode none up\n");
     }
     let mac = UNDERLAY_MAC.map(|b| format!("{b:02x}")).join(":");
     batch += &format!("link set dev u address {mac}\n");
@@ -380,7 +385,7 @@ impl World {
             (Verdict::Drop, Some(DropReason::TooBig)) if may_be_answered(sent) => REDIRECT,
             // Turned into a question to the peer.
             (Verdict::Drop, Some(DropReason::Unresolved)) => REDIRECT,
-            (Verdict::Learn, _) => SHOT,
+            (Verdict::Learn | Verdict::Flood, _) => SHOT,
             (Verdict::Drop, _) => SHOT,
             _ => REDIRECT,
         };

@@ -131,8 +131,14 @@ impl Model<'_> {
         if let Some(mac) = source.filter(|_| is_neighbour_message(packet)) {
             return self.said_by_nd(peer, vni, around, mac, packet);
         }
-        if !self.is_of(peer, vni, ip.src) {
+        let is_flooded = vni != u32::MAX && self.is_flooded(vni, ip.dst);
+        let is_on_link = |src| matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
+        if !self.is_of(peer, vni, ip.src) && !(is_flooded && is_on_link(ip.src)) {
             return Expected::drop(SourceNotPeers);
+        }
+        if is_flooded && endpoint(vni, ip.dst).is_none() {
+            let learned = source.and_then(|mac| heard(vni, ip.src, peer, mac));
+            return self.flooded(peer, vni, &ip, (outer.ecn, gso_size), packet, learned);
         }
         let to = match endpoint(vni, ip.dst) {
             None if is_multicast(ip.dst) => return Expected::drop(Multicast),
@@ -324,7 +330,7 @@ fn read_udp<'a>(outer: &'a Outer<'_>, encap: Encap) -> Result<Around<'a>, Not> {
 }
 
 /// "Congestion experienced", and the checksum of IPv4 by RFC 1624, equation 3.
-fn marked(ip: &Ip, packet: &[u8]) -> Vec<u8> {
+pub fn marked(ip: &Ip, packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     if ip.src.is_ipv6() {
         packet[1] |= 0x30;
