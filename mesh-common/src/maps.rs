@@ -381,7 +381,7 @@ impl FloodKey {
     pub const LOCAL: u32 = 2;
     /// As many of each list get copies.
     pub const PEERS_MAX: u32 = 64;
-    pub const LOCAL_MAX: u32 = 256;
+    pub const LOCAL_MAX: u32 = 64;
 
     #[inline(always)]
     pub const fn new(list: u32, vni: u32, index: u32) -> Self {
@@ -399,6 +399,46 @@ pub struct FloodInfo {
     pub vni_or_id: u32,
     /// Of an endpoint: as those of [`EndpointInfo`].
     pub flags: u32,
+}
+
+/// `GROUPS`: who asked for a multicast group, by IGMP or MLD.
+///
+/// ```text
+/// member, group        it is a member
+/// member, ANY          how many groups it asked for, and when it last said anything
+/// 0,      group        how many members are endpoints here
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct GroupKey {
+    pub vni: u32,
+    /// The interface of an endpoint here, or with [`GroupKey::PEER`] the index of a peer.
+    pub member: u32,
+    pub group: Addr,
+}
+
+impl GroupKey {
+    pub const PEER: u32 = 1 << 31;
+    /// No group's address. Of words that differ: equal ones the compiler would write in a loop.
+    pub const ANY: Addr = Addr([1, 2, 3, 4]);
+    /// Groups that are noted of one member. One that asks for more gets all, as if nobody had looked.
+    pub const ENDPOINT_MAX: u32 = 64;
+    pub const PEER_MAX: u32 = 1024;
+
+    /// Of this member.
+    #[inline(always)]
+    pub const fn most(member: u32) -> u32 {
+        if member & Self::PEER == 0 { Self::ENDPOINT_MAX } else { Self::PEER_MAX }
+    }
+}
+
+/// `GROUPS`: of a member, or of many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct GroupInfo {
+    /// Seconds since boot.
+    pub heard: u32,
+    pub count: u32,
 }
 
 /// `skb->mark` of a copy that goes through the program once more, to be sent to the peer whose index in
@@ -473,6 +513,8 @@ const _: () = {
     assert!(size_of::<NetworkInfo>() == 44);
     assert!(size_of::<FloodKey>() == 8);
     assert!(size_of::<FloodInfo>() == 12);
+    assert!(size_of::<GroupKey>() == 24);
+    assert!(size_of::<GroupInfo>() == 8);
     assert!(size_of::<NodeInfo>() == 40);
     assert!(size_of::<Traffic>() == 32);
 };

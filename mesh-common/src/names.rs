@@ -23,13 +23,14 @@ pub const NETWORKS: &str = "NETWORKS";
 pub const NODE: &str = "NODE";
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
 pub const FLOOD: &str = "FLOOD";
+pub const GROUPS: &str = "GROUPS";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
 pub const PEER_STATS: &str = "PEER_STATS";
 pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 19] = [
+pub const ALL_MAPS: [&str; 20] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -45,6 +46,7 @@ pub const ALL_MAPS: [&str; 19] = [
     NODE,
     NEIGHBOURS,
     FLOOD,
+    GROUPS,
     ENDPOINT_STATS,
     PEER_STATS,
     VERDICTS,

@@ -42,7 +42,7 @@ numbered! {
         Encap = 3, "encapsulated", "Sent to a peer.";
         Answer = 4, "answered", "Turned into an ARP or neighbour reply to its sender.";
         Drop = 5, "dropped", "Dropped, with the reason counted in DROPS.";
-        Learn = 6, "learned", "An ARP or neighbour message of a peer without mesh: noted.";
+        Learn = 6, "learned", "An ARP or neighbour message of a peer without mesh, or what multicast somebody asks for: noted.";
         Flood = 7, "flooded", "Broadcast or multicast: sent as copies, of which those to peers are counted as packets.";
     }
 }

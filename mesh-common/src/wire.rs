@@ -25,7 +25,10 @@ pub const ETH_P_ARP: u16 = 0x0806;
 /// Ethernet in GRE (transparent Ethernet bridging).
 pub const ETH_P_TEB: u16 = 0x6558;
 
+/// Options of IPv6 for each hop.
+pub const IPPROTO_HOPOPTS: u8 = 0;
 pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_IGMP: u8 = 2;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_GRE: u8 = 47;

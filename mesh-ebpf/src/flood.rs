@@ -14,8 +14,8 @@
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use mesh_common::{
     maps::{
-        Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodKey, NetworkInfo,
-        PeerKey, PeerSource, PortInfo,
+        Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodKey, GroupKey,
+        NetworkInfo, PeerKey, PeerSource, PortInfo,
     },
     verdict::{DropReason, Hook, Verdict},
     wire::{ETH_LEN, ETH_P_IP, mac_bytes, mac_pair},
@@ -25,6 +25,7 @@ use crate::{
     bridge, count,
     encap::{self, Inner, Route},
     end::Done,
+    group::{self, Report},
     icmp,
     inner::{Family, V4, V6},
     maps, neighbour,
@@ -34,6 +35,7 @@ use crate::{
 };
 
 const SENT: Done = (Verdict::Flood, TC_ACT_SHOT);
+const NOTED: Done = (Verdict::Learn, TC_ACT_SHOT);
 
 /// Does the port's network carry broadcast and multicast? What ports of a bridge send stays on it.
 #[inline(always)]
@@ -103,7 +105,7 @@ pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
 /// What an endpoint sends to many: the packet itself, or one of the copies that it became.
 #[inline(never)]
 pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
-    let port = maps::port(packet.ifindex())?;
+    let port = maps::port_by_hash(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let (to, fits) = if proto == ETH_P_IP.to_be() {
         look::<V4>(packet, port.mtu)?
@@ -120,13 +122,23 @@ pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
         count::endpoint_tx_back(port.id, bytes);
         return to_peer(packet, port, proto, &to, mark & !FLOOD_MARK_MASK);
     }
-    packet
-        .front::<ETH_LEN>()?
-        .put_macs::<0>(&mac_pair(mac_bytes(to.mac), mac_bytes(port.gateway_mac)));
-    let here = deliver(packet, port.vni, port.ifindex, bytes);
-    let away = spread(packet, port.vni, hook);
+    let mut here = 0;
+    if to.report.is_some() {
+        if !group::note(packet, &to.report, port.vni, port.ifindex) {
+            return Ok(NOTED);
+        }
+    } else {
+        let macs = mac_pair(mac_bytes(to.mac), mac_bytes(port.gateway_mac));
+        packet.front::<ETH_LEN>()?.put_macs::<0>(&macs);
+        here = deliver(packet, &to.wanted(port.vni), port.ifindex, bytes);
+    }
+    let away = spread(packet, &to.wanted(port.vni), hook);
     packet.set_mark(mark);
-    if here + away == 0 { Err(DropReason::NoMember) } else { Ok(SENT) }
+    match here + away {
+        0 if to.report.is_some() => Ok(NOTED),
+        0 => Err(DropReason::NoMember),
+        _ => Ok(SENT),
+    }
 }
 
 /// What all copies need to know of a packet.
@@ -134,6 +146,34 @@ struct To {
     /// The group's, or everybody's.
     mac: [u16; 3],
     tos: u8,
+    group: Addr,
+    /// Not 0: only who asked for it gets it.
+    is_limited: u32,
+    /// It is about groups itself.
+    report: Report,
+}
+
+impl To {
+    #[inline(always)]
+    fn wanted(&self, vni: u32) -> Wanted {
+        let is_limited = if self.report.is_some() { 0 } else { self.is_limited };
+        Wanted { vni, group: self.group, is_limited }
+    }
+}
+
+/// Who is to get copies.
+struct Wanted {
+    vni: u32,
+    group: Addr,
+    is_limited: u32,
+}
+
+impl Wanted {
+    #[inline(always)]
+    fn by(&self, member: u32) -> bool {
+        self.is_limited == 0
+            || group::wants(&mut GroupKey { vni: self.vni, member, group: self.group })
+    }
 }
 
 /// And does it fit `mtu`?
@@ -141,9 +181,25 @@ struct To {
 fn look<F: Family>(packet: &Packet, mtu: u32) -> Result<(To, bool), DropReason> {
     let at: *mut F::Header = packet.need(ETH_LEN)?;
     // SAFETY: `need` checked the bounds.
-    let header = unsafe { &*at };
-    let to = To { mac: mac_of::<F>(&F::dst(header)), tos: F::tos(header) };
-    Ok((to, icmp::is_fitting::<F>(packet, header, mtu)))
+    let header = unsafe { *at };
+    let to = read::<F>(packet, &header, ETH_LEN);
+    Ok((to, icmp::is_fitting::<F>(packet, &header, mtu)))
+}
+
+#[inline(always)]
+fn read<F: Family>(packet: &Packet, header: &F::Header, at: usize) -> To {
+    let group = F::dst(header);
+    let [a, b, c] = mac_of::<F>(&group);
+    // In a form in which the verifier need not follow what comes after for each kind alone.
+    let any = |n: u32| packet::any_count(packet, n);
+    let half = |n: u16| any(n.into()) as u16;
+    To {
+        mac: [half(a), half(b), half(c)],
+        tos: any(F::tos(header).into()) as u8,
+        group: Addr(group.0.map(any)),
+        is_limited: any(group::is_limited::<F>(&group).into()),
+        report: group::report::<F>(packet, header, at),
+    }
 }
 
 /// RFC 1112, 6.4; RFC 2464, 7.
@@ -161,34 +217,38 @@ fn mac_of<F: Family>(dst: &Addr) -> [u16; 3] {
 
 /// A copy to each endpoint here, but for the one behind the interface `but`. How many got one?
 #[inline(never)]
-fn deliver(packet: &Packet, vni: u32, but: u32, bytes: u32) -> u32 {
-    let (mut i, mut copies) = (0, 0);
+fn deliver(packet: &Packet, wanted: &Wanted, but: u32, bytes: u32) -> u32 {
+    let (mut i, mut copies) = (0, packet::any_count(packet, 0));
     while i < FloodKey::LOCAL_MAX {
-        let Some(to) = maps::flood(&FloodKey::new(FloodKey::LOCAL, vni, i)) else { break };
+        let Some(to) = maps::flood(&FloodKey::new(FloodKey::LOCAL, wanted.vni, i)) else { break };
         i += 1;
-        if to.target != but && packet.copy_to(to.target, to.flags & EndpointInfo::HOST != 0) {
+        if to.target == but || !wanted.by(to.target) {
+            continue;
+        }
+        if packet.copy_to(to.target, to.flags & EndpointInfo::HOST != 0) {
             count::endpoint_rx(to.vni_or_id, bytes);
-            copies += 1;
+            copies = packet::any_count(packet, copies + 1);
         }
     }
-    packet::any_count(packet, copies)
+    copies
 }
 
-/// A copy for each peer, back to where the packet is. How many are there?
+/// A copy for each peer that wants one, back to where the packet is. How many are there?
 #[inline(never)]
-fn spread(packet: &Packet, vni: u32, hook: Hook) -> u32 {
-    let (mut i, mut copies) = (0, 0);
+fn spread(packet: &Packet, wanted: &Wanted, hook: Hook) -> u32 {
+    let (mut i, mut copies) = (0, packet::any_count(packet, 0));
     while i < FloodKey::PEERS_MAX {
-        if maps::flood(&FloodKey::new(FloodKey::PEERS, vni, i)).is_none() {
-            break;
-        }
+        let Some(to) = maps::flood(&FloodKey::new(FloodKey::PEERS, wanted.vni, i)) else { break };
         packet.set_mark(FLOOD_MARK | i);
         i += 1;
+        if !wanted.by(GroupKey::PEER | to.target) {
+            continue;
+        }
         if packet.copy_to(packet.ifindex(), hook != Hook::FromHost) {
-            copies += 1;
+            copies = packet::any_count(packet, copies + 1);
         }
     }
-    packet::any_count(packet, copies)
+    copies
 }
 
 /// `index`: of the peer, in the list of the network.
@@ -222,16 +282,29 @@ pub fn receive(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropRe
     let network = maps::network(source.vni).ok_or(DropReason::UnknownVni)?;
     let bytes = packet.len() - at as u32;
     let version: u8 = packet.load(at)?;
+    let to =
+        if version >> 4 == 4 { look_at::<V4>(packet, at)? } else { look_at::<V6>(packet, at)? };
+    if to.report.is_some() {
+        count::peer_rx(source.peer, bytes);
+        group::note(packet, &to.report, source.vni, GroupKey::PEER | source.peer);
+        return Ok(NOTED);
+    }
     if version >> 4 == 4 {
-        take_off::<V4>(packet, network, at, bytes)?;
+        take_off::<V4>(packet, network, &to, at, bytes)?;
     } else {
-        take_off::<V6>(packet, network, at, bytes)?;
+        take_off::<V6>(packet, network, &to, at, bytes)?;
     }
     count::peer_rx(source.peer, bytes);
-    match deliver(packet, source.vni, 0, bytes) {
+    match deliver(packet, &to.wanted(source.vni), 0, bytes) {
         0 => Err(DropReason::NoMember),
         _ => Ok(SENT),
     }
+}
+
+#[inline(always)]
+fn look_at<F: Family>(packet: &Packet, at: usize) -> Result<To, DropReason> {
+    let header: F::Header = packet.load(at)?;
+    Ok(read::<F>(packet, &header, at))
 }
 
 /// Leaves a frame for all who get one here.
@@ -239,14 +312,12 @@ pub fn receive(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropRe
 fn take_off<F: Family>(
     packet: &Packet,
     network: &NetworkInfo,
+    to: &To,
     at: usize,
     bytes: u32,
 ) -> Result<(), DropReason> {
     underlay::take_off::<F>(packet, packet.protocol() == V4::PROTO, at, bytes)?;
-    let at: *mut F::Header = packet.need(ETH_LEN)?;
-    // SAFETY: `need` checked the bounds.
-    let mac = mac_of::<F>(&F::dst(unsafe { &*at }));
-    let macs = mac_pair(mac_bytes(mac), mac_bytes(network.gateway_mac));
+    let macs = mac_pair(mac_bytes(to.mac), mac_bytes(network.gateway_mac));
     packet.front::<ETH_LEN>()?.put_eth::<0>(&macs, F::PROTO);
     Ok(())
 }

@@ -3,13 +3,14 @@
 //! Sizes here are the least; the loader raises them to what the cluster needs.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, LearnedInfo,
-        LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
+        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, GroupInfo, GroupKey,
+        LearnedInfo, LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
         PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
@@ -47,6 +48,10 @@ static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
 static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
+/// Bounded for each member too: see [`GroupKey::most`].
+#[map]
+pub static GROUPS: HashMap<GroupKey, GroupInfo> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);
@@ -65,6 +70,13 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
     {
         return Ok(slot);
     }
+    // SAFETY: values are only replaced whole, by user space.
+    unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
+}
+
+/// The same, off the fast path: what comes from one of two maps the verifier follows twice.
+#[inline(always)]
+pub fn port_by_hash(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
     // SAFETY: values are only replaced whole, by user space.
     unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
 }
@@ -141,6 +153,13 @@ pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
 pub fn flood(key: &FloodKey) -> Option<&'static FloodInfo> {
     // SAFETY: values are only replaced whole, by user space.
     unsafe { FLOOD.get(key) }
+}
+
+/// Of a member or of many; see [`GroupKey`].
+#[inline(always)]
+pub fn group(key: &GroupKey) -> Option<&'static GroupInfo> {
+    // SAFETY: its words are written one by one, and each is good alone.
+    unsafe { GROUPS.get(key) }
 }
 
 /// In the key's slot, or else in the map.

@@ -11,9 +11,9 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_l4_csum_replace,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -181,6 +181,24 @@ impl Packet {
         unsafe { bpf_clone_redirect(self.skb, ifindex, 0) };
     }
 
+    /// Makes a word at `at` another, and the checksum over it at `sum_at` right.
+    #[inline(always)]
+    pub fn replace_word(&self, sum_at: usize, at: usize, old: u16, new: u16) {
+        // SAFETY: a helper call with a valid context. What is not there stays as it is.
+        let r = unsafe {
+            bpf_l4_csum_replace(
+                self.skb,
+                sum_at as u32,
+                old.into(),
+                new.into(),
+                size_of::<u16>() as u64,
+            )
+        };
+        if r == 0 {
+            let _ = self.store(at, &new);
+        }
+    }
+
     /// Sends a copy of the packet out of an interface, or into it as if received there. Did it get
     /// that far?
     #[inline(always)]
@@ -312,8 +330,9 @@ pub fn any_offset(packet: &Packet, mut offset: usize) -> usize {
     offset
 }
 
-/// `count` in a form of which the verifier knows nothing. What is counted in a loop would else be a
-/// number of its own for it on each way out, and with a branch on it all that comes after another one.
+/// `count` in a form of which the verifier knows nothing. What is counted in a loop would else be
+/// another number for it in each state that it compares, and all that comes after be followed for each
+/// (Linux 5.10 compares all numbers exactly where functions are called).
 #[inline(always)]
 pub fn any_count(packet: &Packet, mut count: u32) -> u32 {
     let unknown = packet.len();

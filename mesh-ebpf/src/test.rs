@@ -27,6 +27,7 @@ mod encap;
 mod end;
 mod fib;
 mod flood;
+mod group;
 mod icmp;
 mod inner;
 mod maps;

@@ -44,6 +44,8 @@ pub struct Host {
     pub inside: Option<u32>,
     /// `--attach-mode`, where it is not left to mesh.
     pub attach_mode: Option<&'static str>,
+    /// More of `mesh up`.
+    pub up_args: Vec<String>,
     agent: Option<Child>,
 }
 
@@ -69,6 +71,7 @@ impl Host {
             binary: None,
             inside: None,
             attach_mode: None,
+            up_args: Vec::new(),
             agent: None,
             name,
             netns,
@@ -160,6 +163,7 @@ impl Host {
         let log = log.with_context(|| format!("open {}", self.log.display()))?;
         let mut mesh = self.mesh()?;
         mesh.arg("up").arg("--config").arg(&self.config).args(["--node", &self.name]).args(args);
+        mesh.args(&self.up_args);
         if let Some(mode) = self.attach_mode {
             mesh.args(["--attach-mode", mode]);
         }

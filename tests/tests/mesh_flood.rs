@@ -7,8 +7,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Encap, Options, Party, Topology, Underlay, foreign, foreign::Net, packet::is_timeout,
-    scenario::bare, socket,
+    Encap, Options, Party, Topology, Underlay,
+    foreign::{self, Net},
+    packet::{PacketSocket, is_timeout},
+    scenario::bare,
+    socket, wait,
 };
 
 const ALL: &str = "flood = \"all\"";
@@ -173,4 +176,117 @@ fn broadcast_and_groups_are_heard_behind_a_vxlan_bridge_and_from_there() {
             Ok(())
         });
     }
+}
+
+/// Whether the frame carries the text, bare or in a tunnel.
+fn carries(frame: &[u8], text: &[u8]) -> bool {
+    frame.windows(text.len()).any(|part| part == text)
+}
+
+/// Says it until all have heard: how long a membership takes to get around is the kernel's to choose.
+fn say_until_heard(
+    sender: &Party,
+    group: IpAddr,
+    text: &[u8],
+    joined: &[(&str, UdpSocket)],
+) -> Result<()> {
+    wait::until("members to hear", Duration::from_secs(10), || {
+        let heard = || -> Result<Option<&str>> {
+            say(sender, group, text)?;
+            for (name, socket) in joined {
+                if hear(socket, BRIEFLY)?.is_none() {
+                    return Ok(Some(name));
+                }
+            }
+            Ok(None)
+        };
+        match heard() {
+            Ok(None) => Ok(()),
+            Ok(Some(name)) => Err(format!("{name} heard nothing")),
+            Err(e) => Err(format!("{e:#}")),
+        }
+    })
+}
+
+#[test]
+fn group_is_heard_by_its_members_and_carried_to_their_nodes_only() {
+    flooding(THREE, |mesh| {
+        let parties = mesh.parties()?;
+        let sender = &parties[0];
+        for group in ["239.1.2.3", "ff0e::1:2:3"] {
+            let group: IpAddr = group.parse()?;
+            // h1c2 and h2c1: the other of h2, and all of h3, want nothing.
+            let member = |p: &'static usize| -> Result<(&str, UdpSocket)> {
+                Ok((&*parties[*p].name, listener(&parties[*p], Some(group))?))
+            };
+            let joined = vec![member(&1)?, member(&2)?];
+            say_until_heard(sender, group, b"come in", &joined)?;
+
+            let text = format!("to the members of {group}");
+            let [idle, far] = [&parties[3], &parties[4]];
+            let idle = PacketSocket::open(&idle.netns, "eth0")?;
+            let far_node = PacketSocket::open(&mesh.hosts[2].netns, "eth0")?;
+            let far = PacketSocket::open(&far.netns, "eth0")?;
+            for (_, socket) in &joined {
+                while hear(socket, BRIEFLY)?.is_some() {}
+            }
+            say(sender, group, text.as_bytes())?;
+            expect_all_hear(&joined, text.as_bytes(), sender.address(group.is_ipv6())?)?;
+            for (what, socket) in
+                [("a container without", &idle), ("h3", &far_node), ("h3c1", &far)]
+            {
+                let seen = socket.find(BRIEFLY, |frame| carries(frame, text.as_bytes()))?;
+                ensure!(seen.is_none(), "{what} got it: {seen:02x?}");
+            }
+
+            // The last member of h2 leaves, then that of h1.
+            let before = mesh.hosts[0].drops("no_member")?;
+            let on_h2 = PacketSocket::open(&mesh.hosts[1].netns, "eth0")?;
+            drop(joined);
+            wait::until("the group to end", Duration::from_secs(10), || {
+                let ended = || -> Result<bool> {
+                    let text = format!("is there anybody in {group}?");
+                    say(sender, group, text.as_bytes())?;
+                    let seen = on_h2.find(BRIEFLY, |frame| carries(frame, text.as_bytes()))?;
+                    Ok(seen.is_none() && mesh.hosts[0].drops("no_member")? > before)
+                };
+                match ended() {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err("it is still carried".into()),
+                    Err(e) => Err(format!("{e:#}")),
+                }
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// The agent of h2 starts anew, without what h1 told: it hears it again as soon as h1 asks.
+#[test]
+fn memberships_are_asked_for_and_what_is_not_renewed_ends() {
+    bare(Options { hosts: 2, ..THREE }, |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_setting(ALL);
+        for host in &mut mesh.hosts {
+            host.up_args = ["--query-interval", "2"].map(Into::into).into();
+        }
+        mesh.up()?;
+        let parties = mesh.parties()?;
+        let group: IpAddr = "239.1.2.3".parse()?;
+        let joined = vec![("h1c1", listener(&parties[0], Some(group))?)];
+        say_until_heard(&parties[2], group, b"come in", &joined)?;
+        // All that is known on h2 goes.
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[1];
+        host.down()?;
+        host.up(&cluster)?;
+        host.attach(0, &[])?;
+        let sender = mesh.party("h2c1")?;
+        say_until_heard(&sender, group, b"again", &joined)?;
+        // Longer than a membership lasts, if nobody renews it.
+        let end = std::time::Instant::now() + Duration::from_secs(8);
+        while std::time::Instant::now() < end {
+            say_until_heard(&sender, group, b"still", &joined)?;
+        }
+        Ok(())
+    });
 }

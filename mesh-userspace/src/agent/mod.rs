@@ -16,7 +16,7 @@ use crate::{
     bpf::attach::Mode,
     config::{self, Cluster},
     docker::{self, Docker},
-    host::{Host, HostError},
+    host::{Host, HostError, Querier},
     net::{Change, Watch},
 };
 
@@ -25,6 +25,8 @@ mod privileges;
 pub mod protocol;
 mod server;
 mod watch;
+
+pub use crate::host::QUERY_INTERVAL;
 
 use protocol::{Failure, Kind, Request, Response};
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub node: Option<String>,
     pub mode: Mode,
     pub socket: PathBuf,
+    /// Between two questions to all endpoints for their multicast groups.
+    pub query_interval: Duration,
 }
 
 /// Reads the file and applies it. Returns the faults of the file, if it has any and there is an
@@ -100,6 +104,10 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // Opening it takes more than is kept.
+    let mut querier = Querier::open(settings.query_interval)
+        .inspect_err(|e| tracing::warn!("multicast groups are not asked for: {e}"))
+        .ok();
     privileges::drop_the_rest()?;
     tracing::info!(node = host.state.node, "up");
 
@@ -122,6 +130,7 @@ pub async fn run(
         if let Some(docker) = &mut docker {
             docker.follow(&host);
         }
+        let query = querier.as_ref().map(|querier| querier.due(host.revision()).into());
         let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {
@@ -153,6 +162,13 @@ pub async fn run(
                     agent.reload(&mut host, &settings).await;
                 }
                 agent.refresh(&mut host).await;
+            }
+            () = tokio::time::sleep_until(query.unwrap_or(due)), if query.is_some() => {
+                if let Some(querier) = &mut querier
+                    && let Err(e) = host.renew_groups(querier)
+                {
+                    tracing::debug!("multicast groups: {e}");
+                }
             }
             _ = listen.tick(), if host.is_learning() => {
                 if let Err(e) = host.take_learned().await {

@@ -2,7 +2,7 @@
 
 use bytemuck::{NoUninit, Zeroable, bytes_of};
 use mesh_common::{
-    maps::{LearnedInfo, LearnedKey},
+    maps::{FloodInfo, FloodKey, GroupInfo, GroupKey, LearnedInfo, LearnedKey},
     names,
 };
 
@@ -131,6 +131,25 @@ pub fn networks(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::Netwo
 /// All ports, by interface.
 pub fn ports(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PortInfo>, BpfError> {
     entries(&tables.ports, names::PORTS)
+}
+
+/// Who gets copies of broadcast and multicast.
+pub fn flood(tables: &Tables) -> Result<Entries<FloodKey, FloodInfo>, BpfError> {
+    entries(&tables.flood, names::FLOOD)
+}
+
+/// Who asked for which multicast.
+pub fn groups(tables: &Tables) -> Result<Entries<GroupKey, GroupInfo>, BpfError> {
+    entries(&tables.groups, names::GROUPS)
+}
+
+/// Removes and corrects some of these.
+pub fn change_groups(
+    tables: &Tables,
+    changes: &Changes<GroupKey, GroupInfo>,
+) -> Result<(), BpfError> {
+    remove(&tables.groups, names::GROUPS, changes)?;
+    set(&tables.groups, names::GROUPS, changes)
 }
 
 /// What ports of bridges told of themselves.

@@ -2,8 +2,9 @@
 
 use mesh_common::{
     maps::{
-        EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, LearnedInfo, LearnedKey,
-        LpmKey, NetworkInfo, NodeInfo, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+        EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, GroupInfo, GroupKey,
+        LearnedInfo, LearnedKey, LpmKey, NetworkInfo, NodeInfo, PeerInfo, PeerKey, PeerSource,
+        PortInfo, Traffic,
     },
     names,
     verdict::{DropReason, Hook, Verdict, drop_index, verdict_index},
@@ -50,6 +51,8 @@ pub struct Tables {
     pub networks: Table<u32, NetworkInfo>,
     pub node: Table<u32, NodeInfo>,
     pub flood: Table<FloodKey, FloodInfo>,
+    /// Filled by the programs.
+    pub groups: Table<GroupKey, GroupInfo>,
     pub endpoint_stats: PerCpu<Traffic>,
     pub peer_stats: PerCpu<Traffic>,
     verdicts: PerCpu<u64>,
@@ -88,6 +91,7 @@ impl Tables {
             networks: at(maps, names::NETWORKS, Table::open)?,
             node: at(maps, names::NODE, Table::open)?,
             flood: at(maps, names::FLOOD, Table::open)?,
+            groups: at(maps, names::GROUPS, Table::open)?,
             endpoint_stats: at(maps, names::ENDPOINT_STATS, PerCpu::open)?,
             peer_stats: at(maps, names::PEER_STATS, PerCpu::open)?,
             verdicts: at(maps, names::VERDICTS, PerCpu::open)?,

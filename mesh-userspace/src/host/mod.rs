@@ -23,6 +23,7 @@ mod choice;
 mod cni;
 mod endpoint;
 mod firewall;
+mod groups;
 mod headroom;
 mod identity;
 mod mesh0;
@@ -35,6 +36,7 @@ mod underlay;
 
 pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
+pub use groups::{QUERY_INTERVAL, Querier};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;

@@ -58,11 +58,23 @@ impl Model<'_> {
     }
 
     fn copied(&self, vni: u32, but: Option<Port>, ip: &Ip, packet: &[u8]) -> Expected {
+        // Nobody asked for any group.
+        if is_limited(ip.dst) {
+            return Expected::drop(NoMember);
+        }
         let is_other = |port: &&Port| port.vni == vni && but.is_none_or(|but| but.id != port.id);
         let counted: Vec<Counter> =
             PORTS.iter().filter(is_other).map(|port| EndpointRx(port.id)).collect();
         let frame = eth(group_mac(ip.dst), self.spec.gateway_mac(), ethertype(packet), packet);
         Expected { frame: Frame::Bytes(frame), ..Expected::ok(Verdict::Flood, &counted) }
+    }
+}
+
+/// Only members get it (RFC 4541).
+fn is_limited(dst: IpAddr) -> bool {
+    match dst {
+        IpAddr::V4(dst) => dst.is_multicast() && dst.octets()[..3] != [224, 0, 0],
+        IpAddr::V6(dst) => dst.octets()[1] & 15 > 2,
     }
 }
 

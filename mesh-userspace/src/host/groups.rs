@@ -1,0 +1,354 @@
+//! Multicast groups: endpoints here are asked for theirs time and again, as IGMP (RFC 3376) and MLD
+//! (RFC 3810) have it, and what nobody renewed is forgotten. The programs note the answers, and pass
+//! them on to the other nodes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use mesh_common::{
+    maps::{EndpointInfo, FloodInfo, FloodKey, GroupInfo, GroupKey, PortInfo},
+    wire::{ETH_P_IP, ETH_P_IPV6, IPPROTO_HOPOPTS, IPPROTO_ICMPV6, IPPROTO_IGMP, mac_bytes},
+};
+
+use super::{Host, HostError, choice::link_local};
+use crate::{
+    bpf::sync,
+    config::Flood,
+    net::PacketSocket,
+    plan::{Changes, Entries},
+};
+
+/// RFC 3376, 8.2 and 8.3.
+pub const QUERY_INTERVAL: Duration = Duration::from_secs(125);
+const RESPONSE: Duration = Duration::from_secs(10);
+const ROBUSTNESS: u32 = 2;
+
+/// Asks.
+#[derive(Debug)]
+pub struct Querier {
+    socket: PacketSocket,
+    interval: Duration,
+    /// From then on all that are there have been asked.
+    since: Instant,
+    /// When to ask all again.
+    due: Instant,
+    /// Who has been asked, and at which [`Host::revision`] they were looked at.
+    asked: HashSet<u32>,
+    revision: Option<u64>,
+}
+
+impl Querier {
+    /// Needs CAP_NET_RAW.
+    pub fn open(interval: Duration) -> std::io::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            socket: PacketSocket::open()?,
+            interval,
+            since: now,
+            due: now,
+            asked: HashSet::new(),
+            revision: None,
+        })
+    }
+
+    /// When there is something to do. `revision`: the host's.
+    pub fn due(&self, revision: u64) -> Instant {
+        if self.revision == Some(revision) { self.due } else { Instant::now() }
+    }
+
+    fn response(&self) -> Duration {
+        RESPONSE.min(self.interval / 2)
+    }
+
+    /// How long a membership lasts that nobody renews (RFC 3376, 8.4).
+    fn life(&self) -> Duration {
+        self.interval * ROBUSTNESS + self.response()
+    }
+
+    fn ask(&self, port: &PortInfo) {
+        for query in queries(port, self.response(), self.interval) {
+            // It may be down, or gone already.
+            if let Err(e) = self.socket.send(port.ifindex, &query) {
+                tracing::debug!(ifindex = port.ifindex, "asking for groups: {e}");
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Asks who is to be asked by now, and forgets what is over.
+    pub fn renew_groups(&self, querier: &mut Querier) -> Result<(), HostError> {
+        let is_due = querier.due <= Instant::now();
+        querier.revision = Some(self.revision());
+        if is_due {
+            querier.due = Instant::now() + querier.interval;
+        }
+        let floods = |c: &crate::config::Cluster| c.networks.iter().any(|n| n.flood == Flood::All);
+        if !self.cluster().is_some_and(floods) {
+            querier.asked.clear();
+            return Ok(());
+        }
+        let tables = self.tables()?;
+        let flood = sync::flood(tables)?;
+        let ports = sync::ports(tables)?;
+        // The host's own memberships the kernel tells and takes back without being asked.
+        let here = flood.iter().filter(|(key, to)| {
+            key.list_vni >> 24 == FloodKey::LOCAL && to.flags & EndpointInfo::HOST == 0
+        });
+        let here: HashSet<u32> = here.map(|(_, to)| to.target).collect();
+        if querier.asked.is_empty() {
+            querier.since = Instant::now();
+        }
+        for port in here.iter().filter(|i| is_due || !querier.asked.contains(i)) {
+            if let Some(port) = ports.get(port) {
+                querier.ask(port);
+            }
+        }
+        querier.asked = here;
+        let asked_long = querier.since.elapsed() > querier.life();
+        let clock = Clock { now: uptime(), life: querier.life().as_secs() as u32, asked_long };
+        let changes = forget(&sync::groups(tables)?, &members(&flood), clock);
+        Ok(sync::change_groups(tables, &changes)?)
+    }
+}
+
+/// Seconds since boot, as the programs count them.
+fn uptime() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is written to. It can not fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    /// This host itself.
+    Host,
+    Endpoint,
+    Peer,
+}
+
+/// By network and [`GroupKey::member`].
+type Members = HashMap<(u32, u32), Member>;
+
+fn members(flood: &Entries<FloodKey, FloodInfo>) -> Members {
+    let member = |(key, to): (&FloodKey, &FloodInfo)| {
+        let vni = key.list_vni & mesh_common::maps::VNI_MAX;
+        match key.list_vni >> 24 {
+            FloodKey::PEERS => ((vni, GroupKey::PEER | to.target), Member::Peer),
+            _ if to.flags & EndpointInfo::HOST != 0 => ((vni, to.target), Member::Host),
+            _ => ((vni, to.target), Member::Endpoint),
+        }
+    };
+    flood.iter().map(member).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// In seconds since boot.
+    now: u32,
+    /// In seconds.
+    life: u32,
+    /// Endpoints here have been asked for as long as a membership lasts.
+    asked_long: bool,
+}
+
+/// What is over: of who is gone, and what was not renewed. A peer's memberships are only over if it
+/// renewed others since: while its agent is away nobody asks there, and packets go on.
+fn forget(
+    groups: &Entries<GroupKey, GroupInfo>,
+    members: &Members,
+    clock: Clock,
+) -> Changes<GroupKey, GroupInfo> {
+    let any = |key: &GroupKey| GroupKey { group: GroupKey::ANY, ..*key };
+    let is_over = |key: &GroupKey, info: &GroupInfo| {
+        let newest = match members.get(&(key.vni, key.member)) {
+            None => return true,
+            Some(Member::Host) => return false,
+            Some(Member::Endpoint) if !clock.asked_long => return false,
+            Some(Member::Endpoint) => clock.now,
+            Some(Member::Peer) => groups.get(&any(key)).map_or(clock.now, |info| info.heard),
+        };
+        newest.saturating_sub(info.heard) > clock.life
+    };
+    // Of each member, and of all here by group: how many are left.
+    let mut left = HashMap::<GroupKey, u32>::new();
+    let mut changes = Changes { set: Vec::new(), remove: Vec::new() };
+    for (key, info) in groups.iter().filter(|(key, _)| key.member != 0) {
+        if is_over(key, info) {
+            changes.remove.push(*key);
+        } else if key.group != GroupKey::ANY {
+            *left.entry(any(key)).or_default() += 1;
+            if key.member & GroupKey::PEER == 0 {
+                *left.entry(GroupKey { member: 0, ..*key }).or_default() += 1;
+            }
+        }
+    }
+    for (key, info) in
+        groups.iter().filter(|(key, _)| key.member == 0 || key.group == GroupKey::ANY)
+    {
+        // Who asked for more than is noted gets all until it is over.
+        let gets_all = key.member != 0 && info.count > GroupKey::most(key.member);
+        let count = left.get(key).copied().unwrap_or_default();
+        if gets_all || info.count == count || changes.remove.contains(key) {
+            continue;
+        }
+        match (count, key.member) {
+            (0, 0) => changes.remove.push(*key),
+            _ => changes.set.push((*key, GroupInfo { count, ..*info })),
+        }
+    }
+    changes
+}
+
+/// General queries, one for each family that the port has.
+fn queries(port: &PortInfo, response: Duration, interval: Duration) -> Vec<Vec<u8>> {
+    let mac = mac_bytes(port.gateway_mac);
+    let gateway4 = (port.gateway4 != 0).then(|| Ipv4Addr::from(port.gateway4.to_ne_bytes()));
+    // In a byte up to 127 seconds stand as they are (RFC 3376, 4.1.7).
+    let interval = interval.as_secs().clamp(1, 127) as u8;
+    let igmp = gateway4.map(|from| igmp_query(mac, from, response, interval));
+    let mld = (port.gateway6 != [0; 4]).then(|| mld_query(mac, response, interval));
+    igmp.into_iter().chain(mld).collect()
+}
+
+/// RFC 3376, 4.1, with the router alert of RFC 2113.
+fn igmp_query(mac: [u8; 6], from: Ipv4Addr, response: Duration, interval: u8) -> Vec<u8> {
+    // In tenths of a second, as they are up to 127.
+    let tenths = (response.as_millis() / 100).clamp(1, 127) as u8;
+    let mut igmp = [0x11, tenths, 0, 0, 0, 0, 0, 0, ROBUSTNESS as u8, interval, 0, 0];
+    let sum = checksum(&igmp);
+    igmp[2..4].copy_from_slice(&sum);
+    let mut ip = [0u8; 24];
+    ip[..4].copy_from_slice(&[0x46, 0xc0, 0, 36]);
+    (ip[8], ip[9]) = (1, IPPROTO_IGMP);
+    ip[12..16].copy_from_slice(&from.octets());
+    ip[16..20].copy_from_slice(&[224, 0, 0, 1]);
+    ip[20..].copy_from_slice(&[0x94, 4, 0, 0]);
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    [&[1, 0, 0x5e, 0, 0, 1][..], &mac, &ETH_P_IP.to_be_bytes(), &ip, &igmp].concat()
+}
+
+/// RFC 3810, 5.1, with the router alert of RFC 2711.
+fn mld_query(mac: [u8; 6], response: Duration, interval: u8) -> Vec<u8> {
+    let (from, to) = (link_local(mac), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
+    let alert = [IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0];
+    let mut mld = [0u8; 28];
+    mld[0] = 130;
+    // In milliseconds, as they are below 32768.
+    mld[4..6].copy_from_slice(&(response.as_millis().clamp(1, 32_767) as u16).to_be_bytes());
+    (mld[24], mld[25]) = (ROBUSTNESS as u8, interval);
+    let pseudo =
+        [&from.octets()[..], &to.octets(), &[0, 0, 0, 28, 0, 0, 0, IPPROTO_ICMPV6], &mld].concat();
+    mld[2..4].copy_from_slice(&checksum(&pseudo));
+    let head = [&[0x60, 0, 0, 0, 0, 36, IPPROTO_HOPOPTS, 1][..], &from.octets(), &to.octets()];
+    let ip = [head.concat(), alert.to_vec(), mld.to_vec()].concat();
+    [&[0x33, 0x33, 0, 0, 0, 1][..], &mac, &ETH_P_IPV6.to_be_bytes(), &ip].concat()
+}
+
+/// RFC 1071, of an even number of bytes.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks_exact(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use mesh_common::maps::Addr;
+
+    use super::*;
+
+    const LIFE: Clock = Clock { now: 10_000, life: 260, asked_long: true };
+    const PEER: u32 = GroupKey::PEER | 3;
+
+    fn group(last: u8) -> Addr {
+        Addr::from(IpAddr::from([239, 0, 0, last]))
+    }
+
+    fn entry(member: u32, group: Addr, heard: u32, count: u32) -> (GroupKey, GroupInfo) {
+        (GroupKey { vni: 7, member, group }, GroupInfo { heard, count })
+    }
+
+    fn changes(entries: &[(GroupKey, GroupInfo)], clock: Clock) -> Changes<GroupKey, GroupInfo> {
+        let members = [(20, Member::Endpoint), (21, Member::Endpoint), (5, Member::Host)];
+        let members = members.into_iter().chain([(PEER, Member::Peer)]);
+        let members = members.map(|(member, is)| ((7, member), is)).collect();
+        forget(&entries.iter().copied().collect(), &members, clock)
+    }
+
+    #[test]
+    fn what_is_renewed_stays_and_what_is_not_goes() {
+        let entries = [
+            entry(20, GroupKey::ANY, 9_990, 2),
+            entry(20, group(1), 9_990, 1),
+            entry(20, group(2), 9_000, 1),
+            entry(0, group(1), 0, 1),
+            entry(0, group(2), 0, 1),
+            // The host is not asked.
+            entry(5, group(1), 1, 1),
+        ];
+        let changes = changes(&entries, LIFE);
+        let removed: HashSet<_> = changes.remove.into_iter().collect();
+        assert_eq!(removed, HashSet::from([entries[2].0, entries[4].0]));
+        // The host is one of those here.
+        let set: HashMap<_, _> = changes.set.into_iter().map(|(k, v)| (k, v.count)).collect();
+        assert_eq!(set, HashMap::from([(entries[0].0, 1), (entries[3].0, 2)]));
+    }
+
+    #[test]
+    fn nothing_here_is_over_before_all_were_asked_long_enough() {
+        let entries =
+            [entry(20, GroupKey::ANY, 1, 1), entry(20, group(1), 1, 1), entry(0, group(1), 0, 1)];
+        let clock = Clock { asked_long: false, ..LIFE };
+        assert!(changes(&entries, clock).is_empty());
+        assert_eq!(changes(&entries, LIFE).remove.len(), 3);
+    }
+
+    #[test]
+    fn who_is_gone_takes_its_groups_along() {
+        let gone = GroupKey::PEER | 4;
+        let entries = [entry(22, group(1), 9_999, 1), entry(gone, GroupKey::ANY, 9_999, 0)];
+        assert_eq!(changes(&entries, LIFE).remove.len(), 2);
+    }
+
+    #[test]
+    fn groups_of_a_silent_peer_stay() {
+        let entries = [entry(PEER, GroupKey::ANY, 100, 1), entry(PEER, group(1), 100, 1)];
+        assert!(changes(&entries, LIFE).is_empty());
+        // But not if it renewed others since.
+        let entries = [
+            entry(PEER, GroupKey::ANY, 9_000, 2),
+            entry(PEER, group(1), 100, 1),
+            entry(PEER, group(2), 9_000, 1),
+        ];
+        assert_eq!(changes(&entries, LIFE).remove, [entries[1].0]);
+    }
+
+    #[test]
+    fn who_asked_for_too_many_gets_all_until_it_is_silent() {
+        let many = GroupKey::ENDPOINT_MAX + 1;
+        assert!(changes(&[entry(20, GroupKey::ANY, 9_999, many)], LIFE).is_empty());
+        assert_eq!(changes(&[entry(20, GroupKey::ANY, 1, many)], LIFE).remove.len(), 1);
+    }
+
+    #[test]
+    fn queries_are_as_the_kernel_takes_them() {
+        let igmp = igmp_query([2; 6], Ipv4Addr::new(10, 42, 1, 1), RESPONSE, 125);
+        assert_eq!(igmp.len(), 14 + 24 + 12);
+        assert_eq!(checksum(&igmp[14..38]), [0, 0]);
+        assert_eq!(checksum(&igmp[38..]), [0, 0]);
+        assert_eq!((igmp[22], &igmp[38..40]), (1, &[0x11, 100][..]));
+        let mld = mld_query([2; 6], RESPONSE, 125);
+        assert_eq!(mld.len(), 14 + 40 + 8 + 28);
+        // Hop limit 1, and 10 s.
+        assert_eq!((mld[21], &mld[62..64], &mld[66..68]), (1, &[130, 0][..], &[0x27, 0x10][..]));
+    }
+}
