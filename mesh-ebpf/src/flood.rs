@@ -18,7 +18,7 @@ use mesh_common::{
         NetworkInfo, PeerKey, PeerSource, PortInfo,
     },
     verdict::{DropReason, Hook, Verdict},
-    wire::{ETH_LEN, ETH_P_IP, mac_bytes, mac_pair},
+    wire::{ETH_LEN, mac_bytes, mac_pair},
 };
 
 use crate::{
@@ -102,12 +102,40 @@ pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
     src.0 == [0xfe80_0000u32.to_be(), 0, id[0], id[1]]
 }
 
-/// What an endpoint sends to many: the packet itself, or one of the copies that it became.
+/// Is the packet a copy for one peer, of what an endpoint sends to many?
+#[inline(always)]
+pub fn is_copy(packet: &Packet) -> bool {
+    packet.mark() & FLOOD_MARK_MASK == FLOOD_MARK
+}
+
+/// Sends a copy to its peer. Apart from [`send`], which calls others: the stack is small.
+#[inline(never)]
+pub fn send_copy(packet: &Packet) -> Result<Done, DropReason> {
+    let port = maps::port_by_hash(packet.ifindex())?;
+    let proto: u16 = packet.load(ETH_LEN - 2)?;
+    let index = packet.mark() & !FLOOD_MARK_MASK;
+    packet.set_mark(0);
+    // It was counted when it was the packet itself.
+    count::endpoint_tx_back(port.id, packet.l3_len());
+    let (mac, tos) = if proto == V4::PROTO { face::<V4>(packet)? } else { face::<V6>(packet)? };
+    to_peer(packet, port, proto, mac, tos, index)
+}
+
+/// The MAC that it is for, and its TOS.
+#[inline(always)]
+fn face<F: Family>(packet: &Packet) -> Result<([u16; 3], u8), DropReason> {
+    let at: *mut F::Header = packet.need(ETH_LEN)?;
+    // SAFETY: `need` checked the bounds.
+    let header = unsafe { &*at };
+    Ok((mac_of::<F>(&F::dst(header)), F::tos(header)))
+}
+
+/// What an endpoint sends to many.
 #[inline(never)]
 pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
     let port = maps::port_by_hash(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
-    let (to, fits) = if proto == ETH_P_IP.to_be() {
+    let (to, fits) = if proto == V4::PROTO {
         look::<V4>(packet, port.mtu)?
     } else {
         look::<V6>(packet, port.mtu)?
@@ -116,12 +144,6 @@ pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
         return Err(DropReason::TooBig);
     }
     let (mark, bytes) = (packet.mark(), packet.l3_len());
-    if mark & FLOOD_MARK_MASK == FLOOD_MARK {
-        packet.set_mark(0);
-        // It was counted when it was the packet itself.
-        count::endpoint_tx_back(port.id, bytes);
-        return to_peer(packet, port, proto, &to, mark & !FLOOD_MARK_MASK);
-    }
     let mut here = 0;
     if to.report.is_some() {
         if !group::note(packet, &to.report, port.vni, port.ifindex) {
@@ -145,7 +167,6 @@ pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
 struct To {
     /// The group's, or everybody's.
     mac: [u16; 3],
-    tos: u8,
     group: Addr,
     /// Not 0: only who asked for it gets it.
     is_limited: u32,
@@ -195,7 +216,6 @@ fn read<F: Family>(packet: &Packet, header: &F::Header, at: usize) -> To {
     let half = |n: u16| any(n.into()) as u16;
     To {
         mac: [half(a), half(b), half(c)],
-        tos: any(F::tos(header).into()) as u8,
         group: Addr(group.0.map(any)),
         is_limited: any(group::is_limited::<F>(&group).into()),
         report: group::report::<F>(packet, header, at),
@@ -257,7 +277,8 @@ fn to_peer(
     packet: &Packet,
     port: &PortInfo,
     proto: u16,
-    to: &To,
+    mac: [u16; 3],
+    tos: u8,
     index: u32,
 ) -> Result<Done, DropReason> {
     let key = FloodKey::new(FloodKey::PEERS, port.vni, index);
@@ -269,7 +290,7 @@ fn to_peer(
     if bytes > route.mtu(port.mtu) && packet.gso_size() == 0 {
         return Err(DropReason::TooBig);
     }
-    let inner = Inner { proto, tos: to.tos, bytes, macs: toward(&peer.inner_macs, to.mac) };
+    let inner = Inner { proto, tos, bytes, macs: toward(&peer.inner_macs, mac) };
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(entry.target, bytes);
     Ok(done)
