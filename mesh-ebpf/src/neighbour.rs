@@ -1,5 +1,5 @@
 //! ARP and neighbour discovery, answered here: every address of the overlay is behind the gateway's
-//! MAC. Nothing is ever flooded.
+//! MAC. No question is ever flooded.
 
 use mesh_common::{
     maps::{Addr, FibInfo, PortInfo},
