@@ -133,7 +133,7 @@ impl Model<'_> {
         }
         let is_flooded = vni != u32::MAX && self.is_flooded(vni, ip.dst);
         let is_on_link = |src| matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
-        if !self.is_of(peer, vni, ip.src) && !(is_flooded && is_on_link(ip.src)) {
+        if !(self.is_of(peer, vni, ip.src) || is_flooded && is_on_link(ip.src)) {
             return Expected::drop(SourceNotPeers);
         }
         if is_flooded && endpoint(vni, ip.dst).is_none() {
