@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     agent::protocol::{Request, Response},
-    host::Status,
+    host::{NextHop, Status},
 };
 
 #[derive(Debug, Args)]
@@ -100,12 +100,13 @@ fn networks(s: &Status) -> Table {
 
 fn peers(s: &Status) -> Table {
     let mut table =
-        table(&["name", "underlay", "encap", "subnets", "next hop", "sent", "received"]);
+        table(&["name", "underlay", "encap", "subnets", "next hop", "mtu", "sent", "received"]);
     for p in &s.peers {
         let next_hop = p.next_hop.as_ref().map_or_else(
             || "no route".to_owned(),
             |n| format!("{} {} ({})", n.ifname, n.address, n.state),
         );
+        let mtu = p.next_hop.as_ref().map(path_mtu).unwrap_or_default();
         let (tx, rx) = (traffic(&p.tx), traffic(&p.rx));
         let port = p.port.map_or_else(String::new, |port| format!(" port {port}"));
         let encap = format!("{}{port}{}", p.encap, if p.managed { "" } else { ", foreign" });
@@ -115,11 +116,21 @@ fn peers(s: &Status) -> Table {
             encap,
             join(&p.subnets),
             next_hop,
+            mtu,
             tx,
             rx,
         ]);
     }
     table
+}
+
+/// With where it is known from, unless it is simply that of the interface.
+fn path_mtu(hop: &NextHop) -> String {
+    match (hop.mtu_from.as_str(), hop.mtu_expires) {
+        ("interface", _) => hop.mtu.to_string(),
+        (from, Some(seconds)) => format!("{} ({from}, for {seconds} s)", hop.mtu),
+        (from, None) => format!("{} ({from})", hop.mtu),
+    }
 }
 
 fn endpoints(s: &Status) -> Table {

@@ -27,6 +27,7 @@ mod headroom;
 mod identity;
 mod mesh0;
 mod networks;
+mod path_mtu;
 mod recover;
 mod sandbox;
 mod status;
@@ -38,7 +39,7 @@ pub use endpoint::{AttachRequest, Attached};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;
-pub use status::{BridgeStatus, Count, Status};
+pub use status::{BridgeStatus, Count, NextHop, Status};
 
 use mesh_common::names;
 
@@ -88,6 +89,7 @@ pub struct Host {
     hops: ByAddress<Option<Hop>>,
     hops_from: Option<IpAddr>,
     next_hops: underlay::NextHops,
+    path_mtus: path_mtu::PathMtus,
 }
 
 impl Host {
@@ -131,6 +133,7 @@ impl Host {
             hops: ByAddress::default(),
             hops_from: None,
             next_hops: underlay::NextHops::default(),
+            path_mtus: path_mtu::PathMtus::default(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! What the mesh is on this host, and what went through it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use mesh_common::{
@@ -10,11 +10,11 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Host, HostError};
+use super::{Host, HostError, path_mtu::Learned};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
-    net::Neighbour,
+    net::{Link, Neighbour},
 };
 
 /// `mesh status --json`
@@ -97,6 +97,12 @@ pub struct NextHop {
     pub state: String,
     /// Largest packet on the underlay.
     pub mtu: u32,
+    /// How that is known: "interface", "route", or "icmp" (a router on the way said so).
+    #[serde(default)]
+    pub mtu_from: String,
+    /// Seconds after which a larger one is tried.
+    #[serde(default)]
+    pub mtu_expires: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -220,8 +226,8 @@ impl Host {
         let by_address: BTreeMap<IpAddr, (u32, PeerInfo)> =
             sync::peers(tables)?.into_iter().map(|(i, p)| (p.remote.into(), (i, p))).collect();
         let neighbours = self.net.neighbours().await?;
-        let links: BTreeMap<u32, String> =
-            self.net.links().await?.into_iter().map(|l| (l.index, l.name)).collect();
+        let links: BTreeMap<u32, Link> =
+            self.net.links().await?.into_iter().map(|l| (l.index, l)).collect();
         let mut all = Vec::new();
         for node in cluster.nodes.iter().filter(|n| n.name != me.name) {
             let entry = by_address.get(&node.underlay);
@@ -231,8 +237,9 @@ impl Host {
             };
             let next_hop = entry.filter(|(_, p)| p.ifindex != 0).map(|(_, peer)| {
                 let address = IpAddr::from(peer.next_hop);
-                let ifname = links.get(&peer.ifindex).cloned();
-                next_hop(peer, address, ifname, neighbours.get(&(peer.ifindex, address)))
+                let neighbour = neighbours.get(&(peer.ifindex, address));
+                let learned = self.path_mtus.get(node.underlay);
+                next_hop(peer, address, links.get(&peer.ifindex), neighbour, learned)
             });
             let tunnel = cluster.tunnel(me, node);
             let others = cluster.networks.iter().filter(|n| n.vni != Vni::DEFAULT);
@@ -308,20 +315,30 @@ fn subnets(node: &Node, vni: Vni) -> Vec<IpNet> {
 fn next_hop(
     peer: &PeerInfo,
     address: IpAddr,
-    ifname: Option<String>,
+    link: Option<&Link>,
     neighbour: Option<&Neighbour>,
+    learned: Option<Learned>,
 ) -> NextHop {
     let state = match neighbour {
         Some(n) if n.usable && n.stale => "stale",
         Some(n) if n.usable => "reachable",
         _ => "unresolved",
     };
+    let mtu = peer.underlay_mtu;
+    let learned = learned.filter(|learned| learned.mtu == mtu);
+    let mtu_from = match (learned, link) {
+        (Some(_), _) => "icmp",
+        (None, Some(link)) if link.mtu == mtu => "interface",
+        (None, _) => "route",
+    };
     NextHop {
-        ifname: ifname.unwrap_or_else(|| peer.ifindex.to_string()),
+        ifname: link.map_or_else(|| peer.ifindex.to_string(), |link| link.name.clone()),
         address,
         mac: neighbour.and_then(|n| n.mac).map(mac_text),
         state: state.to_owned(),
-        mtu: peer.underlay_mtu,
+        mtu,
+        mtu_from: mtu_from.to_owned(),
+        mtu_expires: learned.map(|l| l.until.saturating_duration_since(Instant::now()).as_secs()),
     }
 }
 

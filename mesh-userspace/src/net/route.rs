@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -19,6 +20,9 @@ use rtnetlink::{
 
 use super::{Net, NetError, address::family};
 
+/// Of what the kernel counts in ticks for user space, in a second.
+const USER_HZ: u64 = 100;
+
 /// Where the kernel would send a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
@@ -30,6 +34,8 @@ pub struct Hop {
     /// Largest packet, in bytes, where the route or path MTU discovery says so; otherwise the
     /// interface's MTU counts.
     pub mtu: Option<u32>,
+    /// For how long that MTU holds, where path MTU discovery says so.
+    pub mtu_expires: Option<Duration>,
     /// The destination is this host.
     pub local: bool,
 }
@@ -221,6 +227,7 @@ struct Parts {
     source: Option<IpAddr>,
     metric: u32,
     mtu: Option<u32>,
+    expires: Option<Duration>,
     /// (interface, gateway)
     hops: Vec<(u32, Option<IpAddr>)>,
 }
@@ -241,6 +248,12 @@ fn parts(attributes: Vec<RouteAttribute>) -> Parts {
                     RouteMetric::Mtu(mtu) => Some(mtu),
                     _ => None,
                 });
+            }
+            RouteAttribute::CacheInfo(info) => {
+                // Signed: negative for what ended just now.
+                let ticks = i32::from_ne_bytes(info.expires.to_ne_bytes());
+                let ticks = u64::try_from(ticks).ok().filter(|ticks| *ticks != 0);
+                parts.expires = ticks.map(|ticks| Duration::from_millis(ticks * 1000 / USER_HZ));
             }
             RouteAttribute::MultiPath(hops) => {
                 let hop = |hop: rtnetlink::packet_route::route::RouteNextHop| {
@@ -273,6 +286,7 @@ pub(super) fn hop(message: RouteMessage) -> Option<Hop> {
         gateway: parts.gateway,
         source: parts.source,
         mtu: parts.mtu,
+        mtu_expires: parts.expires.filter(|_| parts.mtu.is_some()),
         local: message.header.kind == RouteType::Local,
     })
 }
