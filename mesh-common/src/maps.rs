@@ -280,6 +280,8 @@ impl PeerInfo {
     /// No mesh behind it but a switch: the inner destination MAC is the destination's own, from
     /// `NEIGHBOURS`.
     pub const SWITCH: u32 = 16;
+    /// The segment size of TCP is kept to what fits.
+    pub const CLAMP: u32 = 32;
 }
 
 /// `PEER_BY_ADDR`: who may send to us. The exact VNI is part of the key, so that one lookup
@@ -314,6 +316,8 @@ impl PeerSource {
     pub const MORE: u32 = 1;
     /// As [`PeerInfo::SWITCH`]: it asks by ARP and neighbour discovery, and MACs are learned.
     pub const SWITCH: u32 = 2;
+    /// As [`PeerInfo::CLAMP`].
+    pub const CLAMP: u32 = 4;
 }
 
 /// `NEIGHBOURS`: an address behind a peer that is a switch.

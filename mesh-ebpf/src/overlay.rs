@@ -13,7 +13,7 @@ use crate::{
     end::{Done, Refusal, end},
     fib, icmp,
     inner::{Family, V4, V6},
-    maps, neighbour,
+    maps, mss, neighbour,
     packet::Packet,
     switch,
 };
@@ -114,6 +114,9 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let route = encap::Route::new(peer, to.vni);
     icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
     let mut inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: peer.inner_macs };
+    if peer.flags & PeerInfo::CLAMP != 0 {
+        mss::of_sent::<F>(packet, header, &route, port.mtu);
+    }
     if peer.flags & PeerInfo::SWITCH != 0 {
         return switch::send::<F>(packet, port, to.peer, &route, &mut inner, &dst);
     }

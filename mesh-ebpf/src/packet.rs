@@ -11,9 +11,9 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_l4_csum_replace,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -133,6 +133,14 @@ impl Packet {
             )
         };
         if r == 0 { Ok(()) } else { Err(DropReason::Truncated) }
+    }
+
+    /// Corrects the checksum of TCP or UDP at `offset` for two bytes that changed, if it is there
+    /// already. For the slow paths.
+    #[inline(always)]
+    pub fn resum(&self, offset: usize, old: u16, new: u16) {
+        // SAFETY: a helper call with a valid context. It fails where the packet ends before.
+        unsafe { bpf_l4_csum_replace(self.skb, offset as u32, old.into(), new.into(), 2) };
     }
 
     /// Makes room for `bytes` behind the Ethernet header. `flags`: BPF_F_ADJ_ROOM_*, besides that

@@ -29,6 +29,7 @@ mod fib;
 mod icmp;
 mod inner;
 mod maps;
+mod mss;
 mod neighbour;
 mod overlay;
 mod packet;

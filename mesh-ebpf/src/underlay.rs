@@ -20,7 +20,7 @@ use crate::{
     end::{Done, NEXT, Refusal, end},
     fib,
     inner::{Family, V4, V6, ecn},
-    maps, neighbour,
+    maps, mss, neighbour,
     packet::{self, Packet},
     switch,
 };
@@ -311,14 +311,14 @@ fn decap<F: Family>(
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
             let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
-            carry_ce::<F>(outer, header)?;
+            amend::<F>(packet, outer, header, at)?;
             take_off::<F>(packet, outer, at, bytes)?;
             packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
             count::peer_rx(source.peer, bytes);
             return Ok(bridge::ask::<F>(network, &dst));
         }
     };
-    carry_ce::<F>(outer, header)?;
+    amend::<F>(packet, outer, header, at)?;
     if is_switch {
         switch::learn(packet, source, src, at);
     }
@@ -334,15 +334,24 @@ fn keeps_protocol<F: Family>(outer: &Outer) -> bool {
     F::IS_V4 == outer.is_v4 || DECAP_L3.load() != 0
 }
 
-/// Congestion that was met outside is told inside.
+/// What is changed inside: congestion that was met outside is told, and what a peer that needs it
+/// may be sent. Moves pointers.
 #[inline(always)]
-fn carry_ce<F: Family>(outer: &Outer, header: &mut F::Header) -> Result<(), DropReason> {
+fn amend<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    header: &mut F::Header,
+    at: usize,
+) -> Result<(), DropReason> {
     if ecn(outer.tos) == ECN_CE {
         // RFC 6040, 4.2: a sender without ECN would never hear of it.
         if ecn(F::tos(header)) == 0 {
             return Err(DropReason::Congestion);
         }
         F::mark_ce(header);
+    }
+    if outer.source.flags & PeerSource::CLAMP != 0 {
+        mss::of_received::<F>(packet, header, at, outer.source.peer, outer.vni);
     }
     Ok(())
 }

@@ -6,13 +6,13 @@ use ipnet::IpNet;
 use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, LpmKey, NODE_PORTS, NetworkInfo,
-        NodeInfo, PORT_SLOTS, PeerKey, PortInfo, PrefixLens, UdpPort,
+        NodeInfo, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens, UdpPort,
     },
     wire::{mac_pair, mac_words},
 };
 use rustc_hash::FxBuildHasher;
 
-use peer::{is_switch, peer_info, peer_source, wire_vni};
+use peer::{clamps, is_switch, peer_info, peer_source, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
@@ -385,12 +385,14 @@ impl Desired {
         let path = facts.paths.get(&peer.underlay);
         self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
         let outer_source = Addr::from(peer.underlay);
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let is_switch = peer.foreign.is_some() && is_switch(cluster, me, peer);
+        let flags = flag(is_switch, PeerSource::SWITCH) | flag(clamps(peer), PeerSource::CLAMP);
         let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
             let key = PeerKey { outer_source, vni: wire_vni };
             // Where it is nobody it has nothing to ask.
-            let is_switch = is_switch && !subnets.is_empty();
-            let source = peer_source(index, me, vni, is_switch, subnets);
+            let flags = if subnets.is_empty() { 0 } else { flags };
+            let source = peer_source(index, me, vni, flags, subnets);
             self.maps.peer_by_addr.insert(key, source);
         };
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.

@@ -168,6 +168,10 @@ pub struct NodeTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "String", extend("pattern" = MAC_PATTERN))]
     pub mac: Option<String>,
+    /// Of a node that is not managed: keep the segment size of TCP to what fits on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "bool")]
+    pub clamp_mss: Option<bool>,
 }
 
 const MAC_PATTERN: &str = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$";

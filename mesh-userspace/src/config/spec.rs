@@ -18,8 +18,18 @@ pub(super) const CLUSTER_KEYS: [&str; 7] = ["name", "cidr", "encap", "mtu", "por
 pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
-pub(super) const NODE_KEYS: [&str; 9] =
-    ["name", "underlay", "subnet", "subnets", "managed", "encap", "vni", "port", "mac"];
+pub(super) const NODE_KEYS: [&str; 10] = [
+    "name",
+    "underlay",
+    "subnet",
+    "subnets",
+    "managed",
+    "encap",
+    "vni",
+    "port",
+    "mac",
+    "clamp_mss",
+];
 
 /// The file's content. What is missing or can not be read is `None` or empty, and a fault.
 #[derive(Debug, Default)]
@@ -311,7 +321,7 @@ impl NetworkSpec {
 impl NodeSpec {
     fn read(table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) -> Self {
         let [name, underlay, subnet, subnets, managed, foreign @ ..] =
-            reader.fields(table, &place, NODE_KEYS, 7);
+            reader.fields(table, &place, NODE_KEYS, 8);
         let path = &place.key;
         let name =
             name.and_then(|v| read_name(v, format!("{path}.name"), value::name_fault, reader));

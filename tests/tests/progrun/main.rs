@@ -9,6 +9,7 @@
 mod answer;
 mod bridge;
 mod cases;
+mod clamp;
 mod cluster;
 mod counters;
 mod datagram;
