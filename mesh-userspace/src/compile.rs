@@ -339,7 +339,16 @@ fn prefix_lens(cluster: &Cluster) -> Lens {
         let of = counts.entry(*vni).or_insert([[0; 129]; 2]);
         of[usize::from(net.addr().is_ipv6())][usize::from(long_len(net))] += 1;
     }
-    let lens = |[v4, v6]: [_; 2]| PrefixLens { v4: commonest_first(v4), v6: commonest_first(v6) };
+    let lens = |[v4, v6]: [[usize; 129]; 2]| PrefixLens {
+        v4: commonest_first(v4),
+        // Both families are in one map: with a length of both, who sends to an IPv6 address that is
+        // an IPv4 one in there would find it. The way by the trie looks.
+        v6: if v4.iter().zip(v6).any(|(a, b)| *a > 0 && b > 0) {
+            [PrefixLens::LPM, 0, 0, 0]
+        } else {
+            commonest_first(v6)
+        },
+    };
     counts.into_iter().map(|(vni, counts)| (vni, lens(counts))).collect()
 }
 

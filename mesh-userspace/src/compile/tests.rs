@@ -170,6 +170,16 @@ fn the_commonest_length_is_looked_up_first() {
 }
 
 #[test]
+fn lengths_of_both_families_are_not_told_apart_by_their_number() {
+    let v6 = |subnets: &[(u32, &str)]| alone(subnets, Vec::new()).maps.networks[&0].lens.v6;
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/64")]), [64, 0, 0, 0]);
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/112")]), [112, 0, 0, 0]);
+    // 24 bits of an IPv4 address are 120 of its IPv6 form.
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/120")]), [PrefixLens::LPM, 0, 0, 0]);
+    assert_eq!(v6(&[(7, "10.0.0.0/24"), (0, "fd42::/120")]), [120, 0, 0, 0]);
+}
+
+#[test]
 fn an_address_outside_the_nodes_subnets_is_nobodys() {
     let inside = attachment(0, 5, &["10.0.0.2", "fd00::2"]);
     let outside = attachment(0, 6, &["10.9.0.2", "fd00::3"]);

@@ -23,6 +23,7 @@ mod choice;
 mod cni;
 mod endpoint;
 mod firewall;
+mod gro;
 mod headroom;
 mod identity;
 mod mesh0;
@@ -90,6 +91,7 @@ pub struct Host {
     hops_from: Option<IpAddr>,
     next_hops: underlay::NextHops,
     path_mtus: path_mtu::PathMtus,
+    gro_failed: gro::Failed,
 }
 
 impl Host {
@@ -134,6 +136,7 @@ impl Host {
             hops_from: None,
             next_hops: underlay::NextHops::default(),
             path_mtus: path_mtu::PathMtus::default(),
+            gro_failed: gro::Failed::default(),
         })
     }
 
@@ -257,6 +260,8 @@ impl Host {
             self.state.pinned = Identity::of(&self.pins);
         }
         self.attach_all(&me).await?;
+        self.gro_failed.forget();
+        self.ensure_gro(&cluster).await?;
         if let Some(old) = old_mode.filter(|old| *old != mode) {
             self.detach_all(old)?;
         }
@@ -311,6 +316,7 @@ impl Host {
         let observed = sync::observe(self.tables()?)?;
         self.fill(cluster, &me, observed).await?;
         self.attach_all(&me).await?;
+        self.ensure_gro(cluster).await?;
         self.ensure_host_routes(cluster, &me).await?;
         self.ensure_firewall();
         if self.state != before { self.save() } else { Ok(()) }
@@ -412,7 +418,11 @@ impl Host {
             underlay_mtu: underlay.mtu,
             bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
-            foreign_ports: links.iter().filter(|l| l.up).filter_map(|l| l.udp_port).collect(),
+            foreign_ports: links
+                .iter()
+                .filter(|l| l.up && !gro::is_listener(l))
+                .filter_map(|l| l.udp_port)
+                .collect(),
             netns: own_inode()?,
             peer_indices: peer_indices(observed),
         })

@@ -4,7 +4,7 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
+        link::{InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
     },
 };
 
@@ -30,6 +30,13 @@ impl Net {
         let data = vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Port(port)];
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
         self.add_single(vxlan, info, "vxlan interface").await
+    }
+
+    /// As [`Net::add_vxlan`], of Geneve.
+    pub async fn add_geneve(&self, geneve: &Single<'_>, port: u16) -> Result<u32, NetError> {
+        let data = vec![InfoGeneve::CollectMetadata, InfoGeneve::Port(port)];
+        let info = vec![LinkInfo::Kind(InfoKind::Geneve), LinkInfo::Data(InfoData::Geneve(data))];
+        self.add_single(geneve, info, "geneve interface").await
     }
 
     /// Makes an interface a port of a bridge.
