@@ -160,6 +160,8 @@ impl PortInfo {
     /// The agent knows its IPv4 address: no other is learned.
     pub const BOUND4: u32 = 2;
     pub const BOUND6: u32 = 4;
+    /// A netkit pair: the program runs while the container sends, and not where its packets arrive.
+    pub const NETKIT: u32 = 8;
 }
 
 /// `LEARNED`: whose traffic told its address. One of each family for each port.

@@ -108,7 +108,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
             return Err(DropReason::Hairpin.into());
         }
         icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
-        return Ok(deliver::local(packet, hook, endpoint, bytes)?);
+        return Ok(deliver::local(packet, hook, port, endpoint, bytes)?);
     }
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, to.vni);

@@ -63,6 +63,8 @@ pub enum AttachmentKind {
     /// The host itself, behind `mesh0`.
     Host,
     Container,
+    /// A container behind a netkit pair.
+    Netkit,
     /// A container on somebody else's bridge; without addresses until they are known.
     Bridged,
 }
@@ -439,7 +441,11 @@ impl Desired {
             lens: self.lens(a.vni),
             gateway4: gateway_of(true).unwrap_or_default().0[3],
             gateway6: gateway_of(false).unwrap_or_default().0,
-            flags: if is_bridged { PortInfo::BRIDGED } else { 0 },
+            flags: match a.kind {
+                AttachmentKind::Host | AttachmentKind::Container => 0,
+                AttachmentKind::Netkit => PortInfo::NETKIT,
+                AttachmentKind::Bridged => PortInfo::BRIDGED,
+            },
             ..PortInfo::default()
         };
         let info = EndpointInfo {
@@ -447,7 +453,7 @@ impl Desired {
             id: a.id,
             flags: match a.kind {
                 AttachmentKind::Host => EndpointInfo::HOST,
-                AttachmentKind::Container => 0,
+                AttachmentKind::Container | AttachmentKind::Netkit => 0,
                 AttachmentKind::Bridged => EndpointInfo::BRIDGED,
             },
             macs: mac_pair(a.mac, node_mac(me.underlay)),

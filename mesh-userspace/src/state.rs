@@ -98,6 +98,9 @@ pub struct Endpoint {
     /// The CNI network by which it came.
     #[serde(default)]
     pub cni: Option<String>,
+    /// A netkit pair rather than a veth.
+    #[serde(default)]
+    pub netkit: bool,
     /// Of an interface that mesh did not make.
     #[serde(default)]
     pub bridged: Option<Bridged>,

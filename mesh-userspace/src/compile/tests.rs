@@ -45,6 +45,7 @@ fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cl
         nodes,
         docker: Default::default(),
         bridges: Vec::new(),
+        interfaces: Default::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Dscp, Encap, Vni,
+    Dscp, Encap, Interfaces, Vni,
     fields::{Reader, Value},
     overrides::{ForeignSpec, LinkSpec},
     syntax::{Kind, Section, TABLES, join, unknown},
@@ -15,7 +15,7 @@ use super::{
 };
 
 pub(super) const CLUSTER_KEYS: [&str; 7] = ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp"];
-pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
+pub(super) const ATTACH_KEYS: [&str; 2] = ["bridges", "interfaces"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 3] = ["name", "vni", "cidr"];
 pub(super) const NODE_KEYS: [&str; 10] = [
@@ -58,6 +58,7 @@ pub(super) struct ClusterSpec {
 #[derive(Debug)]
 pub(super) struct AttachSpec {
     pub bridges: Vec<At<String>>,
+    pub interfaces: Option<At<Interfaces>>,
 }
 
 #[derive(Debug)]
@@ -232,10 +233,12 @@ impl Spec {
         if self.attach.is_some() || is_list {
             reader.findings.add(place, "there is one: write [attach] once, in single brackets");
         }
-        let [bridges] = reader.fields(table, place, ATTACH_KEYS, 1);
+        let [bridges, interfaces] = reader.fields(table, place, ATTACH_KEYS, 2);
         let bridges = bridges
             .map_or_else(Vec::new, |v| reader.strings(v, "attach.bridges", value::parse_ifname));
-        self.attach.get_or_insert(AttachSpec { bridges });
+        let interfaces = interfaces
+            .and_then(|v| reader.string(v, "attach.interfaces".into(), value::parse_interfaces));
+        self.attach.get_or_insert(AttachSpec { bridges, interfaces });
     }
 
     fn set_docker(

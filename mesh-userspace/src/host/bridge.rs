@@ -139,6 +139,7 @@ impl Host {
             netns_id: (0, 0),
             names: Vec::new(),
             cni: None,
+            netkit: false,
             bridged: Some(Bridged {
                 bridge: bridge.to_owned(),
                 netns: link.peer_netns.unwrap_or(-1),

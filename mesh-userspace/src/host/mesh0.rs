@@ -12,7 +12,7 @@ use crate::{
     bpf::attach::Interface,
     compile::{self, Attachment, AttachmentKind},
     config::{Cluster, Node, Vni, gateway},
-    net::{Link, Route, RouteSpec, Veth},
+    net::{Link, PairKind, Route, RouteSpec, Veth},
 };
 
 pub(super) const NAME: &str = "mesh0";
@@ -68,6 +68,7 @@ impl Host {
 
     async fn make_mesh0(&self, mac: [u8; 6], mtu: u32) -> Result<Link, HostError> {
         let veth = Veth {
+            kind: PairKind::Veth,
             name: NAME,
             mac,
             mtu,
@@ -198,6 +199,7 @@ impl Host {
                 mac: e.mac,
                 kind: match e.bridged {
                     Some(_) => AttachmentKind::Bridged,
+                    None if e.netkit => AttachmentKind::Netkit,
                     None => AttachmentKind::Container,
                 },
             })

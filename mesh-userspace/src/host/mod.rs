@@ -15,7 +15,7 @@ use crate::{
     config::{Cluster, Node},
     net::{Hop, Net, NetError},
     plan::{Contents, Observed, plan, plan_difference},
-    state::{RunDir, State, StateError},
+    state::{Endpoint, RunDir, State, StateError},
 };
 
 mod bridge;
@@ -28,6 +28,7 @@ mod headroom;
 mod identity;
 mod mesh0;
 mod networks;
+mod pair;
 mod path_mtu;
 mod recover;
 mod sandbox;
@@ -92,6 +93,8 @@ pub struct Host {
     next_hops: underlay::NextHops,
     path_mtus: path_mtu::PathMtus,
     gro_failed: gro::Failed,
+    /// The kernel has no netkit; it need not be asked again.
+    no_netkit: bool,
 }
 
 impl Host {
@@ -137,6 +140,7 @@ impl Host {
             next_hops: underlay::NextHops::default(),
             path_mtus: path_mtu::PathMtus::default(),
             gro_failed: gro::Failed::default(),
+            no_netkit: false,
         })
     }
 
@@ -448,6 +452,7 @@ impl Host {
             attach::attach(&self.pins, mode, names::FROM_HOST, host)?;
         }
         for endpoint in self.state.endpoints.values() {
+            let mode = self.mode_of(endpoint);
             match attach::attach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host) {
                 Ok(true) if endpoint.bridged.is_some() => {
                     if !self.state.clsact.contains(&endpoint.host) {
@@ -491,7 +496,7 @@ impl Host {
         if let Some(host) = &self.state.host {
             attach::detach(&self.pins, old, names::FROM_HOST, host)?;
         }
-        for endpoint in self.state.endpoints.values() {
+        for endpoint in self.state.endpoints.values().filter(|e| !e.netkit) {
             attach::detach(&self.pins, old, names::FROM_CONTAINER, &endpoint.host)?;
         }
         Ok(())
@@ -499,6 +504,10 @@ impl Host {
 
     fn mode(&self) -> Mode {
         self.state.mode.unwrap_or(Mode::Tcx)
+    }
+
+    fn mode_of(&self, endpoint: &Endpoint) -> Mode {
+        if endpoint.netkit { Mode::Netkit } else { self.mode() }
     }
 
     fn save(&mut self) -> Result<(), HostError> {

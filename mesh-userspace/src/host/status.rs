@@ -154,7 +154,7 @@ pub struct HookStatus {
 pub struct ProgramStatus {
     pub name: String,
     pub ifname: String,
-    /// "ingress" or "egress"
+    /// "ingress" or "egress", or "peer" of a netkit pair: the other end's egress.
     pub side: String,
 }
 
@@ -299,11 +299,10 @@ impl Host {
         let underlay =
             self.state.underlay.iter().map(|i| program(names::FROM_UNDERLAY, &i.name, "ingress"));
         let host = self.state.host.iter().map(|i| program(names::FROM_HOST, &i.name, "egress"));
-        let containers = self
-            .state
-            .endpoints
-            .values()
-            .map(|e| program(names::FROM_CONTAINER, &e.host.name, "ingress"));
+        let containers = self.state.endpoints.values().map(|e| {
+            let side = if e.netkit { "peer" } else { "ingress" };
+            program(names::FROM_CONTAINER, &e.host.name, side)
+        });
         underlay.chain(host).chain(containers).collect()
     }
 }

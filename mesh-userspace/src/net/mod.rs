@@ -28,5 +28,5 @@ pub use neighbour::Neighbour;
 pub use netns::{NetnsError, open_netns, own_netns, same_netns};
 pub use route::{Hop, Route, RouteSpec};
 pub use socket::Net;
-pub use veth::{Veth, VethPair};
+pub use veth::{PairKind, Veth, VethPair};
 pub use watch::{Change, Watch};

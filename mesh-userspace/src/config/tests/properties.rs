@@ -87,6 +87,7 @@ fn without_nodes(encap: Encap, mtu: Option<u16>, overrides: &Overrides) -> (File
         nodes: Vec::new(),
         docker: Docker::default(),
         bridges: Vec::new(),
+        interfaces: Interfaces::default(),
     };
     let table = ClusterTable {
         name: cluster.name.clone(),

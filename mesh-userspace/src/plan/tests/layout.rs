@@ -184,6 +184,7 @@ impl Layout {
             nodes,
             docker: Default::default(),
             bridges: Vec::new(),
+            interfaces: Default::default(),
         }
     }
 
