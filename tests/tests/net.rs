@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use mesh_userspace::net::{
-    Change, Net, NetError, RouteSpec, Veth, Watch, open_netns, own_netns, same_netns,
+    Change, Net, NetError, PairKind, RouteSpec, Veth, Watch, open_netns, own_netns, same_netns,
 };
 
 /// A protocol number that nobody else uses.
@@ -77,6 +77,7 @@ struct Pair {
 
 fn veth<'a>(ns_b: &'a OwnedFd) -> Veth<'a> {
     Veth {
+        kind: PairKind::Veth,
         name: "a",
         mac: MAC_A,
         mtu: 1462,
