@@ -42,6 +42,7 @@ fn text(s: &Status) -> String {
     section(&mut out, "NETWORKS", &networks(s));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
+    section(&mut out, "PORTS", &ports(s));
     section(&mut out, "BRIDGES", &bridges(s));
     section(&mut out, "PROGRAMS", &programs(s));
     section(&mut out, "PACKETS", &hooks(s));
@@ -135,6 +136,22 @@ fn endpoints(s: &Status) -> Table {
             traffic(&e.tx),
             traffic(&e.rx),
         ]);
+    }
+    table
+}
+
+fn ports(s: &Status) -> Table {
+    let mut table = table(&["host", "container", "endpoint"]);
+    for e in &s.endpoints {
+        let addresses = join(&e.addresses);
+        for p in &e.ports {
+            let at = p.host_ip.map_or_else(String::new, |ip| format!("{ip} "));
+            table.add_row([
+                format!("{at}{}/{}", p.host_port, p.proto),
+                format!("{addresses} {}", p.port),
+                e.name.clone(),
+            ]);
+        }
     }
     table
 }

@@ -226,6 +226,8 @@ impl Docker {
             Event::Networks(list) => return self.reconcile(host, list).await,
             Event::All { networks, running, count } => {
                 self.seen_all(host, &networks, &running, count).await?;
+                // Docker may have changed what forwarded packets pass.
+                host.refresh_gateways().await?;
                 return self.reconcile(host, networks).await;
             }
             Event::Container { id, count, container } => {

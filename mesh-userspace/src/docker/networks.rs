@@ -62,6 +62,7 @@ impl Docker {
             vni: spec.vni,
             cidrs: spec.subnets.iter().map(|s| s.net).collect(),
             first: spec.first.clone(),
+            gateway: Options::parse(&spec.options).is_ok_and(|options| options.gateway),
         };
         let added: Vec<_> = self.shared.lock().networks().map(added).collect();
         host.set_networks(added.clone()).await?;

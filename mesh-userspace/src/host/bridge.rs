@@ -144,6 +144,7 @@ impl Host {
                 netns: link.peer_netns.unwrap_or(-1),
                 container: None,
             }),
+            ports: Vec::new(),
         };
         tracing::info!(endpoint = name, "attached");
         self.state.endpoints.insert(name, endpoint);

@@ -23,6 +23,7 @@ mod choice;
 mod cni;
 mod endpoint;
 mod firewall;
+mod gateway;
 mod headroom;
 mod identity;
 mod mesh0;
@@ -35,6 +36,7 @@ mod underlay;
 
 pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
+pub use gateway::PortRequest;
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;
@@ -78,7 +80,8 @@ pub struct Host {
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
     bridges: bridge::Bridges,
-    firewall: firewall::Firewall,
+    firewall: firewall::Table,
+    gateways: gateway::Gateways,
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
     contents: Option<Contents>,
@@ -125,7 +128,8 @@ impl Host {
             tables: None,
             headroom: None,
             bridges: bridge::Bridges::default(),
-            firewall: firewall::Firewall::default(),
+            firewall: firewall::Table::default(),
+            gateways: gateway::Gateways::default(),
             contents: None,
             revision: 0,
             hops: ByAddress::default(),
@@ -260,6 +264,7 @@ impl Host {
         self.ensure_host_routes(&cluster, &me).await?;
         self.ensure_firewall();
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
             tracing::warn!("{e}");
@@ -310,6 +315,7 @@ impl Host {
         self.attach_all(&me).await?;
         self.ensure_host_routes(cluster, &me).await?;
         self.ensure_firewall();
+        self.ensure_gateways(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }
 
@@ -407,6 +413,7 @@ impl Host {
             paths: self.paths(nodes, me, &links).await?,
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
+            worlds: self.worlds(),
             bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
             foreign_ports: links.iter().filter(|l| l.up).filter_map(|l| l.udp_port).collect(),

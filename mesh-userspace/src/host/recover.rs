@@ -51,5 +51,6 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         names: Vec::new(),
         cni: None,
         bridged: None,
+        ports: Vec::new(),
     }
 }

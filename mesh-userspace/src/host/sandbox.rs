@@ -80,6 +80,7 @@ impl Host {
             names: Vec::new(),
             cni: None,
             bridged: None,
+            ports: Vec::new(),
         };
         self.state.endpoints.insert(request.name.clone(), endpoint);
         match self.finish_sandbox(cluster, network, &request.name, pair).await {
@@ -107,6 +108,10 @@ impl Host {
             // to the kernel.
             self.net.set_link_local(pair.peer_ifindex).await?;
         }
-        Ok(self.net.set_up(pair.ifindex).await?)
+        self.net.set_up(pair.ifindex).await?;
+        if self.is_gateway_of(&endpoint) {
+            self.ensure_ways_back(&me).await?;
+        }
+        Ok(())
     }
 }
