@@ -40,6 +40,7 @@ pub async fn run(args: StatusArgs, place: &Place) -> anyhow::Result<ExitCode> {
 fn text(s: &Status) -> String {
     let mut out = head(s);
     section(&mut out, "NETWORKS", &networks(s));
+    section(&mut out, "FAULTS", &faults(s));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
     section(&mut out, "PORTS", &ports(s));
@@ -67,6 +68,13 @@ fn head(s: &Status) -> String {
         s.mtu,
         s.generation,
     );
+    if let Some(docker) = s.docker.as_ref().filter(|docker| docker.connected) {
+        let driver = docker.plugin_socket.as_ref().map_or_else(
+            || "no driver, as the config file says".to_owned(),
+            |path| format!("driver at {}", path.display()),
+        );
+        let _ = writeln!(out, "docker      {}, {driver}", docker.socket.display());
+    }
     if let Some(error) = &s.config_error {
         let _ = writeln!(out, "config      NOT APPLIED, the one before is in effect:\n{error}");
     }
@@ -95,6 +103,26 @@ fn networks(s: &Status) -> Table {
             join(&n.cidrs),
             join(&n.subnets),
         ]);
+    }
+    table
+}
+
+/// Of networks and of Docker.
+fn faults(s: &Status) -> Table {
+    let mut table = table(&["of", "fault"]);
+    for n in &s.networks {
+        for fault in &n.faults {
+            table.add_row([&n.name, fault]);
+        }
+    }
+    let Some(docker) = &s.docker else { return table };
+    for fault in &docker.faults {
+        table.add_row(["docker", fault]);
+    }
+    if let Some(last) = &docker.last_error {
+        let ago = last.seconds_ago;
+        let text = format!("{ago} s ago {} was refused: {}", last.call, last.error);
+        table.add_row(["docker", &text]);
     }
     table
 }

@@ -14,6 +14,7 @@ use super::{Host, HostError};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
+    docker::DockerStatus,
     net::Neighbour,
     state::Published,
 };
@@ -46,6 +47,9 @@ pub struct Status {
     /// Whether this host's Docker is given a driver and names, by the config file.
     #[serde(default)]
     pub docker_plugin: bool,
+    /// As the agent sees it; `None` without one.
+    #[serde(default)]
+    pub docker: Option<DockerStatus>,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -198,6 +202,7 @@ impl Host {
             endpoints: self.endpoints(cluster, tables)?,
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
+            docker: None,
             drops,
             hooks,
             programs: self.programs(),
