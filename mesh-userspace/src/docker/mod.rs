@@ -185,7 +185,7 @@ impl Docker {
         if now == *self.attached.borrow() {
             return;
         }
-        if !now.names.is_empty() {
+        if !now.names.is_empty() || self.is_plugin && now.bridged.is_some() {
             self.serve();
         }
         self.attached.send_replace(now);
