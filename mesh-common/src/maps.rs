@@ -338,13 +338,15 @@ pub struct NeighbourInfo {
     pub asked: u32,
 }
 
-/// `NETWORKS`: what from_underlay must know of a network beyond the peer's entry.
+/// `NETWORKS`: what is to be known of a network beyond the port's and the peer's entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NetworkInfo {
     pub lens: PrefixLens,
     pub mtu: u32,
-    pub flags: u32,
+    /// Where the host's stack takes what leads out of the network: this host is its containers'
+    /// gateway. 0 for none.
+    pub world: u32,
     /// The bridge that may know an address of this node's subnet that nobody has told yet; 0 for
     /// none.
     pub bridge: u32,

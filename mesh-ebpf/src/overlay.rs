@@ -1,7 +1,7 @@
 //! What an endpoint sends: a container (`from_container`) or the host itself (`from_host`).
 
 use mesh_common::{
-    maps::{FibInfo, PeerInfo, PortInfo},
+    maps::{Addr, FibInfo, PeerInfo, PortInfo},
     verdict::{DropReason, Hook, Verdict},
     wire::{ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Eth, IPPROTO_ICMPV6},
 };
@@ -14,7 +14,7 @@ use crate::{
     fib, icmp,
     inner::{Family, V4, V6},
     maps, mss, neighbour,
-    packet::Packet,
+    packet::{self, Packet},
     switch,
 };
 
@@ -93,11 +93,18 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
 
     let Some(to) = fib::lookup::<F>(&port.lens, port.vni, &dst) else {
         let multicast = F::is_multicast(&dst);
-        return Err(if multicast { DropReason::Multicast } else { DropReason::NoRoute }.into());
+        let reason = if multicast { DropReason::Multicast } else { DropReason::NoRoute };
+        return Ok(world::<F>(port, &dst).ok_or(reason)?);
     };
     if to.kind == FibInfo::LOCAL {
         let endpoint = match maps::endpoint(port.vni, dst) {
             Ok(endpoint) => endpoint,
+            Err(_)
+                if F::is_gateway(port, &dst)
+                    && let Some(done) = world::<F>(port, &dst) =>
+            {
+                return Ok(done);
+            }
             Err(reason) => {
                 let network = bridge::of(port.vni).ok_or(reason)?;
                 icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
@@ -123,4 +130,16 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(to.peer, bytes);
     Ok(done)
+}
+
+/// To the host's stack, where this host is the network's gateway. The frame has its MAC already.
+#[inline(never)]
+fn world<F: Family>(port: &PortInfo, dst: &Addr) -> Option<Done> {
+    let network = maps::network(port.vni).filter(|network| network.world != 0)?;
+    // What listens at 127.0.0.1 is the host's alone, and there the stack may take that from outside.
+    let is_inside = F::IS_V4 && dst.0[3].to_ne_bytes()[0] == 127;
+    if is_inside || F::is_multicast(dst) {
+        return None;
+    }
+    Some((Verdict::Host, packet::redirect_ingress(network.world)))
 }

@@ -1,6 +1,9 @@
 //! From the cluster's description and what this host is like, to the contents of the maps. Pure.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use mesh_common::{
@@ -77,6 +80,8 @@ pub struct Facts {
     pub attachments: Vec<Attachment>,
     /// MTU of the interface that has our underlay address.
     pub underlay_mtu: u32,
+    /// The host's interface for what leads out of a network that this host is the gateway of, by VNI.
+    pub worlds: BTreeMap<u32, u32>,
     /// The bridge that may have addresses of this node's subnet which no attachment has; 0 for none.
     pub bridge: u32,
     /// The host has GRE tunnels of its own.
@@ -275,7 +280,7 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
         let info = NetworkInfo {
             lens: whole.lens.get(&network.vni).copied().unwrap_or_default(),
             mtu: outer.container_mtu(cluster.mtu, facts.underlay_mtu).unwrap_or_else(|m| m),
-            flags: 0,
+            world: facts.worlds.get(&network.vni.get()).copied().unwrap_or_default(),
             bridge: if network.vni == Vni::DEFAULT { facts.bridge } else { 0 },
         };
         desired.maps.networks.insert(network.vni.get(), info);

@@ -281,6 +281,7 @@ async fn our_routes_come_are_corrected_and_go() {
             gateway: None,
             source: Some(ip(source)),
             onlink: false,
+            mtu: None,
             protocol: OURS,
         };
         for gateway in [None, Some(ip(gateway)), None] {
@@ -308,6 +309,7 @@ async fn a_gateway_off_the_link_needs_onlink() {
         gateway: Some(ip("169.254.1.1")),
         source: None,
         onlink: false,
+        mtu: None,
         protocol: OURS,
     };
     let error = p.a.add_route(&spec).await.unwrap_err();
@@ -335,6 +337,7 @@ async fn a_foreign_route_is_neither_replaced_nor_removed() {
             gateway: None,
             source: None,
             onlink: false,
+            mtu: None,
             protocol: OURS,
         };
         let error = p.a.add_route(&spec).await.unwrap_err();

@@ -234,12 +234,12 @@ impl Agent {
     async fn answer(
         &mut self,
         host: &mut Host,
-        docker: Option<&mut Docker>,
+        mut docker: Option<&mut Docker>,
         request: Request,
         fd: Option<OwnedFd>,
     ) -> Response {
         let mut reserved = HashSet::new();
-        if let Some(docker) = docker {
+        if let Some(docker) = docker.as_deref_mut() {
             reserved = docker.reserved();
             if let Some(why) = hear_others(host, docker, &request) {
                 return Response::Error(Failure::new(Kind::NotNow, why));
@@ -249,6 +249,9 @@ impl Agent {
             (Request::Status, _) => host.status().await.map(|mut status| {
                 status.agent = Some(std::process::id());
                 status.config_error.clone_from(&self.config_error);
+                if let Some(docker) = docker.as_deref() {
+                    docker.tell(&mut status);
+                }
                 Response::Status(Box::new(status))
             }),
             (Request::Attach(mut request), Some(netns)) => {

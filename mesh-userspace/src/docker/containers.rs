@@ -59,17 +59,26 @@ impl Docker {
 
     /// Tells who is called what in the mesh's networks.
     pub(super) fn publish_names(&self) {
-        let mut view = View { networks: self.attached.borrow().names.clone() };
+        let attached = self.attached.borrow();
+        let mut view = View { networks: attached.names.clone() };
         for seen in self.containers.values() {
             for attachment in seen.container.network_settings.networks.values() {
-                let local = self.saved.networks.get(&attachment.network_id);
-                let Some(name) = local.and_then(|local| local.name.clone()) else { continue };
-                let named = named(&seen.container, attachment);
-                if !named.addresses.is_empty() {
+                let mut named = named(&seen.container, attachment);
+                let name =
+                    match (self.saved.networks.get(&attachment.network_id), &attached.bridged) {
+                        (Some(local), _) => local.name.clone(),
+                        (None, Some((own, addresses))) if self.is_plugin => {
+                            named.addresses.retain(|ip| addresses.contains(ip));
+                            Some(own.clone())
+                        }
+                        _ => None,
+                    };
+                if let (Some(name), false) = (name, named.addresses.is_empty()) {
                     view.networks.entry(name).or_default().push(named);
                 }
             }
         }
+        drop(attached);
         self.changes.send_modify(|n| *n += 1);
         self.shared.publish(|d| d.set_view(view));
     }

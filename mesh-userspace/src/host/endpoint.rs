@@ -144,6 +144,7 @@ impl Host {
             cni: request.cni,
             netkit,
             bridged: None,
+            ports: Vec::new(),
         };
         let attached = describe(&name, network, &me, &endpoint);
         self.state.endpoints.insert(name.clone(), endpoint);
@@ -252,6 +253,9 @@ impl Host {
         let filled = self.refill(cluster, me).await;
         self.drop_interface(&endpoint).await?;
         self.follow_routes(cluster, me).await?;
+        if !endpoint.ports.is_empty() {
+            self.ensure_gateways(cluster, me).await?;
+        }
         self.save()?;
         filled
     }
@@ -342,6 +346,7 @@ pub(super) fn container_routes(
             gateway: None,
             source: Some(*source),
             onlink: false,
+            mtu: None,
             protocol: super::ROUTE_PROTOCOL,
         };
         routes.push(spec);

@@ -99,7 +99,8 @@ impl Host {
     }
 
     async fn ensure_addresses(&self, ifindex: u32, me: &Node) -> Result<(), HostError> {
-        let wanted = self.host_addresses(me);
+        let mut wanted = self.host_addresses(me);
+        wanted.extend(self.gateways(me));
         for address in self.net.addresses().await? {
             let len = address.net.prefix_len();
             if address.ifindex == ifindex && !wanted.contains(&address.ip()) {
@@ -128,6 +129,7 @@ impl Host {
                     gateway: None,
                     source: Some(source(&net)?),
                     onlink: false,
+                    mtu: None,
                     protocol: ROUTE_PROTOCOL,
                 })
             })
@@ -168,6 +170,7 @@ impl Host {
                     gateway: None,
                     source: None,
                     onlink: false,
+                    mtu: None,
                     protocol: ROUTE_PROTOCOL,
                 };
                 self.net.remove_route(&old).await?;

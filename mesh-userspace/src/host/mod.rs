@@ -23,6 +23,7 @@ mod choice;
 mod cni;
 mod endpoint;
 mod firewall;
+mod gateway;
 mod gro;
 mod headroom;
 mod identity;
@@ -38,6 +39,7 @@ mod underlay;
 
 pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
+pub use gateway::PortRequest;
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;
@@ -81,7 +83,8 @@ pub struct Host {
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
     bridges: bridge::Bridges,
-    firewall: firewall::Firewall,
+    firewall: firewall::Table,
+    gateways: gateway::Gateways,
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
     contents: Option<Contents>,
@@ -132,7 +135,8 @@ impl Host {
             tables: None,
             headroom: None,
             bridges: bridge::Bridges::default(),
-            firewall: firewall::Firewall::default(),
+            firewall: firewall::Table::default(),
+            gateways: gateway::Gateways::default(),
             contents: None,
             revision: 0,
             hops: ByAddress::default(),
@@ -272,6 +276,7 @@ impl Host {
         self.ensure_host_routes(&cluster, &me).await?;
         self.ensure_firewall();
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
             tracing::warn!("{e}");
@@ -323,6 +328,7 @@ impl Host {
         self.ensure_gro(cluster).await?;
         self.ensure_host_routes(cluster, &me).await?;
         self.ensure_firewall();
+        self.ensure_gateways(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }
 
@@ -420,6 +426,7 @@ impl Host {
             paths: self.paths(nodes, me, &links).await?,
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
+            worlds: self.worlds(),
             bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
             foreign_ports: links

@@ -52,5 +52,6 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         cni: None,
         netkit: link.kind.as_deref() == Some("netkit"),
         bridged: None,
+        ports: Vec::new(),
     }
 }

@@ -82,6 +82,7 @@ impl Host {
             cni: None,
             netkit,
             bridged: None,
+            ports: Vec::new(),
         };
         self.state.endpoints.insert(request.name.clone(), endpoint);
         match self.finish_sandbox(cluster, network, &request.name, pair).await {
@@ -109,6 +110,10 @@ impl Host {
             // to the kernel.
             self.net.set_link_local(pair.peer_ifindex).await?;
         }
-        Ok(self.net.set_up(pair.ifindex).await?)
+        self.net.set_up(pair.ifindex).await?;
+        if self.is_gateway_of(&endpoint) {
+            self.ensure_ways_back(&me).await?;
+        }
+        Ok(())
     }
 }

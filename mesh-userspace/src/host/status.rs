@@ -14,7 +14,9 @@ use super::{Host, HostError, path_mtu::Learned};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
+    docker::DockerStatus,
     net::{Link, Neighbour},
+    state::Published,
 };
 
 /// `mesh status --json`
@@ -45,6 +47,9 @@ pub struct Status {
     /// Whether this host's Docker is given a driver and names, by the config file.
     #[serde(default)]
     pub docker_plugin: bool,
+    /// As the agent sees it; `None` without one.
+    #[serde(default)]
+    pub docker: Option<DockerStatus>,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -59,6 +64,12 @@ pub struct NetworkStatus {
     pub cidrs: Vec<IpNet>,
     /// This node's part.
     pub subnets: Vec<IpNet>,
+    /// This host, as the gateway of its containers there into the world.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// What is not as it should be here, and the way out.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// rx and tx as seen from this host; bytes of inner packets.
@@ -124,6 +135,9 @@ pub struct EndpointStatus {
     /// The container's name, where Docker confirmed that the address is its.
     #[serde(default)]
     pub container: Option<String>,
+    /// Ports of this host that lead to it; those that Docker publishes are Docker's to tell.
+    #[serde(default)]
+    pub ports: Vec<Published>,
     pub tx: Count,
     pub rx: Count,
 }
@@ -194,6 +208,7 @@ impl Host {
             endpoints: self.endpoints(cluster, tables)?,
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
+            docker: None,
             drops,
             hooks,
             programs: self.programs(),
@@ -213,6 +228,8 @@ impl Host {
             mtu: known.get(&n.vni.get()).map_or(0, |n| n.mtu),
             cidrs: n.cidrs.clone(),
             subnets: subnets(me, n.vni),
+            gateways: self.gateways_of(me, n.vni),
+            faults: self.gateway_faults(n.vni),
         };
         Ok(cluster.networks.iter().map(status).collect())
     }
@@ -283,6 +300,7 @@ impl Host {
                 names: e.names.clone(),
                 bridge: e.bridged.as_ref().map(|b| b.bridge.clone()),
                 container: e.bridged.as_ref().and_then(|b| b.container.clone()),
+                ports: e.ports.clone(),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });

@@ -48,6 +48,8 @@ pub struct Route {
     pub ifindex: Option<u32>,
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
+    /// Largest packet, in bytes, if the route says so.
+    pub mtu: Option<u32>,
     /// Who made it, as in rtnetlink(7): 2 is the kernel, 3 boot, 4 an administrator, ...
     pub protocol: u8,
     /// The smaller wins.
@@ -79,6 +81,8 @@ pub struct RouteSpec {
     pub source: Option<IpAddr>,
     /// The gateway is on the link though no prefix says so.
     pub onlink: bool,
+    /// Largest packet, in bytes, if it is not the interface that says so.
+    pub mtu: Option<u32>,
     /// Marks it as ours. Must not be one that others use.
     pub protocol: u8,
 }
@@ -163,10 +167,12 @@ impl Net {
 }
 
 impl Route {
-    fn is(&self, spec: &RouteSpec) -> bool {
+    /// Is it that, whatever prefix it is for?
+    pub fn is(&self, spec: &RouteSpec) -> bool {
         self.ifindex == Some(spec.ifindex)
             && self.gateway == spec.gateway
             && self.source == spec.source
+            && self.mtu == spec.mtu
             && self.protocol == spec.protocol
     }
 }
@@ -215,6 +221,8 @@ fn route_message(spec: &RouteSpec) -> RouteMessage {
         _ => RouteAttribute::Gateway(gateway.into()),
     }));
     attributes.extend(spec.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    let mtu = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
+    attributes.extend(spec.mtu.map(mtu));
     message
 }
 
@@ -311,6 +319,7 @@ fn routes(message: RouteNetlinkMessage, family: AddressFamily) -> Vec<Route> {
         ifindex,
         gateway,
         source: parts.source,
+        mtu: parts.mtu,
         protocol: header.protocol.into(),
         metric: parts.metric,
     };

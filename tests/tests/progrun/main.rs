@@ -18,6 +18,7 @@ mod deliver;
 mod encap;
 mod features;
 mod fuzz;
+mod gateway;
 mod growth;
 mod model;
 mod outer;

@@ -148,6 +148,8 @@ pub struct Spec {
     pub many_lengths: bool,
     /// There is a bridge, with [`TELLS`] and [`TOLD`].
     pub bridge: bool,
+    /// This host leads out of the network of [`BLUE`].
+    pub gateway: bool,
     /// Room for so many more endpoints, prefixes and peers.
     pub entries: u32,
 }
@@ -163,6 +165,7 @@ pub const GRE: Spec = Spec {
     shared_port: None,
     many_lengths: false,
     bridge: false,
+    gateway: false,
     entries: 0,
 };
 pub const GRETAP: Spec = Spec { encap: Encap::Gretap, ..GRE };
@@ -466,6 +469,7 @@ fn facts(spec: Spec) -> Facts {
         (peer.at(spec), path)
     };
     Facts {
+        worlds: spec.gateway.then_some((BLUE.vni, HOST.ifindex)).into_iter().collect(),
         paths: spec.peers().iter().filter(|peer| **peer != H4).map(path).collect(),
         attachments: PORTS
             .iter()
