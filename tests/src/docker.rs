@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     Host, Options, Topology,
-    machine::{Machines, image, remove_cgroup, unpacked},
+    machine::{Machines, image, kill_cgroup, remove_cgroup, unpacked},
     netns::check,
     wait,
 };
@@ -59,6 +59,8 @@ impl Docker {
         for at in 0..self.topology.hosts.len() {
             self.wait_daemon(at)?;
             self.run(at, &format!("import {} bb", image.display()))?;
+            // As a daemon does that is the first to turn forwarding on.
+            self.topology.hosts[at].netns.exec("iptables -P FORWARD DROP")?;
         }
         self.topology.up()
     }
@@ -160,6 +162,19 @@ impl Docker {
         })
     }
 
+    /// The major version of the daemons.
+    pub fn major(&self) -> Result<u32> {
+        let version = self.run(0, "version --format {{.Server.Version}}")?;
+        let major = version.split('.').next().and_then(|major| major.parse().ok());
+        major.with_context(|| format!("Docker's version is {version:?}"))
+    }
+
+    /// What the daemon of a host logged.
+    pub fn log(&self, at: usize) -> Result<String> {
+        let path = self.topology.dir.join(format!("{}.dockerd", self.topology.hosts[at].name));
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
     /// Waits until all hosts have that network.
     pub fn wait_network(&self, name: &str) -> Result<()> {
         for at in 0..self.topology.hosts.len() {
@@ -187,13 +202,19 @@ const CLEAR: &str = "kill -9 $(cat /run/docker/containerd/containerd.pid) 2>/dev
 impl Drop for Docker {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for host in &self.topology.hosts {
-                let log = self.topology.dir.join(format!("{}.dockerd", host.name));
-                let text = fs::read_to_string(log).unwrap_or_default();
+            for (at, host) in self.topology.hosts.iter().enumerate() {
+                let text = self.log(at).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();
                 let tail = &lines[lines.len().saturating_sub(20)..];
                 eprintln!("--- dockerd of {}:\n{}\n---", host.name, tail.join("\n"));
             }
+        }
+        // Asked to end, most containers would wait to be killed: their first process gets no signal
+        // that it does not catch.
+        (0..self.daemons.len()).for_each(|at| kill_cgroup(&self.cgroup(at)));
+        // All at once: Docker 28 takes 5 s to end while somebody follows its events.
+        for daemon in self.daemons.iter().flatten() {
+            let _ = kill_process(Pid::from_child(daemon), Signal::TERM);
         }
         for at in 0..self.daemons.len() {
             let _ = self.end_daemon(at, Signal::TERM);

@@ -19,7 +19,8 @@ use mesh_tests::{
 use rustix::process::Signal;
 
 const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
-const WEB: &str = "run -d --network my-net --name web bb httpd -f -p 80 -h /var/www";
+const WEB: &str =
+    "run -d --network my-net --name web --stop-timeout 1 bb httpd -f -p 80 -h /var/www";
 const NAMES: Duration = Duration::from_secs(10);
 
 /// `wget http://HOST` from a new container, until it works.
@@ -53,6 +54,13 @@ fn a_network_made_on_one_host_joins_containers_on_all() {
         // Out into the world by Docker's own bridge.
         let routes = docker.run(0, "exec web ip route")?;
         ensure!(routes.contains("default via 172.18.0.1 dev eth1"), "{routes}");
+        for (at, host) in docker.topology.hosts.iter().enumerate() {
+            let policy = host.netns.exec("iptables -S FORWARD")?;
+            ensure!(policy.contains("-P FORWARD DROP"), "{policy}");
+            // Docker 28 waits for the bridge that gives an interface its headroom, unless told not to.
+            let log = docker.log(at)?;
+            ensure!(!log.contains("Bridge port not forwarding"), "{log}");
+        }
         Ok(())
     });
 }
