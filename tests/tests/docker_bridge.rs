@@ -246,7 +246,8 @@ fn without_dockers_word_addresses_are_learned_from_traffic() {
         docker.run(0, "run -d --cap-add NET_ADMIN --name taker bb sleep 1000")?;
         docker.run(0, "rm -f probe")?;
         docker.run(0, &format!("exec taker ip addr add {free}/32 dev eth0"))?;
-        docker.run(0, &format!("exec taker ping -I {free} -c 2 -i 0.2 -W 2 {far}"))?;
+        // Not at once where the one before told its neighbours of itself, as Docker 28 does for it.
+        docker.wait_for(0, &format!("exec taker ping -I {free} -c 1 -W 1 {far}"), |_| true)?;
         let late = given("late")?;
         ensure!(late == free, "Docker gave {late} and not {free}");
         docker.refused(0, &format!("exec late ping -c 2 -i 0.2 -W 1 {far}"))?;
