@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    Host, Options, Topology,
+    Host, Netns, Options, Topology,
+    etcd::Etcd,
     machine::{Machines, image, kill_cgroup, remove_cgroup, unpacked},
     netns::check,
     wait,
@@ -30,6 +31,8 @@ pub struct Docker {
     engine: PathBuf,
     machines: Machines,
     daemons: Vec<Option<Child>>,
+    /// Where the daemons keep networks of their own, and what they are told of it.
+    store: Option<(Etcd, Vec<String>)>,
 }
 
 /// Makes hosts with Docker and agents, and runs `body`. Host `h1` has index 0.
@@ -39,18 +42,33 @@ pub struct Docker {
 /// If `body` fails, with its error and the end of every agent's log.
 pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
     let Some([engine]) = unpacked([ENGINE]) else { return };
-    let options = Options { hosts, containers: 0, ..Options::default() };
-    let topology = Topology::new(options).expect("make namespaces");
-    let machines = Machines::default();
-    let mut docker = Docker { topology, engine, machines, daemons: Vec::new() };
-    let done = docker.up().and_then(|()| body(&mut docker));
+    let mut docker = Docker::new(hosts, engine).expect("make namespaces");
+    let done = docker.up(None).and_then(|()| body(&mut docker));
     done.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 impl Docker {
+    fn new(hosts: usize, engine: PathBuf) -> Result<Self> {
+        let options = Options { hosts, containers: 0, ..Options::default() };
+        let topology = Topology::new(options)?;
+        let machines = Machines::default();
+        Ok(Self { topology, engine, machines, daemons: Vec::new(), store: None })
+    }
+
+    /// Hosts with agents and Docker 20.10, whose own overlay networks are kept in an etcd on the first
+    /// host. `engine`, `etcd`: where they are unpacked.
+    pub fn with_store(hosts: usize, engine: PathBuf, etcd: &Path) -> Result<Self> {
+        let mut docker = Self::new(hosts, engine)?;
+        docker.up(Some(etcd))?;
+        Ok(docker)
+    }
+
     /// Starts daemons and agents, and gives each daemon the image `bb`, busybox.
-    fn up(&mut self) -> Result<()> {
+    fn up(&mut self, etcd: Option<&Path>) -> Result<()> {
         self.machines.make(&mut self.topology)?;
+        if let Some(root) = etcd {
+            self.start_store(root)?;
+        }
         for at in 0..self.topology.hosts.len() {
             self.daemons.push(None);
             self.start_daemon(at, &[])?;
@@ -63,6 +81,24 @@ impl Docker {
             self.topology.hosts[at].netns.exec("iptables -P FORWARD DROP")?;
         }
         self.topology.up()
+    }
+
+    fn start_store(&mut self, root: &Path) -> Result<()> {
+        let nodes = &self.topology.cluster.nodes;
+        let first = &self.topology.hosts[0];
+        let etcd = Etcd::start(root, first, &self.topology.dir, &nodes[0].underlay)?;
+        let store = format!("--cluster-store=etcd://{}", etcd.address);
+        let me = |node: &crate::cluster::Node| {
+            format!("{store} --cluster-advertise={}:2376", node.underlay)
+        };
+        self.store = Some((etcd, nodes.iter().map(me).collect()));
+        Ok(())
+    }
+
+    /// The network namespace of a container.
+    pub fn netns(&self, at: usize, container: &str) -> Result<Netns> {
+        let pid = self.run(at, &format!("inspect -f {{{{.State.Pid}}}} {container}"))?;
+        Netns::of_process(pid.parse().with_context(|| format!("{container} has pid {pid:?}"))?)
     }
 
     pub fn host(&mut self, at: usize) -> &mut Host {
@@ -98,6 +134,8 @@ impl Docker {
         ]);
         command.args(["-H", "unix:///run/docker.sock", "--cgroup-parent", &self.cgroup(at)]);
         command.args(["--shutdown-timeout", "1"]).args(args);
+        let store = self.store.as_ref().map_or("", |(_, of_hosts)| &of_hosts[at]);
+        command.args(store.split_whitespace());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.daemons[at] = Some(command.spawn().context("start dockerd")?);
         Ok(())

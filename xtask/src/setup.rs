@@ -21,7 +21,7 @@ mod sid;
 
 pub use apt::{Need, packages, unpacked};
 pub use docker::{
-    engine as docker_engine, newest_engine as newest_docker_engine, podman,
+    engine as docker_engine, etcd, newest_engine as newest_docker_engine, podman,
     version as docker_version,
 };
 

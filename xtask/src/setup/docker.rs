@@ -80,6 +80,11 @@ pub fn version(engine: &Path) -> Result<String> {
     Ok(version.with_context(|| format!("dockerd calls itself {said:?}"))?.to_owned())
 }
 
+/// The root folder of an etcd, in which Docker 20.10 keeps overlay networks.
+pub fn etcd() -> Result<PathBuf> {
+    unpacked("etcd-server", "is where Docker's own overlay keeps its networks")
+}
+
 /// The root folders of podman and of the plugins that others bring for CNI.
 pub fn podman() -> Result<[PathBuf; 2]> {
     Ok([
