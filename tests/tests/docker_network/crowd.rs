@@ -66,7 +66,7 @@ fn a_crowd_neither_collides_nor_leaks_and_all_its_names_are_right() {
         thread::scope(|scope| -> Result<()> {
             let starting = scope.spawn(|| on_all(docker, &second, start));
             on_all(docker, &first, remove)?;
-            starting.join().unwrap()
+            starting.join().expect("the one that starts")
         })?;
         let replaced = began.elapsed();
         let successors = distinct(docker, &second)?;
@@ -109,7 +109,7 @@ fn on_all(docker: &Docker, crowd: &Crowd, line: fn(&str) -> String) -> Result<()
     thread::scope(|scope| {
         let workers = (0..HOSTS * AT_ONCE).map(|n| scope.spawn(move || work(n % HOSTS, n / HOSTS)));
         let workers: Vec<_> = workers.collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap())
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker"))
     })
 }
 

@@ -88,7 +88,7 @@ fn a_transfer_outlives_the_agent_and_with_live_restore_the_daemon() {
         docker.wait_for(1, "exec sink test -e /all", |_| true)?;
         // It is that file, as often as it fits, and not a byte else.
         let size: u64 = arrived(docker)?;
-        ensure!(size > 0 && size % (4 << 20) == 0, "{size} bytes arrived");
+        ensure!(size > 0 && size.is_multiple_of(4 << 20), "{size} bytes arrived");
         let again = format!("n={}; while [ $n -gt 0 ]; do cat /data; n=$((n-1)); done", size >> 22);
         let sent = shell(docker, 0, "source", &format!("({again}) | md5sum"))?;
         let got = shell(docker, 1, "sink", "md5sum < /got")?;
@@ -131,7 +131,7 @@ fn what_went_while_the_agent_was_away_is_cleared_away() {
                 .map(|name| scope.spawn(move || docker_ref.run(0, &format!("rm -f {name}"))))
                 .into_iter()
                 .collect();
-            removed.into_iter().try_for_each(|run| run.join().unwrap().map(drop))
+            removed.into_iter().try_for_each(|run| run.join().expect("docker rm").map(drop))
         })?;
         docker.host(0).up(&cluster)?;
         let leaked = Holdings::of(docker, 0)?;
