@@ -161,7 +161,9 @@ impl PortInfo {
     pub const BOUND4: u32 = 2;
     pub const BOUND6: u32 = 4;
     /// Its network carries broadcast and multicast.
-    pub const FLOOD: u32 = 8;
+    pub const FLOOD: u32 = 16;
+    /// A netkit pair: the program runs while the container sends, and not where its packets arrive.
+    pub const NETKIT: u32 = 8;
 }
 
 /// `LEARNED`: whose traffic told its address. One of each family for each port.
@@ -285,6 +287,8 @@ impl PeerInfo {
     /// No mesh behind it but a switch: the inner destination MAC is the destination's own, from
     /// `NEIGHBOURS`.
     pub const SWITCH: u32 = 16;
+    /// The segment size of TCP is kept to what fits.
+    pub const CLAMP: u32 = 32;
 }
 
 /// `PEER_BY_ADDR`: who may send to us. The exact VNI is part of the key, so that one lookup
@@ -320,7 +324,9 @@ impl PeerSource {
     /// As [`PeerInfo::SWITCH`]: it asks by ARP and neighbour discovery, and MACs are learned.
     pub const SWITCH: u32 = 2;
     /// The network carries broadcast and multicast.
-    pub const FLOOD: u32 = 4;
+    pub const FLOOD: u32 = 8;
+    /// As [`PeerInfo::CLAMP`].
+    pub const CLAMP: u32 = 4;
 }
 
 /// `NEIGHBOURS`: an address behind a peer that is a switch.
@@ -339,19 +345,21 @@ pub struct NeighbourInfo {
     pub asked: u32,
 }
 
-/// `NETWORKS`: what the programs must know of a network beyond the entries of ports and peers.
+/// `NETWORKS`: what is to be known of a network beyond the port's and the peer's entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NetworkInfo {
     pub lens: PrefixLens,
     pub mtu: u32,
-    pub flags: u32,
+    /// Where the host's stack takes what leads out of the network: this host is its containers'
+    /// gateway. 0 for none.
+    pub world: u32,
     /// The bridge that may know an address of this node's subnet that nobody has told yet; 0 for
     /// none.
     pub bridge: u32,
     /// The MAC that endpoints know all others by.
     pub gateway_mac: [u16; 3],
-    pub _pad: u16,
+    pub flags: u16,
     /// Broadcast addresses of a network that carries broadcast, network byte order; 0 for none.
     pub broadcast: [u32; BROADCASTS],
 }
@@ -361,7 +369,7 @@ pub const BROADCASTS: usize = 4;
 
 impl NetworkInfo {
     /// It carries broadcast and multicast.
-    pub const FLOOD: u32 = 1;
+    pub const FLOOD: u16 = 1;
 }
 
 /// `FLOOD`: a list for each network, of what gets a copy of broadcast and multicast. It ends where an

@@ -1,7 +1,7 @@
 //! To an endpoint on this host.
 
 use mesh_common::{
-    maps::EndpointInfo,
+    maps::{EndpointInfo, PortInfo},
     verdict::{DropReason, Hook, Verdict},
     wire::ETH_LEN,
 };
@@ -17,11 +17,12 @@ use crate::{
 pub fn local(
     packet: &Packet,
     hook: Hook,
+    port: &PortInfo,
     to: &EndpointInfo,
     bytes: u32,
 ) -> Result<Done, DropReason> {
     packet.front::<ETH_LEN>()?.put_macs::<0>(&to.macs);
-    Ok(hand_over(to, bytes, hook != Hook::FromHost))
+    Ok(hand_over(to, bytes, hook != Hook::FromHost && port.flags & PortInfo::NETKIT == 0))
 }
 
 /// The frame has its Ethernet header for `to`: hand it over. `at_ingress`: the hook is one from

@@ -13,8 +13,8 @@ use crate::{
     end::{Done, Refusal, end},
     fib, flood, icmp,
     inner::{Family, V4, V6},
-    maps, neighbour,
-    packet::Packet,
+    maps, mss, neighbour,
+    packet::{self, Packet},
     switch,
 };
 
@@ -105,7 +105,8 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
         if flood::is_on(port) && flood::is_to_many::<F>(port.vni, &dst) {
             return Ok(GROUPED);
         }
-        return Err(if multicast { DropReason::Multicast } else { DropReason::NoRoute }.into());
+        let reason = if multicast { DropReason::Multicast } else { DropReason::NoRoute };
+        return Ok(world::<F>(port, &dst).ok_or(reason)?);
     };
     // The way to a peer is to be compared once, whatever kinds there are.
     if to.kind != FibInfo::PEER {
@@ -120,6 +121,9 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let route = encap::Route::new(peer, to.vni);
     icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
     let mut inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: peer.inner_macs };
+    if peer.flags & PeerInfo::CLAMP != 0 {
+        mss::of_sent::<F>(packet, header, &route, port.mtu);
+    }
     if peer.flags & PeerInfo::SWITCH != 0 {
         return switch::send::<F>(packet, port, to.peer, &route, &mut inner, &dst);
     }
@@ -142,6 +146,12 @@ fn here<F: Family>(
         Err(_) if flood::is_on(port) && flood::is_broadcast::<F>(port.vni, dst) => {
             return Ok(GROUPED);
         }
+        Err(_)
+            if F::is_gateway(port, dst)
+                && let Some(done) = world::<F>(port, dst) =>
+        {
+            return Ok(done);
+        }
         Err(reason) => {
             let network = bridge::of(port.vni).ok_or(reason)?;
             icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
@@ -152,5 +162,17 @@ fn here<F: Family>(
         return Err(DropReason::Hairpin.into());
     }
     icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
-    Ok(deliver::local(packet, hook, endpoint, packet.l3_len())?)
+    Ok(deliver::local(packet, hook, port, endpoint, packet.l3_len())?)
+}
+
+/// To the host's stack, where this host is the network's gateway. The frame has its MAC already.
+#[inline(never)]
+fn world<F: Family>(port: &PortInfo, dst: &Addr) -> Option<Done> {
+    let network = maps::network(port.vni).filter(|network| network.world != 0)?;
+    // What listens at 127.0.0.1 is the host's alone, and there the stack may take that from outside.
+    let is_inside = F::IS_V4 && dst.0[3].to_ne_bytes()[0] == 127;
+    if is_inside || F::is_multicast(dst) {
+        return None;
+    }
+    Some((Verdict::Host, packet::redirect_ingress(network.world)))
 }

@@ -135,6 +135,14 @@ impl Packet {
         if r == 0 { Ok(()) } else { Err(DropReason::Truncated) }
     }
 
+    /// Corrects the checksum of TCP or UDP at `offset` for two bytes that changed, if it is there
+    /// already. For the slow paths.
+    #[inline(always)]
+    pub fn resum(&self, offset: usize, old: u16, new: u16) {
+        // SAFETY: a helper call with a valid context. It fails where the packet ends before.
+        unsafe { bpf_l4_csum_replace(self.skb, offset as u32, old.into(), new.into(), 2) };
+    }
+
     /// Makes room for `bytes` behind the Ethernet header. `flags`: BPF_F_ADJ_ROOM_*, besides that
     /// segments keep their size (the container's MTU already leaves the room).
     #[inline(always)]

@@ -31,6 +31,7 @@ mod group;
 mod icmp;
 mod inner;
 mod maps;
+mod mss;
 mod neighbour;
 mod overlay;
 mod packet;

@@ -20,7 +20,7 @@ use crate::{
     end::{Done, NEXT, Refusal, end},
     fib, flood,
     inner::{Family, V4, V6, ecn},
-    maps, neighbour,
+    maps, mss, neighbour,
     packet::{self, Packet},
     switch,
 };
@@ -320,14 +320,14 @@ fn decap<F: Family>(
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
             let network = on_bridge::<F>(outer, &dst).ok_or(reason)?;
-            carry_ce::<F>(outer, header)?;
+            amend::<F>(packet, outer, header, at)?;
             take_off::<F>(packet, outer.is_v4, at, bytes)?;
             packet.front::<ETH_LEN>()?.put_eth::<0>(&[0; 3], F::PROTO);
             count::peer_rx(source.peer, bytes);
             return Ok(bridge::ask::<F>(network, &dst));
         }
     };
-    carry_ce::<F>(outer, header)?;
+    amend::<F>(packet, outer, header, at)?;
     if is_switch {
         switch::learn(packet, source, src, at);
     }
@@ -346,9 +346,10 @@ fn group<F: Family>(
     asked: &mut Asked,
     at: usize,
 ) -> Result<Done, Refusal> {
-    carry_ce::<F>(outer, header)?;
+    let src = F::src(header);
+    amend::<F>(packet, outer, header, at)?;
     if outer.source.flags & PeerSource::SWITCH != 0 && outer.ethernet {
-        switch::learn(packet, outer.source, F::src(header), at);
+        switch::learn(packet, outer.source, src, at);
     }
     *asked = Asked { key: outer.key(), at, is_arp: false };
     Ok((Verdict::Flood, GROUP))
@@ -360,15 +361,24 @@ fn keeps_protocol<F: Family>(is_outer_v4: bool) -> bool {
     F::IS_V4 == is_outer_v4 || DECAP_L3.load() != 0
 }
 
-/// Congestion that was met outside is told inside.
+/// What is changed inside: congestion that was met outside is told, and what a peer that needs it
+/// may be sent. Moves pointers.
 #[inline(always)]
-fn carry_ce<F: Family>(outer: &Outer, header: &mut F::Header) -> Result<(), DropReason> {
+fn amend<F: Family>(
+    packet: &Packet,
+    outer: &Outer,
+    header: &mut F::Header,
+    at: usize,
+) -> Result<(), DropReason> {
     if ecn(outer.tos) == ECN_CE {
         // RFC 6040, 4.2: a sender without ECN would never hear of it.
         if ecn(F::tos(header)) == 0 {
             return Err(DropReason::Congestion);
         }
         F::mark_ce(header);
+    }
+    if outer.source.flags & PeerSource::CLAMP != 0 {
+        mss::of_received::<F>(packet, header, at, outer.source.peer, outer.vni);
     }
     Ok(())
 }

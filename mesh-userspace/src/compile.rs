@@ -1,6 +1,9 @@
 //! From the cluster's description and what this host is like, to the contents of the maps. Pure.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use mesh_common::{
@@ -12,7 +15,7 @@ use mesh_common::{
 };
 use rustc_hash::FxBuildHasher;
 
-use peer::{is_switch, peer_info, peer_source, wire_vni};
+use peer::{clamps, is_switch, peer_info, peer_source, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
@@ -64,6 +67,8 @@ pub enum AttachmentKind {
     /// The host itself, behind `mesh0`.
     Host,
     Container,
+    /// A container behind a netkit pair.
+    Netkit,
     /// A container on somebody else's bridge; without addresses until they are known.
     Bridged,
 }
@@ -76,6 +81,8 @@ pub struct Facts {
     pub attachments: Vec<Attachment>,
     /// MTU of the interface that has our underlay address.
     pub underlay_mtu: u32,
+    /// The host's interface for what leads out of a network that this host is the gateway of, by VNI.
+    pub worlds: BTreeMap<u32, u32>,
     /// The bridge that may have addresses of this node's subnet which no attachment has; 0 for none.
     pub bridge: u32,
     /// The host has GRE tunnels of its own.
@@ -276,10 +283,10 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
         let info = NetworkInfo {
             lens: whole.lens.get(&network.vni).copied().unwrap_or_default(),
             mtu: outer.container_mtu(cluster.mtu, facts.underlay_mtu).unwrap_or_else(|m| m),
-            flags: if network.flood == Flood::All { NetworkInfo::FLOOD } else { 0 },
+            world: facts.worlds.get(&network.vni.get()).copied().unwrap_or_default(),
             bridge: if network.vni == Vni::DEFAULT { facts.bridge } else { 0 },
             gateway_mac: mac_words(node_mac(me.underlay)),
-            _pad: 0,
+            flags: if network.flood == Flood::All { NetworkInfo::FLOOD } else { 0 },
             broadcast: flood::broadcasts(network),
         };
         desired.maps.networks.insert(network.vni.get(), info);
@@ -350,7 +357,16 @@ fn prefix_lens(cluster: &Cluster) -> Lens {
         let of = counts.entry(*vni).or_insert([[0; 129]; 2]);
         of[usize::from(net.addr().is_ipv6())][usize::from(long_len(net))] += 1;
     }
-    let lens = |[v4, v6]: [_; 2]| PrefixLens { v4: commonest_first(v4), v6: commonest_first(v6) };
+    let lens = |[v4, v6]: [[usize; 129]; 2]| PrefixLens {
+        v4: commonest_first(v4),
+        // Both families are in one map: with a length of both, who sends to an IPv6 address that is
+        // an IPv4 one in there would find it. The way by the trie looks.
+        v6: if v4.iter().zip(v6).any(|(a, b)| *a > 0 && b > 0) {
+            [PrefixLens::LPM, 0, 0, 0]
+        } else {
+            commonest_first(v6)
+        },
+    };
     counts.into_iter().map(|(vni, counts)| (vni, lens(counts))).collect()
 }
 
@@ -396,15 +412,17 @@ impl Desired {
         let path = facts.paths.get(&peer.underlay);
         self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
         let outer_source = Addr::from(peer.underlay);
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let is_switch = peer.foreign.is_some() && is_switch(cluster, me, peer);
+        let flags = flag(is_switch, PeerSource::SWITCH) | flag(clamps(peer), PeerSource::CLAMP);
         let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
             let key = PeerKey { outer_source, vni: wire_vni };
             // Where it is nobody it has nothing to ask.
-            let is_switch = is_switch && !subnets.is_empty();
-            let mut source = peer_source(index, me, vni, is_switch, subnets);
+            let mut flags = if subnets.is_empty() { 0 } else { flags };
             if !subnets.is_empty() && flood::is_on(&self.maps.networks, vni) {
-                source.flags |= PeerSource::FLOOD;
+                flags |= PeerSource::FLOOD;
             }
+            let source = peer_source(index, me, vni, flags, subnets);
             self.maps.peer_by_addr.insert(key, source);
         };
         // Network 0 always, so that a stranger and a stray VNI of a peer can be told apart.
@@ -446,7 +464,11 @@ impl Desired {
             lens: self.lens(a.vni),
             gateway4: gateway_of(true).unwrap_or_default().0[3],
             gateway6: gateway_of(false).unwrap_or_default().0,
-            flags: if is_bridged { PortInfo::BRIDGED } else { 0 }
+            flags: match a.kind {
+                AttachmentKind::Host | AttachmentKind::Container => 0,
+                AttachmentKind::Netkit => PortInfo::NETKIT,
+                AttachmentKind::Bridged => PortInfo::BRIDGED,
+            }
                 | if flood::is_on(&self.maps.networks, a.vni.get()) { PortInfo::FLOOD } else { 0 },
             ..PortInfo::default()
         };
@@ -455,7 +477,7 @@ impl Desired {
             id: a.id,
             flags: match a.kind {
                 AttachmentKind::Host => EndpointInfo::HOST,
-                AttachmentKind::Container => 0,
+                AttachmentKind::Container | AttachmentKind::Netkit => 0,
                 AttachmentKind::Bridged => EndpointInfo::BRIDGED,
             },
             macs: mac_pair(a.mac, node_mac(me.underlay)),

@@ -67,6 +67,8 @@ pub struct State {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// There are rules of ours in the host's firewall.
     pub firewall: bool,
+    /// The same for networks that this host is the gateway of.
+    pub gateways: bool,
     /// Networks besides those of the config file.
     pub networks: Vec<AddedNetwork>,
 }
@@ -98,9 +100,41 @@ pub struct Endpoint {
     /// The CNI network by which it came.
     #[serde(default)]
     pub cni: Option<String>,
+    /// A netkit pair rather than a veth.
+    #[serde(default)]
+    pub netkit: bool,
     /// Of an interface that mesh did not make.
     #[serde(default)]
     pub bridged: Option<Bridged>,
+    /// Its ports that are the host's too.
+    #[serde(default)]
+    pub ports: Vec<Published>,
+}
+
+/// A port of the host that leads to one of a container's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    pub proto: Proto,
+    /// All of the host's addresses if there is none.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    Tcp,
+    Udp,
+}
+
+impl std::fmt::Display for Proto {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
 }
 
 /// A port of somebody else's bridge.

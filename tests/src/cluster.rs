@@ -93,6 +93,8 @@ pub struct ClusterFile {
     pub networks: Vec<Network>,
     /// `[attach] bridges`
     pub bridges: Vec<String>,
+    /// `[attach] interfaces`
+    pub interfaces: Option<&'static str>,
     /// Lines of `[docker]`
     pub docker: String,
     pub links: Vec<Link>,
@@ -148,6 +150,7 @@ impl ClusterFile {
             nodes: (1..=nodes).map(node).collect(),
             networks: Vec::new(),
             bridges: Vec::new(),
+            interfaces: None,
             docker: String::new(),
             links: Vec::new(),
         }
@@ -225,8 +228,11 @@ impl fmt::Display for ClusterFile {
         for Network { name, vni, cidr } in &self.networks {
             writeln!(f, "\n[[network]]\nname = {name:?}\nvni = {vni}\ncidr = {cidr:?}")?;
         }
-        if !self.bridges.is_empty() {
+        if !self.bridges.is_empty() || self.interfaces.is_some() {
             writeln!(f, "\n[attach]\nbridges = {:?}", self.bridges)?;
+        }
+        if let Some(interfaces) = self.interfaces {
+            writeln!(f, "interfaces = {interfaces:?}")?;
         }
         if !self.docker.is_empty() {
             writeln!(f, "\n[docker]\n{}", self.docker)?;

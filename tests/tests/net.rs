@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use mesh_userspace::net::{
-    Change, Net, NetError, RouteSpec, Veth, Watch, open_netns, own_netns, same_netns,
+    Change, Net, NetError, PairKind, RouteSpec, Veth, Watch, open_netns, own_netns, same_netns,
 };
 
 /// A protocol number that nobody else uses.
@@ -77,6 +77,7 @@ struct Pair {
 
 fn veth<'a>(ns_b: &'a OwnedFd) -> Veth<'a> {
     Veth {
+        kind: PairKind::Veth,
         name: "a",
         mac: MAC_A,
         mtu: 1462,
@@ -280,6 +281,7 @@ async fn our_routes_come_are_corrected_and_go() {
             gateway: None,
             source: Some(ip(source)),
             onlink: false,
+            mtu: None,
             protocol: OURS,
         };
         for gateway in [None, Some(ip(gateway)), None] {
@@ -307,6 +309,7 @@ async fn a_gateway_off_the_link_needs_onlink() {
         gateway: Some(ip("169.254.1.1")),
         source: None,
         onlink: false,
+        mtu: None,
         protocol: OURS,
     };
     let error = p.a.add_route(&spec).await.unwrap_err();
@@ -334,6 +337,7 @@ async fn a_foreign_route_is_neither_replaced_nor_removed() {
             gateway: None,
             source: None,
             onlink: false,
+            mtu: None,
             protocol: OURS,
         };
         let error = p.a.add_route(&spec).await.unwrap_err();

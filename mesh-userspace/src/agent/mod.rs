@@ -17,7 +17,7 @@ use crate::{
     config::{self, Cluster},
     docker::{self, Docker},
     host::{Host, HostError, Querier},
-    net::{Change, Watch},
+    net::{Change, Icmp, TooBig, Watch},
 };
 
 pub mod client;
@@ -99,6 +99,7 @@ pub async fn run(
     config_error: Option<String>,
     mut changes: Watch,
 ) -> anyhow::Result<()> {
+    let icmp = listen_for_icmp();
     let mut calls = server::listen(&settings.socket)?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -131,7 +132,8 @@ pub async fn run(
             docker.follow(&host);
         }
         let query = querier.as_ref().map(|querier| querier.due(host.revision()).into());
-        let due = agent.due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let due = agent.due.into_iter().chain(host.path_mtu_ends().map(Instant::from)).min();
+        let at = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             call = calls.recv() => {
                 let Some((request, fd, answer)) = call else { break };
@@ -157,13 +159,19 @@ pub async fn run(
                     agent.noticed(&mut host, Change::Overrun).await;
                 }
             },
-            () = tokio::time::sleep_until(due), if agent.due.is_some() => {
+            told = too_big(icmp.as_ref()) => {
+                if host.learn_path_mtu(&told) {
+                    agent.due_in(SETTLE);
+                }
+            }
+            () = tokio::time::sleep_until(at), if due.is_some() => {
                 if agent.retry.is_some_and(|at| at <= Instant::now()) {
                     agent.reload(&mut host, &settings).await;
                 }
+                host.forget_old_path_mtus();
                 agent.refresh(&mut host).await;
             }
-            () = tokio::time::sleep_until(query.unwrap_or(due)), if query.is_some() => {
+            () = tokio::time::sleep_until(query.unwrap_or(at)), if query.is_some() => {
                 if let Some(querier) = &mut querier
                     && let Err(e) = host.renew_groups(querier)
                 {
@@ -183,6 +191,27 @@ pub async fn run(
     tracing::info!("ending; the data plane stays as it is (`mesh down` takes it away)");
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
+}
+
+/// `None` without the right to: the mesh works, but for paths that are narrower than their ends.
+fn listen_for_icmp() -> Option<Icmp> {
+    Icmp::listen().inspect_err(|e| tracing::warn!("path MTUs are not learned: {e}")).ok()
+}
+
+/// The next news of a packet that was too big; never returns without a socket.
+async fn too_big(icmp: Option<&Icmp>) -> TooBig {
+    loop {
+        match icmp {
+            Some(icmp) => match icmp.next().await {
+                Ok(told) => return told,
+                Err(e) => {
+                    tracing::debug!("ICMP: {e}");
+                    tokio::time::sleep(RETRY).await;
+                }
+            },
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What there is to do for Docker; never returns if that is off.
@@ -221,12 +250,12 @@ impl Agent {
     async fn answer(
         &mut self,
         host: &mut Host,
-        docker: Option<&mut Docker>,
+        mut docker: Option<&mut Docker>,
         request: Request,
         fd: Option<OwnedFd>,
     ) -> Response {
         let mut reserved = HashSet::new();
-        if let Some(docker) = docker {
+        if let Some(docker) = docker.as_deref_mut() {
             reserved = docker.reserved();
             if let Some(why) = hear_others(host, docker, &request) {
                 return Response::Error(Failure::new(Kind::NotNow, why));
@@ -236,6 +265,9 @@ impl Agent {
             (Request::Status, _) => host.status().await.map(|mut status| {
                 status.agent = Some(std::process::id());
                 status.config_error.clone_from(&self.config_error);
+                if let Some(docker) = docker.as_deref() {
+                    docker.tell(&mut status);
+                }
                 Response::Status(Box::new(status))
             }),
             (Request::Attach(mut request), Some(netns)) => {

@@ -1,4 +1,5 @@
 //! Programs on interfaces: tcx links, pinned, where the kernel has them (6.6); clsact filters below.
+//! On a netkit pair a link of its own kind, which runs as the other end sends.
 
 use std::{
     fs, io,
@@ -8,7 +9,7 @@ use std::{
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
-    links::{FdLink, Link, PinnedLink},
+    links::{FdLink, Link},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
 use mesh_common::names;
@@ -21,6 +22,8 @@ use super::{BpfError, Pins, load, raw};
 pub enum Mode {
     Tcx,
     Clsact,
+    /// Of netkit pairs alone.
+    Netkit,
 }
 
 impl std::fmt::Display for Mode {
@@ -28,6 +31,7 @@ impl std::fmt::Display for Mode {
         f.write_str(match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::Netkit => "netkit",
         })
     }
 }
@@ -78,6 +82,7 @@ pub fn attach(
     match mode {
         Mode::Tcx => attach_tcx(pins, program, interface).map(|()| false),
         Mode::Clsact => attach_clsact(pins, program, interface),
+        Mode::Netkit => attach_netkit(pins, program, interface).map(|()| false),
     }
 }
 
@@ -100,6 +105,23 @@ fn attach_tcx(pins: &Pins, program: &'static str, interface: &Interface) -> Resu
     let link: FdLink = link.try_into().map_err(|e| error(program, interface, format!("{e}")))?;
     link.pin(&pin).map_err(|e| error(program, interface, e))?;
     Ok(())
+}
+
+fn attach_netkit(
+    pins: &Pins,
+    program: &'static str,
+    interface: &Interface,
+) -> Result<(), BpfError> {
+    let pin = pins.link(program, interface.index);
+    if is_live(&pin, interface.index) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&pin);
+    let attach = || {
+        let program = raw::open_pin(&pins.program(program))?;
+        raw::pin(&raw::attach_netkit_peer(&program, interface.index)?, &pin)
+    };
+    attach().map_err(|e: io::Error| error(program, interface, e))
 }
 
 /// Is the pin a link on the interface that has this number now?
@@ -154,7 +176,7 @@ pub fn detach(
     interface: &Interface,
 ) -> Result<(), BpfError> {
     match mode {
-        Mode::Tcx => match fs::remove_file(pins.link(program, interface.index)) {
+        Mode::Tcx | Mode::Netkit => match fs::remove_file(pins.link(program, interface.index)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(program, interface, e)),
             _ => Ok(()),
         },
@@ -174,20 +196,14 @@ pub fn detach(
     }
 }
 
-/// Lets every pinned tcx link of `name` run `program` from now on.
-pub fn replace(
-    pins: &Pins,
-    name: &'static str,
-    program: &mut SchedClassifier,
-) -> Result<(), BpfError> {
+/// Lets every pinned link of `name` run `program` from now on.
+pub fn replace(pins: &Pins, name: &'static str, program: &SchedClassifier) -> Result<(), BpfError> {
     for pin in links_of(pins, name) {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| BpfError::Load(e);
-        let link = PinnedLink::from_pin(&pin).map_err(|e| failed(e.into()))?;
-        let link: SchedClassifierLink =
-            FdLink::from(link).try_into().map_err(|e| failed(format!("{e}").into()))?;
-        match program.attach_to_link(link) {
-            // Dropping our end of it does not detach: it is pinned.
-            Ok(id) => drop(program.take_link(id).map_err(|e| failed(e.into()))?),
+        let link = raw::open_pin(&pin).map_err(|e| failed(e.into()))?;
+        let program = program.fd().map_err(|e| failed(e.into()))?;
+        match raw::update_link(&link, program) {
+            Ok(()) => {}
             Err(e) if interface_of(&pin).is_some() => return Err(failed(e.into())),
             // The interface is gone; the next look at the links removes the pin.
             Err(e) => tracing::debug!("{}: {e}", pin.display()),

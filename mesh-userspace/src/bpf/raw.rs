@@ -16,11 +16,17 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// `enum bpf_attach_type`
+const BPF_NETKIT_PEER: u32 = 55;
 
 /// Entries to a batch: enough to make the call's cost vanish, few enough for the kernel's own copy.
 const BATCH: usize = 4096;
@@ -56,6 +62,20 @@ struct ObjAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// `union bpf_attr` of BPF_LINK_CREATE, and of BPF_LINK_UPDATE, whose first two fields are the link
+/// and the new program.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct LinkAttr {
+    fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    /// Of tcx and netkit: relative to whom, and which revision is expected; 0 for at the end.
+    relative: u64,
+    revision: u64,
 }
 
 #[repr(C)]
@@ -116,6 +136,38 @@ fn info<T: Default>(fd: &impl AsFd) -> io::Result<T> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Pins a link.
+pub fn pin(fd: &impl AsFd, path: &Path) -> io::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    let bpf_fd = fd.as_fd().as_raw_fd() as u32;
+    let mut attr = ObjAttr { pathname: path.as_ptr() as u64, bpf_fd, ..ObjAttr::default() };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Runs a program on what the peer of a netkit pair sends. `primary`: the pair's other end, in this
+/// namespace.
+pub fn attach_netkit_peer(program: &impl AsFd, primary: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        fd: program.as_fd().as_raw_fd() as u32,
+        target: primary,
+        attach_type: BPF_NETKIT_PEER,
+        ..LinkAttr::default()
+    };
+    let fd = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Lets a link run another program from now on.
+pub fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
+    let mut attr = LinkAttr {
+        fd: link.as_fd().as_raw_fd() as u32,
+        target: program.as_fd().as_raw_fd() as u32,
+        ..LinkAttr::default()
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// What the kernel says of a pinned link.

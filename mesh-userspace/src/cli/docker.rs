@@ -24,6 +24,8 @@ use crate::{
 
 /// What Docker calls its default bridge.
 const DOCKER0: &str = "docker0";
+/// The longest prefix that it takes for IPv6.
+const DOCKER_V6_MOST: u8 = 80;
 const RESTART: &str = "`systemctl restart docker`";
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +85,9 @@ struct DefaultBridge {
     bip: String,
     /// Where the containers' addresses are from.
     fixed_cidr: String,
+    /// The same for IPv6, where the node has a part of that. The host's address follows from it, and
+    /// what is not on link goes by that.
+    fixed_cidr_v6: Option<String>,
     mtu: u32,
 }
 
@@ -120,6 +125,11 @@ fn default_bridge(status: &Status) -> anyhow::Result<DefaultBridge> {
     Ok(DefaultBridge {
         bip: format!("{address}/{}", cidr.prefix_len()),
         fixed_cidr: subnet.to_string(),
+        fixed_cidr_v6: status.addresses.iter().find(|ip| ip.is_ipv6()).and_then(|address| {
+            let (subnet, _) = find(address)?;
+            // Docker makes the last 48 bits of the container's MAC.
+            (subnet.prefix_len() <= DOCKER_V6_MOST).then(|| subnet.to_string())
+        }),
         mtu: status.mtu,
     })
 }
@@ -145,7 +155,7 @@ fn merged(before: &str, wanted: Settings) -> anyhow::Result<Option<String>> {
     if let Some(dns) = wanted.dns {
         file.insert("dns".into(), json!(dns));
     }
-    if let Some(DefaultBridge { bip, fixed_cidr, mtu }) = wanted.bridge {
+    if let Some(DefaultBridge { bip, fixed_cidr, fixed_cidr_v6, mtu }) = wanted.bridge {
         if let Some(other) = file.get("bridge") {
             bail!(
                 "it has \"bridge\": {other}, so Docker makes no {DOCKER0}: take that out, or attach \
@@ -154,6 +164,12 @@ fn merged(before: &str, wanted: Settings) -> anyhow::Result<Option<String>> {
         }
         file.insert("bip".into(), json!(bip));
         file.insert("fixed-cidr".into(), json!(fixed_cidr));
+        // Whoever switched it off wants none.
+        if let Some(v6) = fixed_cidr_v6
+            && file.entry("ipv6").or_insert(json!(true)) == &json!(true)
+        {
+            file.insert("fixed-cidr-v6".into(), json!(v6));
+        }
         // A smaller one does no harm.
         let fits = |old: &Value| old.as_u64().is_some_and(|old| (1..=mtu.into()).contains(&old));
         if !file.get("mtu").is_some_and(fits) {
@@ -202,6 +218,7 @@ mod tests {
         let bridge = DefaultBridge {
             bip: "10.42.64.1/16".into(),
             fixed_cidr: "10.42.64.0/18".into(),
+            fixed_cidr_v6: None,
             mtu: 1462,
         };
         Settings { dns: None, bridge: Some(bridge) }
@@ -222,6 +239,23 @@ mod tests {
         assert_eq!(value["bip"], "10.42.64.1/16");
         let value = merged(r#"{"mtu": 1500}"#, bridge()).unwrap().unwrap();
         assert!(value.contains("\"mtu\": 1462"), "{value}");
+    }
+
+    #[test]
+    fn the_default_bridge_has_ipv6_unless_somebody_switched_it_off() {
+        let wanted = || {
+            let bridge = bridge().bridge.unwrap();
+            let fixed_cidr_v6 = Some("fd42:0:0:1::/64".into());
+            Settings { dns: None, bridge: Some(DefaultBridge { fixed_cidr_v6, ..bridge }) }
+        };
+        let value: Value = serde_json::from_str(&merged("", wanted()).unwrap().unwrap()).unwrap();
+        assert_eq!(
+            (&value["ipv6"], &value["fixed-cidr-v6"]),
+            (&json!(true), &json!("fd42:0:0:1::/64"))
+        );
+        let off = r#"{"ipv6": false}"#;
+        let value: Value = serde_json::from_str(&merged(off, wanted()).unwrap().unwrap()).unwrap();
+        assert_eq!((&value["ipv6"], &value["fixed-cidr-v6"]), (&json!(false), &Value::Null));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     agent::protocol::{Request, Response},
-    host::Status,
+    host::{NextHop, Status},
 };
 
 #[derive(Debug, Args)]
@@ -40,8 +40,10 @@ pub async fn run(args: StatusArgs, place: &Place) -> anyhow::Result<ExitCode> {
 fn text(s: &Status) -> String {
     let mut out = head(s);
     section(&mut out, "NETWORKS", &networks(s));
+    section(&mut out, "FAULTS", &faults(s));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
+    section(&mut out, "PORTS", &ports(s));
     section(&mut out, "BRIDGES", &bridges(s));
     section(&mut out, "PROGRAMS", &programs(s));
     section(&mut out, "PACKETS", &hooks(s));
@@ -66,6 +68,13 @@ fn head(s: &Status) -> String {
         s.mtu,
         s.generation,
     );
+    if let Some(docker) = s.docker.as_ref().filter(|docker| docker.connected) {
+        let driver = docker.plugin_socket.as_ref().map_or_else(
+            || "no driver, as the config file says".to_owned(),
+            |path| format!("driver at {}", path.display()),
+        );
+        let _ = writeln!(out, "docker      {}, {driver}", docker.socket.display());
+    }
     if let Some(error) = &s.config_error {
         let _ = writeln!(out, "config      NOT APPLIED, the one before is in effect:\n{error}");
     }
@@ -98,14 +107,35 @@ fn networks(s: &Status) -> Table {
     table
 }
 
+/// Of networks and of Docker.
+fn faults(s: &Status) -> Table {
+    let mut table = table(&["of", "fault"]);
+    for n in &s.networks {
+        for fault in &n.faults {
+            table.add_row([&n.name, fault]);
+        }
+    }
+    let Some(docker) = &s.docker else { return table };
+    for fault in &docker.faults {
+        table.add_row(["docker", fault]);
+    }
+    if let Some(last) = &docker.last_error {
+        let ago = last.seconds_ago;
+        let text = format!("{ago} s ago {} was refused: {}", last.call, last.error);
+        table.add_row(["docker", &text]);
+    }
+    table
+}
+
 fn peers(s: &Status) -> Table {
     let mut table =
-        table(&["name", "underlay", "encap", "subnets", "next hop", "sent", "received"]);
+        table(&["name", "underlay", "encap", "subnets", "next hop", "mtu", "sent", "received"]);
     for p in &s.peers {
         let next_hop = p.next_hop.as_ref().map_or_else(
             || "no route".to_owned(),
             |n| format!("{} {} ({})", n.ifname, n.address, n.state),
         );
+        let mtu = p.next_hop.as_ref().map(path_mtu).unwrap_or_default();
         let (tx, rx) = (traffic(&p.tx), traffic(&p.rx));
         let port = p.port.map_or_else(String::new, |port| format!(" port {port}"));
         let encap = format!("{}{port}{}", p.encap, if p.managed { "" } else { ", foreign" });
@@ -115,11 +145,21 @@ fn peers(s: &Status) -> Table {
             encap,
             join(&p.subnets),
             next_hop,
+            mtu,
             tx,
             rx,
         ]);
     }
     table
+}
+
+/// With where it is known from, unless it is simply that of the interface.
+fn path_mtu(hop: &NextHop) -> String {
+    match (hop.mtu_from.as_str(), hop.mtu_expires) {
+        ("interface", _) => hop.mtu.to_string(),
+        (from, Some(seconds)) => format!("{} ({from}, for {seconds} s)", hop.mtu),
+        (from, None) => format!("{} ({from})", hop.mtu),
+    }
 }
 
 fn endpoints(s: &Status) -> Table {
@@ -135,6 +175,22 @@ fn endpoints(s: &Status) -> Table {
             traffic(&e.tx),
             traffic(&e.rx),
         ]);
+    }
+    table
+}
+
+fn ports(s: &Status) -> Table {
+    let mut table = table(&["host", "container", "endpoint"]);
+    for e in &s.endpoints {
+        let addresses = join(&e.addresses);
+        for p in &e.ports {
+            let at = p.host_ip.map_or_else(String::new, |ip| format!("{ip} "));
+            table.add_row([
+                format!("{at}{}/{}", p.host_port, p.proto),
+                format!("{addresses} {}", p.port),
+                e.name.clone(),
+            ]);
+        }
     }
     table
 }

@@ -57,7 +57,8 @@ pub(super) fn peer_info(
             | flag(shape.ethernet, PeerInfo::ETHERNET)
             | flag(is_ipv6, PeerInfo::IPV6)
             | flag(is_udp, PeerInfo::UDP)
-            | flag(is_switch(cluster, me, peer), PeerInfo::SWITCH),
+            | flag(is_switch(cluster, me, peer), PeerInfo::SWITCH)
+            | flag(clamps(peer), PeerInfo::CLAMP),
         underlay_mtu: path.mtu,
         remote,
         next_hop: Addr::from(path.next_hop),
@@ -86,6 +87,10 @@ pub(super) fn is_switch(cluster: &Cluster, me: &Node, peer: &Node) -> bool {
         && matches!(peer.foreign, Some(Foreign { mac: None, .. }))
 }
 
+pub(super) fn clamps(peer: &Node) -> bool {
+    peer.foreign.as_ref().is_some_and(|foreign| foreign.clamp_mss)
+}
+
 /// The number of a network on the wire to a peer.
 pub(super) fn wire_vni(peer: &Node, vni: Vni) -> u32 {
     let own = peer.foreign.as_ref().and_then(|f| f.vni).filter(|_| vni == Vni::DEFAULT);
@@ -100,12 +105,12 @@ fn room_flags(shape: Shape, is_ipv6: bool) -> u64 {
 }
 
 /// What a peer may send in a network, `vni`, where it has these subnets: the first of each family
-/// goes into the entry.
+/// goes into the entry. `flags`: all but [`PeerSource::MORE`].
 pub(super) fn peer_source(
     index: u32,
     me: &Node,
     vni: u32,
-    is_switch: bool,
+    flags: u32,
     subnets: &[(Vni, IpNet)],
 ) -> PeerSource {
     let subnets =
@@ -121,7 +126,6 @@ pub(super) fn peer_source(
         (net6, mask6) = (Addr::from(net.network()).0, mask(long_len(net)));
     }
     let more = subnets(true).nth(1).is_some() || subnets(false).nth(1).is_some();
-    let flags =
-        if more { PeerSource::MORE } else { 0 } | if is_switch { PeerSource::SWITCH } else { 0 };
+    let flags = flags | if more { PeerSource::MORE } else { 0 };
     PeerSource { peer: index, flags, vni, local: Addr::from(me.underlay), net4, mask4, net6, mask6 }
 }

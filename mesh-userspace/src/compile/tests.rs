@@ -50,6 +50,7 @@ fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cl
         nodes,
         docker: Default::default(),
         bridges: Vec::new(),
+        interfaces: Default::default(),
     }
 }
 
@@ -172,6 +173,16 @@ fn the_commonest_length_is_looked_up_first() {
     assert_eq!(desired.maps.networks[&0].lens.v4, [96 + 24, 96 + 20, 0, 0]);
     assert_eq!(desired.maps.networks[&7].lens.v4, [96 + 8, 0, 0, 0]);
     assert_eq!(desired.maps.networks[&7].lens.v6, [0; 4]);
+}
+
+#[test]
+fn lengths_of_both_families_are_not_told_apart_by_their_number() {
+    let v6 = |subnets: &[(u32, &str)]| alone(subnets, Vec::new()).maps.networks[&0].lens.v6;
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/64")]), [64, 0, 0, 0]);
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/112")]), [112, 0, 0, 0]);
+    // 24 bits of an IPv4 address are 120 of its IPv6 form.
+    assert_eq!(v6(&[(0, "10.0.0.0/24"), (0, "fd42::/120")]), [PrefixLens::LPM, 0, 0, 0]);
+    assert_eq!(v6(&[(7, "10.0.0.0/24"), (0, "fd42::/120")]), [120, 0, 0, 0]);
 }
 
 #[test]

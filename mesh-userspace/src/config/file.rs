@@ -80,6 +80,20 @@ pub struct AttachTable {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default, inner(length(min = 1, max = 15)))]
     pub bridges: Vec<String>,
+    /// What containers' interfaces are made of; "auto": netkit where the kernel has it (6.7). Those
+    /// that are there stay as they are. Default: veth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "InterfacesName")]
+    pub interfaces: Option<InterfacesName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum InterfacesName {
+    Veth,
+    Netkit,
+    Auto,
 }
 
 /// Docker, which mesh is a network driver of.
@@ -181,6 +195,10 @@ pub struct NodeTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default, with = "String", extend("pattern" = MAC_PATTERN))]
     pub mac: Option<String>,
+    /// Of a node that is not managed: keep the segment size of TCP to what fits on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default, with = "bool")]
+    pub clamp_mss: Option<bool>,
 }
 
 const MAC_PATTERN: &str = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$";

@@ -96,6 +96,31 @@ pub struct Cluster {
     pub docker: Docker,
     /// Bridges on each host whose ports are attached, such as `docker0`.
     pub bridges: Vec<String>,
+    pub interfaces: Interfaces,
+}
+
+/// What containers' interfaces are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interfaces {
+    #[default]
+    Veth,
+    /// Since Linux 6.7: the program runs as the container sends, and a queue on the way is left out.
+    Netkit,
+    /// Netkit where the kernel has it.
+    Auto,
+}
+
+impl Interfaces {
+    pub const ALL: [Self; 3] = [Self::Veth, Self::Netkit, Self::Auto];
+
+    /// As the config file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Netkit => "netkit",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// Where each host's Docker is, and whether it is served.

@@ -16,7 +16,7 @@ use super::{
 
 pub(super) const LINK_KEYS: [&str; 3] = ["nodes", "encap", "port"];
 /// Those of a node that only a foreign one may have.
-pub(super) const FOREIGN_KEYS: [&str; 4] = ["encap", "vni", "port", "mac"];
+pub(super) const FOREIGN_KEYS: [&str; 5] = ["encap", "vni", "port", "mac", "clamp_mss"];
 
 #[derive(Debug)]
 pub(super) struct LinkSpec {
@@ -33,6 +33,7 @@ pub(super) struct ForeignSpec {
     pub vni: Option<At<u32>>,
     pub port: Option<At<u16>>,
     pub mac: Option<At<[u8; 6]>>,
+    pub clamp_mss: Option<At<bool>>,
 }
 
 impl LinkSpec {
@@ -80,7 +81,7 @@ impl ForeignSpec {
     /// `None` if the node is managed. `fields`: in the order of [`FOREIGN_KEYS`].
     pub fn read(
         managed: Option<&Value<'_>>,
-        fields: Fields<'_, '_, 4>,
+        fields: Fields<'_, '_, 5>,
         path: &str,
         reader: &mut Reader<'_, '_>,
     ) -> Option<Box<Self>> {
@@ -98,13 +99,14 @@ impl ForeignSpec {
         if managed.is_none_or(|at| at.value) {
             return None;
         }
-        let [encap, vni, port, mac] = fields;
+        let [encap, vni, port, mac, clamp_mss] = fields;
         let key = |name: &str| format!("{path}.{name}");
         Some(Box::new(Self {
             encap: encap.and_then(|v| reader.string(v, key("encap"), wire::parse_encap)),
             vni: vni.and_then(|v| reader.integer(v, key("vni"), wire::parse_wire_vni)),
             port: port.and_then(|v| reader.integer(v, key("port"), wire::parse_port)),
             mac: mac.and_then(|v| reader.string(v, key("mac"), wire::parse_mac)),
+            clamp_mss: clamp_mss.and_then(|v| reader.boolean(v, key("clamp_mss"))),
         }))
     }
 
@@ -114,6 +116,7 @@ impl ForeignSpec {
             vni: self.vni.as_ref().map(|at| at.value),
             port: self.port.as_ref().map(|at| at.value),
             mac: self.mac.as_ref().map(|at| at.value),
+            clamp_mss: self.clamp_mss.as_ref().is_some_and(|at| at.value),
         }
     }
 }

@@ -191,27 +191,36 @@ fn node(reader: &mut Reader<'_>) -> Option<NodeSpec> {
 }
 
 /// All but the table of a node's parts of further networks.
-const PLAIN_NODE_KEYS: [&str; 8] = {
-    let [encap, vni, port, mac] = FOREIGN_KEYS;
-    ["name", "underlay", "subnet", "managed", encap, vni, port, mac]
+const PLAIN_NODE_KEYS: [&str; 9] = {
+    let [encap, vni, port, mac, clamp_mss] = FOREIGN_KEYS;
+    ["name", "underlay", "subnet", "managed", encap, vni, port, mac, clamp_mss]
 };
+
+fn boolean(text: &str) -> Option<bool> {
+    match without_comment(text) {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
 
 fn foreign_of(
     reader: &Reader<'_>,
     managed: Option<&str>,
-    fields: [Option<&str>; 4],
+    fields: [Option<&str>; 5],
 ) -> Option<Option<Box<ForeignSpec>>> {
-    if managed.is_none_or(|text| without_comment(text) == "true") {
+    if managed.is_none_or(|text| boolean(text) == Some(true)) {
         // None of them is a managed node's.
         return fields.iter().all(Option::is_none).then_some(None);
     }
-    let [encap, vni, port, mac] = fields;
-    let is_foreign = managed.is_some_and(|text| without_comment(text) == "false");
+    let [encap, vni, port, mac, clamp_mss] = fields;
+    let is_foreign = managed.is_some_and(|text| boolean(text) == Some(false));
     is_foreign.then_some(Some(Box::new(ForeignSpec {
         encap: reader.optional(encap, |text| wire::parse_encap(string(text)?).ok())?,
         vni: reader.optional(vni, |text| wire::parse_wire_vni(integer(text)?).ok())?,
         port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
         mac: reader.optional(mac, |text| wire::parse_mac(string(text)?).ok())?,
+        clamp_mss: reader.optional(clamp_mss, boolean)?,
     })))
 }
 

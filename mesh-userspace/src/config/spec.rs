@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Dscp, Encap, Flood, Vni,
+    Dscp, Encap, Flood, Interfaces, Vni,
     fields::{Reader, Value},
     overrides::{ForeignSpec, LinkSpec},
     syntax::{Kind, Section, TABLES, join, unknown},
@@ -16,11 +16,21 @@ use super::{
 
 pub(super) const CLUSTER_KEYS: [&str; 8] =
     ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp", "flood"];
-pub(super) const ATTACH_KEYS: [&str; 1] = ["bridges"];
+pub(super) const ATTACH_KEYS: [&str; 2] = ["bridges", "interfaces"];
 pub(super) const DOCKER_KEYS: [&str; 3] = ["plugin", "socket", "plugin_socket"];
 pub(super) const NETWORK_KEYS: [&str; 4] = ["name", "vni", "cidr", "flood"];
-pub(super) const NODE_KEYS: [&str; 9] =
-    ["name", "underlay", "subnet", "subnets", "managed", "encap", "vni", "port", "mac"];
+pub(super) const NODE_KEYS: [&str; 10] = [
+    "name",
+    "underlay",
+    "subnet",
+    "subnets",
+    "managed",
+    "encap",
+    "vni",
+    "port",
+    "mac",
+    "clamp_mss",
+];
 
 /// The file's content. What is missing or can not be read is `None` or empty, and a fault.
 #[derive(Debug, Default)]
@@ -50,6 +60,7 @@ pub(super) struct ClusterSpec {
 #[derive(Debug)]
 pub(super) struct AttachSpec {
     pub bridges: Vec<At<String>>,
+    pub interfaces: Option<At<Interfaces>>,
 }
 
 #[derive(Debug)]
@@ -226,10 +237,12 @@ impl Spec {
         if self.attach.is_some() || is_list {
             reader.findings.add(place, "there is one: write [attach] once, in single brackets");
         }
-        let [bridges] = reader.fields(table, place, ATTACH_KEYS, 1);
+        let [bridges, interfaces] = reader.fields(table, place, ATTACH_KEYS, 2);
         let bridges = bridges
             .map_or_else(Vec::new, |v| reader.strings(v, "attach.bridges", value::parse_ifname));
-        self.attach.get_or_insert(AttachSpec { bridges });
+        let interfaces = interfaces
+            .and_then(|v| reader.string(v, "attach.interfaces".into(), value::parse_interfaces));
+        self.attach.get_or_insert(AttachSpec { bridges, interfaces });
     }
 
     fn set_docker(
@@ -316,7 +329,7 @@ impl NetworkSpec {
 impl NodeSpec {
     fn read(table: &DeTable<'_>, place: Place, reader: &mut Reader<'_, '_>) -> Self {
         let [name, underlay, subnet, subnets, managed, foreign @ ..] =
-            reader.fields(table, &place, NODE_KEYS, 7);
+            reader.fields(table, &place, NODE_KEYS, 8);
         let path = &place.key;
         let name =
             name.and_then(|v| read_name(v, format!("{path}.name"), value::name_fault, reader));

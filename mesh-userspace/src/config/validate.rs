@@ -349,6 +349,11 @@ fn document(spec: &Spec, segments: &[Segment<'_>]) -> Option<Document> {
             nodes: nodes.collect::<Option<_>>()?,
             docker: docker(spec),
             bridges: bridges(spec),
+            interfaces: spec
+                .attach
+                .as_ref()
+                .and_then(|attach| attach.interfaces.as_ref())
+                .map_or_else(Default::default, |at| at.value),
         },
         divided,
         mtu_at: None,

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Vni;
+use super::{Interfaces, Vni};
 
 /// Characters in a name: the longest DNS label.
 pub(super) const NAME_MAX: usize = 63;
@@ -88,6 +88,12 @@ pub(super) fn parse_path(text: &str) -> Result<PathBuf, String> {
         0..108 => Err(format!("{text:?} is no absolute path, such as /run/docker.sock")),
         len => Err(format!("the path of a socket has at most 107 bytes, and this one {len}")),
     }
+}
+
+pub(super) fn parse_interfaces(text: &str) -> Result<Interfaces, String> {
+    Interfaces::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+        format!("{text:?} is no kind of interface: write \"veth\", \"netkit\" or \"auto\"")
+    })
 }
 
 /// The kernel's rule for names of interfaces (dev_valid_name).

@@ -157,6 +157,8 @@ pub struct Foreign {
     pub port: Option<u16>,
     /// Where frames to it are addressed to, if not to [`crate::compile::node_mac`].
     pub mac: Option<[u8; 6]>,
+    /// The segment size that TCP agrees on with what is behind it is kept to what fits.
+    pub clamp_mss: bool,
 }
 
 impl Node {

@@ -35,6 +35,16 @@ pub enum ApiError {
     Parse(#[from] serde_json::Error),
 }
 
+/// Why there is no Docker to follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// No socket.
+    None,
+    Unreachable(String),
+    /// In another network namespace.
+    Elsewhere,
+}
+
 #[derive(Clone, Debug)]
 pub struct Api {
     pub socket: PathBuf,
@@ -192,13 +202,18 @@ impl Attachment {
 }
 
 impl Api {
-    /// Is there a Docker, and does it make its networks in our namespace? Agents of several hosts
-    /// may run on one machine.
-    pub async fn is_ours(&self) -> bool {
-        let Ok(stream) = UnixStream::connect(&self.socket).await else { return false };
+    /// Is there a Docker, and does it make its networks in our namespace? `None`: yes. Agents of
+    /// several hosts may run on one machine.
+    pub async fn absence(&self) -> Option<Absence> {
+        let stream = match UnixStream::connect(&self.socket).await {
+            Ok(stream) => stream,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Some(Absence::None),
+            Err(e) => return Some(Absence::Unreachable(e.to_string())),
+        };
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        pid.is_some_and(|pid| namespace(&pid.to_string()) == namespace("self"))
+        let is_ours = pid.is_some_and(|pid| namespace(&pid.to_string()) == namespace("self"));
+        (!is_ours).then_some(Absence::Elsewhere)
     }
 
     /// The networks of a driver, without the containers in them.

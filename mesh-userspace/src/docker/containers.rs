@@ -33,6 +33,7 @@ impl Docker {
         self.containers.retain(|id, seen| seen.count > count || running.contains(id.as_str()));
         self.publish_names();
         self.remember(networks);
+        self.ended.clear();
         self.collect_leaks(host, networks).await?;
         self.save(host)
     }
@@ -59,17 +60,26 @@ impl Docker {
 
     /// Tells who is called what in the mesh's networks.
     pub(super) fn publish_names(&self) {
-        let mut view = View { networks: self.attached.borrow().names.clone() };
+        let attached = self.attached.borrow();
+        let mut view = View { networks: attached.names.clone() };
         for seen in self.containers.values() {
             for attachment in seen.container.network_settings.networks.values() {
-                let local = self.saved.networks.get(&attachment.network_id);
-                let Some(name) = local.and_then(|local| local.name.clone()) else { continue };
-                let named = named(&seen.container, attachment);
-                if !named.addresses.is_empty() {
+                let mut named = named(&seen.container, attachment);
+                let name =
+                    match (self.saved.networks.get(&attachment.network_id), &attached.bridged) {
+                        (Some(local), _) => local.name.clone(),
+                        (None, Some((own, addresses))) if self.is_plugin => {
+                            named.addresses.retain(|ip| addresses.contains(ip));
+                            Some(own.clone())
+                        }
+                        _ => None,
+                    };
+                if let (Some(name), false) = (name, named.addresses.is_empty()) {
                     view.networks.entry(name).or_default().push(named);
                 }
             }
         }
+        drop(attached);
         self.changes.send_modify(|n| *n += 1);
         self.shared.publish(|d| d.set_view(view));
     }
@@ -79,7 +89,8 @@ impl Docker {
         for network in networks {
             let pools: Vec<_> = network.ipam.config.iter().filter_map(|c| c.subnet).collect();
             for member in network.containers.values() {
-                if self.saved.endpoints.contains_key(&member.endpoint_id) {
+                let id = &member.endpoint_id;
+                if self.saved.endpoints.contains_key(id) || self.ended.contains(id) {
                     continue;
                 }
                 for address in member.addresses() {

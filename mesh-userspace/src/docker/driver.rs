@@ -10,14 +10,16 @@ use super::{
     ipam::IpamError,
     options::Options,
     protocol::{
-        Call, CreateEndpoint, CreateNetwork, InterfaceName, IpData, Join, Joined, OfEndpoint, ip,
+        Call, CreateEndpoint, CreateNetwork, InterfaceName, IpData, Join, Joined, OfEndpoint,
+        PortBinding, Program, ip,
     },
     saved::{Local, Note},
 };
 use crate::{
-    config::Cluster,
-    host::{AddedNetwork, Host, HostError, SandboxRequest},
+    config::{Cluster, gateway},
+    host::{AddedNetwork, Host, HostError, PortRequest, SandboxRequest},
     peers::{NetworkSpec, Subnet},
+    state::Proto,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,11 @@ impl Docker {
             Call::CreateEndpoint(made) => self.create_endpoint(host, made),
             Call::DeleteEndpoint(of) => self.delete_endpoint(host, &of).await,
             Call::Join(join) => self.join(host, join).await,
+            Call::Program(program) => self.publish(host, program).await,
+            Call::Revoke(of) => {
+                let done = host.unpublish(&endpoint_name(&of.endpoint)).await;
+                done.map(|()| json!({})).map_err(DriverError::from)
+            }
             Call::Leave(of) => self.leave(host, &of.endpoint).await.map(|()| json!({})),
             Call::Known(answer) => return Ok(answer),
         };
@@ -81,6 +88,9 @@ impl Docker {
             )));
         }
         let subnets = subnets(&made.v4, &made.v6)?;
+        if options.gateway {
+            check_gateway(&made, &subnets)?;
+        }
         for subnet in &subnets {
             self.check_free(host, subnet.net, options.network.as_deref()).await?;
         }
@@ -104,6 +114,7 @@ impl Docker {
             vni: options.vni.unwrap_or_default(),
             cidrs: subnets.iter().map(|s| s.net).collect(),
             first: self.me().to_owned(),
+            gateway: options.gateway,
         };
         if let Some(fault) = network.size_fault(&cluster) {
             return Err(DriverError::User(fault));
@@ -144,6 +155,11 @@ impl Docker {
             let (address, pool) = (*address, pool.copied().unwrap_or_else(|| (*address).into()));
             return Err(IpamError::Elsewhere { address, pool, blocks }.into());
         }
+        let has_gateway = Options::parse(&local.options).is_ok_and(|options| options.gateway);
+        let taken = addresses.iter().find(|ip| blocks.iter().any(|b| gateway(*b) == **ip));
+        if let (true, Some(address)) = (has_gateway, taken) {
+            return Err(IpamError::Taken { address: *address }.into());
+        }
         let given = parse_mac(&made.interface.mac_address);
         let mac = given.unwrap_or_else(|| mac_of(addresses[0]));
         let note = Note { network: made.network, addresses, mac };
@@ -167,9 +183,22 @@ impl Docker {
             netns: join.sandbox_key,
             mtu: options.mtu,
         };
+        let addresses = request.addresses.clone();
+        let pools: Vec<IpNet> = spec.subnets.iter().map(|s| s.net).collect();
         let src_name = host.make_sandbox(request).await?;
         let interface_name = InterfaceName { src_name, dst_prefix: "eth" };
-        Ok(json!(Joined { interface_name }))
+        let blocks = if options.gateway { self.own_blocks(host, &pools)? } else { Vec::new() };
+        let of = |v4: bool| {
+            let address = addresses.iter().find(|ip| ip.is_ipv4() == v4)?;
+            blocks.iter().find(|block| block.contains(address)).map(|block| gateway(*block))
+        };
+        Ok(json!(Joined { interface_name, gateway: of(true), gateway_v6: of(false) }))
+    }
+
+    async fn publish(&mut self, host: &mut Host, program: Program) -> Result<Value, DriverError> {
+        let requests: Result<Vec<_>, _> = program.options.ports.iter().map(port_request).collect();
+        host.publish(&endpoint_name(&program.endpoint), &requests?).await?;
+        Ok(json!({}))
     }
 
     pub(super) async fn leave(
@@ -191,6 +220,7 @@ impl Docker {
     ) -> Result<Value, DriverError> {
         self.leave(host, &of.endpoint).await?;
         self.saved.endpoints.remove(&of.endpoint);
+        self.ended.insert(of.endpoint.clone());
         Ok(json!({}))
     }
 
@@ -223,6 +253,45 @@ fn subnets(v4: &[IpData], v6: &[IpData]) -> Result<Vec<Subnet>, DriverError> {
         subnets.push(Subnet { net: net.trunc(), gateway: ip(&data.gateway) });
     }
     Ok(subnets)
+}
+
+/// Each host has the first address of its own part: there is no one gateway to choose.
+fn check_gateway(made: &CreateNetwork, subnets: &[Subnet]) -> Result<(), DriverError> {
+    if made.is_internal() {
+        return Err(DriverError::User(
+            "gateway=mesh leads into the world and --internal does not: leave one of them out"
+                .into(),
+        ));
+    }
+    let is_other = |s: &&Subnet| s.gateway.is_some_and(|ip| ip != gateway(s.net));
+    match subnets.iter().find(is_other) {
+        Some(Subnet { gateway: Some(ip), .. }) => Err(DriverError::User(format!(
+            "--gateway {ip}: with gateway=mesh each host has the first address of its part of the \
+             subnet, leave it out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn port_request(binding: &PortBinding) -> Result<PortRequest, DriverError> {
+    let proto = match i32::from(binding.proto) {
+        libc::IPPROTO_TCP => Proto::Tcp,
+        libc::IPPROTO_UDP => Proto::Udp,
+        other => {
+            return Err(DriverError::User(format!(
+                "port {} of IP protocol {other} can not be published by gateway=mesh: only of TCP \
+                 and UDP",
+                binding.port
+            )));
+        }
+    };
+    Ok(PortRequest {
+        proto,
+        port: binding.port,
+        host_ip: ip(&binding.host_ip),
+        first: binding.host_port,
+        last: binding.host_port_end,
+    })
 }
 
 /// What an endpoint of Docker's is called here.

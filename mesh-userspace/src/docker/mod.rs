@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -32,6 +33,7 @@ mod askers;
 mod attached;
 mod containers;
 mod driver;
+mod health;
 pub mod http;
 mod ipam;
 mod networks;
@@ -45,6 +47,8 @@ mod watch;
 use api::Api;
 pub use askers::Askers;
 use attached::Attached;
+use health::Health;
+pub use health::{DockerStatus, DriverFault};
 use saved::Saved;
 use server::Asked;
 use watch::{Event, Watcher};
@@ -65,7 +69,9 @@ pub enum Work {
 pub struct Docker {
     node: String,
     is_plugin: bool,
+    plugin_socket: Option<PathBuf>,
     api: Api,
+    health: Health,
     shared: Shared,
     saved: Saved,
     /// As the data plane has them.
@@ -75,6 +81,9 @@ pub struct Docker {
     served: Option<Instant>,
     /// Docker's ids of networks that it deleted just now.
     deleted: HashSet<String>,
+    /// Docker's ids of endpoints that it removed since the last look at everything, which may still
+    /// have them.
+    ended: HashSet<String>,
     /// Networks that Docker is making or removing for us.
     busy: HashSet<String>,
     /// Why a network is not as it should be here.
@@ -115,9 +124,12 @@ impl Docker {
         let (events, incoming) = mpsc::channel(QUEUE);
         let look = Arc::new(Notify::new());
         let api = Api { socket: settings.socket };
+        let health = Health::default();
+        let plugin_socket = settings.plugin.then_some(settings.plugin_socket);
         let watcher = Watcher {
             api: api.clone(),
-            plugin_socket: settings.plugin.then_some(settings.plugin_socket),
+            plugin_socket: plugin_socket.clone(),
+            health: health.clone(),
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
@@ -125,7 +137,9 @@ impl Docker {
         Self {
             node: host.state.node.clone(),
             is_plugin: settings.plugin,
+            plugin_socket,
             api,
+            health,
             peers: shared.watch_networks(),
             shared,
             saved,
@@ -133,6 +147,7 @@ impl Docker {
             containers: BTreeMap::new(),
             served: None,
             deleted: HashSet::new(),
+            ended: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
             suspects: BTreeSet::new(),
@@ -174,7 +189,7 @@ impl Docker {
         if now == *self.attached.borrow() {
             return;
         }
-        if !now.names.is_empty() {
+        if !now.names.is_empty() || self.is_plugin && now.bridged.is_some() {
             self.serve();
         }
         self.attached.send_replace(now);
@@ -226,6 +241,8 @@ impl Docker {
             Event::Networks(list) => return self.reconcile(host, list).await,
             Event::All { networks, running, count } => {
                 self.seen_all(host, &networks, &running, count).await?;
+                // Docker may have changed what forwarded packets pass.
+                host.refresh_gateways().await?;
                 return self.reconcile(host, networks).await;
             }
             Event::Container { id, count, container } => {

@@ -50,6 +50,7 @@ impl Docker {
             self.learn(network);
         }
         self.keep_used(host);
+        self.forget_troubles(&list);
         self.apply_networks(host).await?;
         self.mirror(&list);
         self.save(host)
@@ -62,6 +63,7 @@ impl Docker {
             vni: spec.vni,
             cidrs: spec.subnets.iter().map(|s| s.net).collect(),
             first: spec.first.clone(),
+            gateway: Options::parse(&spec.options).is_ok_and(|options| options.gateway),
         };
         let added: Vec<_> = self.shared.lock().networks().map(added).collect();
         host.set_networks(added.clone()).await?;
@@ -181,7 +183,8 @@ impl Docker {
                 tracing::info!(network = name, "made here as well");
                 self.troubles.remove(name);
             }
-            Err(e) => self.trouble(name, &e.to_string()),
+            Err(e) => self
+                .trouble(name, &format!("Docker here does not make it, and is asked again: {e}")),
         }
     }
 
@@ -192,8 +195,22 @@ impl Docker {
                 tracing::info!(network = name, "removed here as well");
                 self.troubles.remove(name);
             }
-            Err(e) => self.trouble(name, &e.to_string()),
+            Err(e) => self
+                .trouble(name, &format!("Docker here does not remove it, and is asked again: {e}")),
         }
+    }
+
+    /// Those of networks that nobody has any more, or that are as they should be by now.
+    fn forget_troubles(&mut self, list: &[api::Network]) {
+        let directory = self.shared.lock();
+        let is_here = |name: &str| list.iter().any(|n| n.name == name);
+        self.troubles.retain(|name, _| match directory.network(name) {
+            Some(spec) => {
+                let same = |n: &&api::Network| n.name == *name && has_subnets(n, spec);
+                !list.iter().any(|n| same(&n))
+            }
+            None => is_here(name),
+        });
     }
 
     /// Said once, however often it is tried.
@@ -202,6 +219,11 @@ impl Docker {
             tracing::warn!("network {name} on this host: {error}");
         }
     }
+}
+
+fn has_subnets(network: &api::Network, spec: &NetworkSpec) -> bool {
+    let nets = |subnets: &[Subnet]| -> BTreeSet<_> { subnets.iter().map(|s| s.net).collect() };
+    nets(&local(network).subnets) == nets(&spec.subnets)
 }
 
 /// From Docker's own description, where the agent has forgotten it.

@@ -12,12 +12,16 @@ pub const FIRST: &str = "mesh.first";
 pub const VNI: &str = "vni";
 const MTU: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
 const ENCAP: &str = "encap";
+const GATEWAY: &str = "gateway";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub vni: Option<u32>,
     pub mtu: Option<u32>,
     pub encap: Option<String>,
+    /// Containers reach the world through their interface in this network, and not by Docker's
+    /// `docker_gwbridge`.
+    pub gateway: bool,
     pub network: Option<String>,
     pub first: Option<String>,
 }
@@ -41,10 +45,20 @@ impl Options {
                     options.mtu = Some(mtu.ok_or_else(fault)?);
                 }
                 ENCAP => options.encap = Some(value.clone()),
+                GATEWAY if value == "mesh" => options.gateway = true,
+                GATEWAY => {
+                    return Err(format!(
+                        "{key}={value}: must be mesh, or be left out for Docker's docker_gwbridge"
+                    ));
+                }
                 NETWORK => options.network = Some(value.clone()),
                 FIRST => options.first = Some(value.clone()),
                 key if key.starts_with("com.docker.") => {}
-                key => return Err(format!("unknown option {key}: mesh has vni, mtu and encap")),
+                key => {
+                    return Err(format!(
+                        "unknown option {key}: mesh has vni, mtu, encap and gateway"
+                    ));
+                }
             }
         }
         Ok(options)
@@ -63,13 +77,16 @@ mod tests {
     fn options_are_read() {
         assert_eq!(parse("vni", "700").unwrap().vni, Some(700));
         assert_eq!(parse("mtu", "1400").unwrap().mtu, Some(1400));
+        assert!(parse("gateway", "mesh").unwrap().gateway);
         assert_eq!(parse("com.docker.network.driver.mtu", "1400").unwrap().mtu, Some(1400));
         assert_eq!(parse("com.docker.network.enable_ipv6", "x"), Ok(Options::default()));
     }
 
     #[test]
     fn what_can_not_be_is_refused_with_the_reason() {
-        for (key, value) in [("vni", "0"), ("vni", "16777216"), ("vni", "x"), ("mtu", "70000")] {
+        for (key, value) in
+            [("vni", "0"), ("vni", "16777216"), ("vni", "x"), ("mtu", "70000"), ("gateway", "x")]
+        {
             let error = parse(key, value).unwrap_err();
             assert!(error.contains(&format!("{key}={value}")), "{error}");
         }

@@ -7,11 +7,14 @@ use super::{
     Docker,
     driver::{DriverError, cluster, is_dockers},
     ipam::overlap,
-    options,
+    options::{self, Options},
     protocol::{PoolId, RequestAddress, RequestPool, ip},
     saved::Local,
 };
-use crate::host::{AddedNetwork, Host, HostError};
+use crate::{
+    config::gateway,
+    host::{AddedNetwork, Host, HostError},
+};
 
 /// Where networks without `--subnet` come from.
 const CHOSEN_V4: [u8; 2] = [10, 201];
@@ -130,6 +133,9 @@ impl Docker {
             for address in addresses.filter(|ip| pool.contains(*ip)) {
                 self.saved.ipam.hold(pool, *address);
             }
+            if self.has_gateway(pool) {
+                blocks.iter().for_each(|block| self.saved.ipam.hold(pool, gateway(*block)));
+            }
             self.saved.ipam.take(pool, &blocks, wanted)?
         };
         Ok(json!({"Address": format!("{address}/{}", pool.prefix_len()), "Data": {}}))
@@ -138,6 +144,12 @@ impl Docker {
     /// The local network that has this pool.
     fn network_of(&self, pool: IpNet) -> Option<&Local> {
         self.saved.networks.values().find(|n| n.subnets.iter().any(|s| s.net == pool))
+    }
+
+    /// Is the first address of each node's part its host's?
+    fn has_gateway(&self, pool: IpNet) -> bool {
+        let options = self.network_of(pool).map(|n| Options::parse(&n.options));
+        options.is_some_and(|options| options.is_ok_and(|options| options.gateway))
     }
 
     /// This node's parts of pools of one network.
@@ -153,6 +165,7 @@ impl Docker {
             vni: 0,
             cidrs: pools.to_vec(),
             first: first.unwrap_or_else(|| self.me().to_owned()),
+            gateway: false,
         };
         Ok(network.blocks(&cluster(host)?, self.me()))
     }

@@ -23,6 +23,8 @@ pub enum Call {
     DeleteEndpoint(OfEndpoint),
     Join(Join),
     Leave(OfEndpoint),
+    Program(Program),
+    Revoke(OfEndpoint),
     /// One that is always answered the same.
     Known(Value),
 }
@@ -115,6 +117,12 @@ impl CreateNetwork {
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         generic.into_iter().flatten().map(|(k, v)| (k.clone(), text(v))).collect()
     }
+
+    /// `--internal`
+    pub fn is_internal(&self) -> bool {
+        let internal = self.options.get("com.docker.network.internal");
+        internal.is_some_and(|value| value == &Value::Bool(true))
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -185,11 +193,47 @@ pub struct Join {
     pub sandbox_key: String,
 }
 
+/// The endpoint is its container's way into the world: its ports are to be published.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Program {
+    #[serde(rename = "EndpointID")]
+    pub endpoint: String,
+    #[serde(default, rename = "Options", deserialize_with = "nullable")]
+    pub options: ProgramOptions,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ProgramOptions {
+    #[serde(rename = "com.docker.network.portmap", deserialize_with = "nullable")]
+    pub ports: Vec<PortBinding>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PortBinding {
+    /// Of IP.
+    pub proto: u8,
+    pub port: u16,
+    /// Empty: any.
+    #[serde(rename = "HostIP", deserialize_with = "nullable")]
+    pub host_ip: String,
+    /// 0: any that is free.
+    pub host_port: u16,
+    /// The last that will do.
+    pub host_port_end: u16,
+}
+
 /// The answer to a [`Join`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Joined {
     pub interface_name: InterfaceName,
+    /// With one of them Docker gives the container no other way out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    #[serde(rename = "GatewayIPv6", skip_serializing_if = "Option::is_none")]
+    pub gateway_v6: Option<IpAddr>,
 }
 
 /// Docker moves `src_name` into the container, where it is the first free of `dst_prefix` and a
@@ -236,10 +280,11 @@ impl Call {
                 "GlobalDefaultAddressSpace": "mesh-global",
             }))),
             "NetworkDriver.EndpointOperInfo" => Ok(Self::Known(json!({"Value": {}}))),
-            "NetworkDriver.DiscoverNew"
-            | "NetworkDriver.DiscoverDelete"
-            | "NetworkDriver.ProgramExternalConnectivity"
-            | "NetworkDriver.RevokeExternalConnectivity" => Ok(Self::Known(json!({}))),
+            "NetworkDriver.DiscoverNew" | "NetworkDriver.DiscoverDelete" => {
+                Ok(Self::Known(json!({})))
+            }
+            "NetworkDriver.ProgramExternalConnectivity" => of(method, body, Self::Program),
+            "NetworkDriver.RevokeExternalConnectivity" => of(method, body, Self::Revoke),
             "IpamDriver.RequestPool" => of(method, body, Self::RequestPool),
             "IpamDriver.ReleasePool" => of(method, body, Self::ReleasePool),
             "IpamDriver.RequestAddress" => of(method, body, Self::RequestAddress),

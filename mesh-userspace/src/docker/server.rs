@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     driver::DriverError,
+    health::Health,
     protocol::{Call, ProtocolError},
 };
 
@@ -48,7 +49,7 @@ pub struct Server {
 
 impl Server {
     /// Listens from now on.
-    pub fn start(path: &Path, calls: mpsc::Sender<Asked>) -> io::Result<Self> {
+    pub fn start(path: &Path, calls: mpsc::Sender<Asked>, health: Health) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
@@ -58,8 +59,10 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        let router =
-            Router::new().fallback(answer).layer(DefaultBodyLimit::max(BODY_MAX)).with_state(calls);
+        let router = Router::new()
+            .fallback(answer)
+            .layer(DefaultBodyLimit::max(BODY_MAX))
+            .with_state((calls, health));
         let task = tokio::spawn(async move {
             if let Err(e) = axum::serve(listener, router).await {
                 tracing::warn!("the plugin's socket takes no more calls: {e}");
@@ -81,13 +84,18 @@ impl Drop for Server {
     }
 }
 
-async fn answer(State(calls): State<mpsc::Sender<Asked>>, uri: Uri, body: Bytes) -> Response {
+async fn answer(
+    State((calls, health)): State<(mpsc::Sender<Asked>, Health)>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
     let method = uri.path().trim_start_matches('/');
     let (status, answer) = match Call::parse(method, &body) {
         Ok(call) => match ask(&calls, call.clone()).await {
             Ok(answer) => (StatusCode::OK, answer),
             Err(e) => {
                 tracing::warn!("{method}: {e}");
+                health.refused(method, &e.to_string());
                 (StatusCode::OK, error(&e))
             }
         },

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     api::{self, Api, ApiError},
+    health::Health,
     networks::DRIVER,
     server::{Asked, Server},
 };
@@ -99,6 +100,7 @@ pub struct Watcher {
     pub plugin_socket: Option<PathBuf>,
     pub calls: mpsc::Sender<Asked>,
     pub events: mpsc::Sender<Event>,
+    pub health: Health,
     /// Told when the networks are to be looked at.
     pub look: Arc<Notify>,
 }
@@ -113,18 +115,26 @@ impl Watcher {
         loop {
             // Before the look, so that nothing is lost in between.
             let appearance = Appearance::of(&self.api.socket);
-            if self.api.is_ours().await {
+            let absence = self.api.absence().await;
+            self.health.api(absence.clone());
+            if absence.is_none() {
                 if let Some(socket) = &self.plugin_socket
                     && !server.as_ref().is_some_and(Server::is_there)
                 {
                     // The old one first: it removes its socket.
                     server = None;
-                    match Server::start(socket, self.calls.clone()) {
-                        Ok(started) => server = Some(started),
-                        Err(e) => tracing::warn!("{}: {e}", socket.display()),
+                    match Server::start(socket, self.calls.clone(), self.health.clone()) {
+                        Ok(started) => {
+                            self.health.plugin(None);
+                            server = Some(started);
+                        }
+                        Err(e) => {
+                            self.health.plugin(Some(e.to_string()));
+                            tracing::warn!("{}: {e}", socket.display());
+                        }
                     }
                 }
-                if let Err(e) = self.follow(&mut inspector).await {
+                if let Err(e) = self.follow(&mut inspector, server.as_ref()).await {
                     let e = e.to_string();
                     if e != complaint {
                         tracing::info!("{e}");
@@ -138,8 +148,12 @@ impl Watcher {
         }
     }
 
-    /// Until Docker ends.
-    async fn follow(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
+    /// Until Docker ends, or does not find the driver any more.
+    async fn follow(
+        &self,
+        inspector: &mut Inspector,
+        server: Option<&Server>,
+    ) -> Result<(), ApiError> {
         // First listen, then look: nothing is lost in between.
         let mut events = self.api.events().await?;
         let mut due = Instant::now();
@@ -151,6 +165,10 @@ impl Watcher {
                 },
                 () = self.look.notified() => self.look_at_networks().await?,
                 () = tokio::time::sleep_until(due) => {
+                    if self.plugin_socket.is_some() && !server.is_some_and(Server::is_there) {
+                        self.look_at_all(inspector).await?;
+                        return Ok(());
+                    }
                     self.look_at_all(inspector).await?;
                     due = Instant::now() + PERIOD;
                 }

@@ -3,6 +3,7 @@
 //! Looks only: nothing is attached, loaded for good, mounted or set. What cannot be seen, for lack of
 //! a capability or of a program to ask, is said to be unseen.
 
+mod docker;
 mod firewall;
 mod host;
 mod kernel;
@@ -90,6 +91,7 @@ pub async fn examine(pin_dir: &Path) -> Report {
     let mut findings = kernel::findings(&release, KernelFeatures::probe(), root);
     findings.extend(host::findings(pin_dir, root));
     findings.push(firewall::forward_policy(&release));
+    findings.extend(docker::findings());
     match Net::here() {
         Ok(net) => findings.extend(underlay::findings(&net).await),
         Err(e) => findings.push(underlay::unseen(&e)),

@@ -215,6 +215,7 @@ mod tests {
             ifindex: Some(3),
             gateway: None,
             source: None,
+            mtu: None,
             protocol: 3,
             metric: 0,
         };

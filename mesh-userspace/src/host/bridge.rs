@@ -139,11 +139,13 @@ impl Host {
             netns_id: (0, 0),
             names: Vec::new(),
             cni: None,
+            netkit: false,
             bridged: Some(Bridged {
                 bridge: bridge.to_owned(),
                 netns: link.peer_netns.unwrap_or(-1),
                 container: None,
             }),
+            ports: Vec::new(),
         };
         tracing::info!(endpoint = name, "attached");
         self.state.endpoints.insert(name, endpoint);
@@ -306,9 +308,13 @@ impl Host {
                 ));
             }
             if let Some(most) = ports.iter().map(|e| e.mtu).max().filter(|most| *most > mtu) {
+                let remedy = match name.as_str() {
+                    "docker0" => "`mesh docker configure` sets Docker's".to_owned(),
+                    _ => format!("Docker takes `-o com.docker.network.driver.mtu={mtu}`"),
+                };
                 faults.push(format!(
                     "its containers have an MTU of {most}, and the mesh one of {mtu}: what is larger \
-                     is answered with ICMP; `mesh docker configure` sets Docker's"
+                     is answered with ICMP; {remedy}"
                 ));
             }
             faults.extend(self.firewall.error.clone());

@@ -19,7 +19,7 @@ use crate::{
     bpf::attach::{self, Interface},
     compile,
     config::{Cluster, Flood, Network, Node, Vni, gateway, mac_text},
-    net::{Net, RouteSpec, Veth, VethPair, open_netns},
+    net::{Net, PairKind, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
 use mesh_common::names;
@@ -116,19 +116,18 @@ impl Host {
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
-        let pair = self
-            .net
-            .add_veth(&Veth {
-                name: &host_ifname,
-                mac: compile::node_mac(me.underlay),
-                mtu: HOST_SIDE_MTU,
-                alias: Some(&format!("{ALIAS}{name}")),
-                peer_name: &ifname,
-                peer_mac: mac,
-                peer_mtu: mtu,
-                peer_netns: Some(netns),
-            })
-            .await?;
+        let veth = Veth {
+            kind: PairKind::Veth,
+            name: &host_ifname,
+            mac: compile::node_mac(me.underlay),
+            mtu: HOST_SIDE_MTU,
+            alias: Some(&format!("{ALIAS}{name}")),
+            peer_name: &ifname,
+            peer_mac: mac,
+            peer_mtu: mtu,
+            peer_netns: Some(netns),
+        };
+        let (pair, netkit) = self.add_pair(cluster, veth).await?;
         let endpoint = Endpoint {
             vni: network.vni.get(),
             id,
@@ -143,7 +142,9 @@ impl Host {
             netns_id: id_of(netns),
             names: request.names,
             cni: request.cni,
+            netkit,
             bridged: None,
+            ports: Vec::new(),
         };
         let attached = describe(&name, network, &me, &endpoint);
         self.state.endpoints.insert(name.clone(), endpoint);
@@ -200,7 +201,7 @@ impl Host {
             .clear(endpoint.id)
             .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
         self.refill(cluster, me).await?;
-        attach::attach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        attach::attach(&self.pins, self.mode_of(endpoint), names::FROM_CONTAINER, &endpoint.host)?;
         self.follow_routes(cluster, me).await?;
         self.give_headroom(endpoint.host.index).await
     }
@@ -252,6 +253,9 @@ impl Host {
         let filled = self.refill(cluster, me).await;
         self.drop_interface(&endpoint).await?;
         self.follow_routes(cluster, me).await?;
+        if !endpoint.ports.is_empty() {
+            self.ensure_gateways(cluster, me).await?;
+        }
         self.save()?;
         filled
     }
@@ -268,7 +272,7 @@ impl Host {
     }
 
     pub(super) async fn drop_interface(&self, endpoint: &Endpoint) -> Result<(), HostError> {
-        attach::detach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        attach::detach(&self.pins, self.mode_of(endpoint), names::FROM_CONTAINER, &endpoint.host)?;
         match self.net.link(endpoint.host.index).await? {
             // A number may have gone to another interface since.
             Some(link) if link.name == endpoint.host.name && super::mesh0::is_ours(&link) => {
@@ -294,7 +298,8 @@ impl Host {
         for name in gone {
             tracing::info!(endpoint = name, "its interface is gone: detached");
             if let Some(endpoint) = self.state.endpoints.remove(&name) {
-                attach::detach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+                let mode = self.mode_of(&endpoint);
+                attach::detach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host)?;
                 // It went with its interface.
                 self.state.clsact.retain(|interface| *interface != endpoint.host);
             }
@@ -347,6 +352,7 @@ pub(super) fn container_routes(
             gateway: None,
             source: Some(*source),
             onlink: false,
+            mtu: None,
             protocol: super::ROUTE_PROTOCOL,
         };
         routes.push(spec);

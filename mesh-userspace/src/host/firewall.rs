@@ -20,11 +20,11 @@ use std::{
 use super::{Host, HostError, mesh0};
 use crate::state::State;
 
-const TABLE: &str = "inet mesh_bridges";
+const TABLE: &str = "mesh_bridges";
 
-/// What this process last made the table contain.
+/// What this process last made a table of ours contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Firewall {
+pub(super) struct Table {
     rules: String,
     /// The same as `nft` lists it, which differs between versions.
     listing: String,
@@ -37,22 +37,24 @@ impl Host {
     /// what is said above is not so; all else works.
     pub(super) fn ensure_firewall(&mut self) {
         let names: Vec<&str> = self.bridges.names().collect();
-        let rules = if names.is_empty() { String::new() } else { rules(&names) };
-        let done = match rules.as_str() {
-            "" => remove(&self.state).map(|()| String::new()),
-            rules => ensure(rules, &self.firewall),
+        let done = match names.is_empty() {
+            true => remove(&self.state).map(|()| Table::default()),
+            false => ensure(TABLE, rules(&names), &self.firewall),
         };
         match done {
-            Ok(listing) => {
-                self.state.firewall = !listing.is_empty();
-                self.firewall = Firewall { rules, listing, error: None };
+            Ok(table) => {
+                self.state.firewall = !table.listing.is_empty();
+                self.firewall = table;
             }
             Err(e) => {
-                let error = Some(e.to_string());
+                let error = Some(format!(
+                    "ports that Docker publishes are not reached by the overlay address of their \
+                     host: {e}"
+                ));
                 if self.firewall.error != error {
-                    tracing::warn!("{e}");
+                    tracing::warn!("{}", error.as_deref().unwrap_or_default());
                 }
-                self.firewall = Firewall { error, ..Firewall::default() };
+                self.firewall = Table { error, ..Table::default() };
             }
         }
     }
@@ -61,67 +63,85 @@ impl Host {
 /// Takes them away. They can only be there without us knowing if we know nothing at all.
 pub(super) fn remove(state: &State) -> Result<(), HostError> {
     let is_lost = state.node.is_empty();
-    if (!state.firewall && !is_lost) || list().is_err() {
+    if state.firewall || is_lost { remove_table(TABLE) } else { Ok(()) }
+}
+
+pub(super) fn remove_table(name: &str) -> Result<(), HostError> {
+    if !is_there(name) {
         return Ok(());
     }
-    nft(&["delete", "table", "inet", "mesh_bridges"], "").map(drop)
+    nft(&["delete", "table", "inet", name], "").map(drop)
 }
 
-/// Returns how `nft` lists them.
-fn ensure(rules: &str, last: &Firewall) -> Result<String, HostError> {
-    if last.rules == rules && list().is_ok_and(|there| there == last.listing) {
-        return Ok(last.listing.clone());
+pub(super) fn is_there(name: &str) -> bool {
+    list(name).is_ok()
+}
+
+/// Makes a table `inet NAME` have just these chains. `last`: as this returned it before.
+pub(super) fn ensure(name: &str, chains: String, last: &Table) -> Result<Table, HostError> {
+    if last.rules == chains && list(name).is_ok_and(|there| there == last.listing) {
+        return Ok(last.clone());
     }
     // In one step, whether there was one before or not.
-    let all = format!("table {TABLE} {{}}\ndelete table {TABLE}\n{rules}");
+    let all = format!(
+        "table inet {name} {{}}\ndelete table inet {name}\ntable inet {name} {{\n{chains}}}\n"
+    );
     nft(&["-f", "-"], &all)?;
-    list()
+    Ok(Table { listing: list(name)?, rules: chains, error: None })
 }
 
-fn list() -> Result<String, HostError> {
-    nft(&["list", "table", "inet", "mesh_bridges"], "")
+fn list(name: &str) -> Result<String, HostError> {
+    nft(&["list", "table", "inet", name], "")
 }
 
 /// 99: before Docker's, at 100.
 fn rules(bridges: &[&str]) -> String {
-    let quoted: Vec<String> = bridges.iter().map(|bridge| format!("\"{bridge}\"")).collect();
-    let (bridges, mesh0) = (quoted.join(", "), mesh0::NAME);
+    let (bridges, mesh0) = (quoted(bridges), mesh0::NAME);
     format!(
-        "table {TABLE} {{
-            chain forward {{
-                type filter hook forward priority 0; policy accept;
-                iifname {{ {bridges} }} oifname \"{mesh0}\" ct state new drop
-            }}
-            chain postrouting {{
-                type nat hook postrouting priority 99; policy accept;
-                iifname \"{mesh0}\" oifname {{ {bridges} }} ct status dnat masquerade
-            }}
-        }}"
+        "chain forward {{
+            type filter hook forward priority 0; policy accept;
+            iifname {{ {bridges} }} oifname \"{mesh0}\" ct state new drop
+        }}
+        chain postrouting {{
+            type nat hook postrouting priority 99; policy accept;
+            iifname \"{mesh0}\" oifname {{ {bridges} }} ct status dnat masquerade
+        }}
+        "
     )
 }
 
+/// The elements of a set of names.
+pub(super) fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
 fn nft(args: &[&str], input: &str) -> Result<String, HostError> {
-    let run = || -> io::Result<_> {
-        let mut child = Command::new("nft")
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes())?;
-        }
-        child.wait_with_output()
-    };
-    let output = run().map_err(|e| {
-        HostError::User(format!(
-            "nft: {e}; without it, ports that Docker publishes are not reached by the overlay \
-             address of their host: install nftables"
-        ))
-    })?;
+    match run("nft", args, input) {
+        Ok(done) => done,
+        Err(e) => Err(HostError::User(format!("nft: {e}: install nftables"))),
+    }
+}
+
+/// What a program prints. The outer error: it could not be started.
+pub(super) fn run(
+    program: &str,
+    args: &[&str],
+    input: &str,
+) -> io::Result<Result<String, HostError>> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(HostError::User(format!("nft {}: {}", args.join(" "), said.trim())));
+        let args = args.join(" ");
+        return Ok(Err(HostError::User(format!("{program} {args}: {}", said.trim()))));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
 }

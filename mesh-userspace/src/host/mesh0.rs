@@ -12,7 +12,7 @@ use crate::{
     bpf::attach::Interface,
     compile::{self, Attachment, AttachmentKind},
     config::{Cluster, Node, Vni, gateway},
-    net::{Link, Route, RouteSpec, Veth},
+    net::{Link, PairKind, Route, RouteSpec, Veth},
 };
 
 pub(super) const NAME: &str = "mesh0";
@@ -68,6 +68,7 @@ impl Host {
 
     async fn make_mesh0(&self, mac: [u8; 6], mtu: u32) -> Result<Link, HostError> {
         let veth = Veth {
+            kind: PairKind::Veth,
             name: NAME,
             mac,
             mtu,
@@ -98,7 +99,8 @@ impl Host {
     }
 
     async fn ensure_addresses(&self, ifindex: u32, me: &Node) -> Result<(), HostError> {
-        let wanted = self.host_addresses(me);
+        let mut wanted = self.host_addresses(me);
+        wanted.extend(self.gateways(me));
         for address in self.net.addresses().await? {
             let len = address.net.prefix_len();
             if address.ifindex == ifindex && !wanted.contains(&address.ip()) {
@@ -127,6 +129,7 @@ impl Host {
                     gateway: None,
                     source: Some(source(&net)?),
                     onlink: false,
+                    mtu: None,
                     protocol: ROUTE_PROTOCOL,
                 })
             })
@@ -167,6 +170,7 @@ impl Host {
                     gateway: None,
                     source: None,
                     onlink: false,
+                    mtu: None,
                     protocol: ROUTE_PROTOCOL,
                 };
                 self.net.remove_route(&old).await?;
@@ -198,6 +202,7 @@ impl Host {
                 mac: e.mac,
                 kind: match e.bridged {
                     Some(_) => AttachmentKind::Bridged,
+                    None if e.netkit => AttachmentKind::Netkit,
                     None => AttachmentKind::Container,
                 },
             })

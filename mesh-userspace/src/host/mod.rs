@@ -15,7 +15,7 @@ use crate::{
     config::{Cluster, Node},
     net::{Hop, Net, NetError},
     plan::{Contents, Observed, plan, plan_difference},
-    state::{RunDir, State, StateError},
+    state::{Endpoint, RunDir, State, StateError},
 };
 
 mod bridge;
@@ -23,11 +23,15 @@ mod choice;
 mod cni;
 mod endpoint;
 mod firewall;
+mod gateway;
+mod gro;
 mod groups;
 mod headroom;
 mod identity;
 mod mesh0;
 mod networks;
+mod pair;
+mod path_mtu;
 mod recover;
 mod sandbox;
 mod status;
@@ -36,11 +40,12 @@ mod underlay;
 
 pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
+pub use gateway::PortRequest;
 pub use groups::{QUERY_INTERVAL, Querier};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;
-pub use status::{BridgeStatus, Count, Status};
+pub use status::{BridgeStatus, Count, NextHop, Status};
 
 use mesh_common::names;
 
@@ -80,7 +85,8 @@ pub struct Host {
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
     bridges: bridge::Bridges,
-    firewall: firewall::Firewall,
+    firewall: firewall::Table,
+    gateways: gateway::Gateways,
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
     contents: Option<Contents>,
@@ -90,6 +96,10 @@ pub struct Host {
     hops: ByAddress<Option<Hop>>,
     hops_from: Option<IpAddr>,
     next_hops: underlay::NextHops,
+    path_mtus: path_mtu::PathMtus,
+    gro_failed: gro::Failed,
+    /// The kernel has no netkit; it need not be asked again.
+    no_netkit: bool,
 }
 
 impl Host {
@@ -127,12 +137,16 @@ impl Host {
             tables: None,
             headroom: None,
             bridges: bridge::Bridges::default(),
-            firewall: firewall::Firewall::default(),
+            firewall: firewall::Table::default(),
+            gateways: gateway::Gateways::default(),
             contents: None,
             revision: 0,
             hops: ByAddress::default(),
             hops_from: None,
             next_hops: underlay::NextHops::default(),
+            path_mtus: path_mtu::PathMtus::default(),
+            gro_failed: gro::Failed::default(),
+            no_netkit: false,
         })
     }
 
@@ -256,12 +270,15 @@ impl Host {
             self.state.pinned = Identity::of(&self.pins);
         }
         self.attach_all(&me).await?;
+        self.gro_failed.forget();
+        self.ensure_gro(&cluster).await?;
         if let Some(old) = old_mode.filter(|old| *old != mode) {
             self.detach_all(old)?;
         }
         self.ensure_host_routes(&cluster, &me).await?;
         self.ensure_firewall();
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
             tracing::warn!("{e}");
@@ -310,8 +327,10 @@ impl Host {
         let observed = sync::observe(self.tables()?)?;
         self.fill(cluster, &me, observed).await?;
         self.attach_all(&me).await?;
+        self.ensure_gro(cluster).await?;
         self.ensure_host_routes(cluster, &me).await?;
         self.ensure_firewall();
+        self.ensure_gateways(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }
 
@@ -409,9 +428,14 @@ impl Host {
             paths: self.paths(nodes, me, &links).await?,
             attachments: self.attachments(cluster, me),
             underlay_mtu: underlay.mtu,
+            worlds: self.worlds(),
             bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
-            foreign_ports: links.iter().filter(|l| l.up).filter_map(|l| l.udp_port).collect(),
+            foreign_ports: links
+                .iter()
+                .filter(|l| l.up && !gro::is_listener(l))
+                .filter_map(|l| l.udp_port)
+                .collect(),
             netns: own_inode()?,
             peer_indices: peer_indices(observed),
         })
@@ -437,6 +461,7 @@ impl Host {
             attach::attach(&self.pins, mode, names::FROM_HOST, host)?;
         }
         for endpoint in self.state.endpoints.values() {
+            let mode = self.mode_of(endpoint);
             match attach::attach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host) {
                 Ok(true) if endpoint.bridged.is_some() => {
                     if !self.state.clsact.contains(&endpoint.host) {
@@ -480,7 +505,7 @@ impl Host {
         if let Some(host) = &self.state.host {
             attach::detach(&self.pins, old, names::FROM_HOST, host)?;
         }
-        for endpoint in self.state.endpoints.values() {
+        for endpoint in self.state.endpoints.values().filter(|e| !e.netkit) {
             attach::detach(&self.pins, old, names::FROM_CONTAINER, &endpoint.host)?;
         }
         Ok(())
@@ -488,6 +513,10 @@ impl Host {
 
     fn mode(&self) -> Mode {
         self.state.mode.unwrap_or(Mode::Tcx)
+    }
+
+    fn mode_of(&self, endpoint: &Endpoint) -> Mode {
+        if endpoint.netkit { Mode::Netkit } else { self.mode() }
     }
 
     fn save(&mut self) -> Result<(), HostError> {

@@ -15,6 +15,9 @@ pub struct AddedNetwork {
     pub cidrs: Vec<IpNet>,
     /// The node that has the first part of each cidr; the others follow in file order.
     pub first: String,
+    /// Each host is its containers' gateway into the world.
+    #[serde(default)]
+    pub gateway: bool,
 }
 
 impl AddedNetwork {
@@ -132,6 +135,7 @@ mod tests {
             vni: 700,
             cidrs: vec![cidr.parse().unwrap()],
             first: first.into(),
+            gateway: false,
         }
     }
 

@@ -50,6 +50,8 @@ fn endpoint(link: &Link, port: &PortInfo) -> Endpoint {
         netns_id: (0, 0),
         names: Vec::new(),
         cni: None,
+        netkit: link.kind.as_deref() == Some("netkit"),
         bridged: None,
+        ports: Vec::new(),
     }
 }

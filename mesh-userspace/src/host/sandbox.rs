@@ -8,7 +8,7 @@ use crate::{
     bpf::attach::Interface,
     compile,
     config::{Cluster, Network},
-    net::{Veth, VethPair, open_netns},
+    net::{PairKind, Veth, VethPair, open_netns},
     state::Endpoint,
 };
 
@@ -54,6 +54,7 @@ impl Host {
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
         let veth = Veth {
+            kind: PairKind::Veth,
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
             mtu: endpoint::HOST_SIDE_MTU,
@@ -63,7 +64,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: None,
         };
-        let pair = self.net.add_veth(&veth).await?;
+        let (pair, netkit) = self.add_pair(cluster, veth).await?;
         let netns = open_netns(&request.netns).ok();
         let endpoint = Endpoint {
             vni: network.vni.get(),
@@ -79,7 +80,9 @@ impl Host {
             netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
             names: Vec::new(),
             cni: None,
+            netkit,
             bridged: None,
+            ports: Vec::new(),
         };
         self.state.endpoints.insert(request.name.clone(), endpoint);
         match self.finish_sandbox(cluster, network, &request.name, pair).await {
@@ -107,6 +110,10 @@ impl Host {
             // to the kernel.
             self.net.set_link_local(pair.peer_ifindex).await?;
         }
-        Ok(self.net.set_up(pair.ifindex).await?)
+        self.net.set_up(pair.ifindex).await?;
+        if self.is_gateway_of(&endpoint) {
+            self.ensure_ways_back(&me).await?;
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What the mesh is on this host, and what went through it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use mesh_common::{
@@ -10,11 +10,13 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Host, HostError};
+use super::{Host, HostError, path_mtu::Learned};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
-    net::Neighbour,
+    docker::DockerStatus,
+    net::{Link, Neighbour},
+    state::Published,
 };
 
 /// `mesh status --json`
@@ -45,6 +47,9 @@ pub struct Status {
     /// Whether this host's Docker is given a driver and names, by the config file.
     #[serde(default)]
     pub docker_plugin: bool,
+    /// As the agent sees it; `None` without one.
+    #[serde(default)]
+    pub docker: Option<DockerStatus>,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -59,6 +64,12 @@ pub struct NetworkStatus {
     pub cidrs: Vec<IpNet>,
     /// This node's part.
     pub subnets: Vec<IpNet>,
+    /// This host, as the gateway of its containers there into the world.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// What is not as it should be here, and the way out.
+    #[serde(default)]
+    pub faults: Vec<String>,
 }
 
 /// rx and tx as seen from this host; bytes of inner packets.
@@ -97,6 +108,12 @@ pub struct NextHop {
     pub state: String,
     /// Largest packet on the underlay.
     pub mtu: u32,
+    /// How that is known: "interface", "route", or "icmp" (a router on the way said so).
+    #[serde(default)]
+    pub mtu_from: String,
+    /// Seconds after which a larger one is tried.
+    #[serde(default)]
+    pub mtu_expires: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,6 +135,9 @@ pub struct EndpointStatus {
     /// The container's name, where Docker confirmed that the address is its.
     #[serde(default)]
     pub container: Option<String>,
+    /// Ports of this host that lead to it; those that Docker publishes are Docker's to tell.
+    #[serde(default)]
+    pub ports: Vec<Published>,
     pub tx: Count,
     pub rx: Count,
 }
@@ -148,7 +168,7 @@ pub struct HookStatus {
 pub struct ProgramStatus {
     pub name: String,
     pub ifname: String,
-    /// "ingress" or "egress"
+    /// "ingress" or "egress", or "peer" of a netkit pair: the other end's egress.
     pub side: String,
 }
 
@@ -188,6 +208,7 @@ impl Host {
             endpoints: self.endpoints(cluster, tables)?,
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
+            docker: None,
             drops,
             hooks,
             programs: self.programs(),
@@ -207,6 +228,8 @@ impl Host {
             mtu: known.get(&n.vni.get()).map_or(0, |n| n.mtu),
             cidrs: n.cidrs.clone(),
             subnets: subnets(me, n.vni),
+            gateways: self.gateways_of(me, n.vni),
+            faults: self.gateway_faults(n.vni),
         };
         Ok(cluster.networks.iter().map(status).collect())
     }
@@ -220,8 +243,8 @@ impl Host {
         let by_address: BTreeMap<IpAddr, (u32, PeerInfo)> =
             sync::peers(tables)?.into_iter().map(|(i, p)| (p.remote.into(), (i, p))).collect();
         let neighbours = self.net.neighbours().await?;
-        let links: BTreeMap<u32, String> =
-            self.net.links().await?.into_iter().map(|l| (l.index, l.name)).collect();
+        let links: BTreeMap<u32, Link> =
+            self.net.links().await?.into_iter().map(|l| (l.index, l)).collect();
         let mut all = Vec::new();
         for node in cluster.nodes.iter().filter(|n| n.name != me.name) {
             let entry = by_address.get(&node.underlay);
@@ -231,8 +254,9 @@ impl Host {
             };
             let next_hop = entry.filter(|(_, p)| p.ifindex != 0).map(|(_, peer)| {
                 let address = IpAddr::from(peer.next_hop);
-                let ifname = links.get(&peer.ifindex).cloned();
-                next_hop(peer, address, ifname, neighbours.get(&(peer.ifindex, address)))
+                let neighbour = neighbours.get(&(peer.ifindex, address));
+                let learned = self.path_mtus.get(node.underlay);
+                next_hop(peer, address, links.get(&peer.ifindex), neighbour, learned)
             });
             let tunnel = cluster.tunnel(me, node);
             let others = cluster.networks.iter().filter(|n| n.vni != Vni::DEFAULT);
@@ -276,6 +300,7 @@ impl Host {
                 names: e.names.clone(),
                 bridge: e.bridged.as_ref().map(|b| b.bridge.clone()),
                 container: e.bridged.as_ref().and_then(|b| b.container.clone()),
+                ports: e.ports.clone(),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });
@@ -292,11 +317,10 @@ impl Host {
         let underlay =
             self.state.underlay.iter().map(|i| program(names::FROM_UNDERLAY, &i.name, "ingress"));
         let host = self.state.host.iter().map(|i| program(names::FROM_HOST, &i.name, "egress"));
-        let containers = self
-            .state
-            .endpoints
-            .values()
-            .map(|e| program(names::FROM_CONTAINER, &e.host.name, "ingress"));
+        let containers = self.state.endpoints.values().map(|e| {
+            let side = if e.netkit { "peer" } else { "ingress" };
+            program(names::FROM_CONTAINER, &e.host.name, side)
+        });
         underlay.chain(host).chain(containers).collect()
     }
 }
@@ -308,20 +332,30 @@ fn subnets(node: &Node, vni: Vni) -> Vec<IpNet> {
 fn next_hop(
     peer: &PeerInfo,
     address: IpAddr,
-    ifname: Option<String>,
+    link: Option<&Link>,
     neighbour: Option<&Neighbour>,
+    learned: Option<Learned>,
 ) -> NextHop {
     let state = match neighbour {
         Some(n) if n.usable && n.stale => "stale",
         Some(n) if n.usable => "reachable",
         _ => "unresolved",
     };
+    let mtu = peer.underlay_mtu;
+    let learned = learned.filter(|learned| learned.mtu == mtu);
+    let mtu_from = match (learned, link) {
+        (Some(_), _) => "icmp",
+        (None, Some(link)) if link.mtu == mtu => "interface",
+        (None, _) => "route",
+    };
     NextHop {
-        ifname: ifname.unwrap_or_else(|| peer.ifindex.to_string()),
+        ifname: link.map_or_else(|| peer.ifindex.to_string(), |link| link.name.clone()),
         address,
         mac: neighbour.and_then(|n| n.mac).map(mac_text),
         state: state.to_owned(),
-        mtu: peer.underlay_mtu,
+        mtu,
+        mtu_from: mtu_from.to_owned(),
+        mtu_expires: learned.map(|l| l.until.saturating_duration_since(Instant::now()).as_secs()),
     }
 }
 

@@ -125,7 +125,14 @@ impl Host {
             return Ok(());
         }
         let found = self.net.routes_to(&asked, Some(me.underlay))?;
-        let found: Vec<_> = missing().zip(found).collect();
+        let mut found: Vec<_> = missing().zip(found).collect();
+        for (to, hop) in found.iter_mut().filter_map(|(to, hop)| Some((*to, hop.as_mut()?))) {
+            // Learned by the kernel, from traffic of the host's own.
+            if let (Some(mtu), Some(expires)) = (hop.mtu, hop.mtu_expires) {
+                self.path_mtus.set(to, mtu, expires);
+                hop.mtu = None;
+            }
+        }
         self.hops.extend(found);
         Ok(())
     }
@@ -174,9 +181,10 @@ impl Host {
             return None;
         }
         let neighbour = neighbours.get(&(hop.ifindex, next_hop));
+        let learned = self.path_mtus.get(to).map(|learned| learned.mtu);
         Some(Path {
             ifindex: hop.ifindex,
-            mtu: hop.mtu.filter(|m| *m < link.mtu).unwrap_or(link.mtu),
+            mtu: [hop.mtu, learned].into_iter().flatten().fold(link.mtu, u32::min),
             mac,
             next_hop,
             next_hop_mac: neighbour.filter(|n| n.usable).and_then(|n| n.mac),

@@ -4,7 +4,10 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
+        link::{
+            BridgeStpState, InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute,
+            LinkInfo, LinkMessage,
+        },
     },
 };
 
@@ -24,12 +27,31 @@ impl Net {
         self.add_single(bridge, vec![LinkInfo::Kind(InfoKind::Bridge)], "bridge").await
     }
 
+    /// Turns on the spanning tree protocol of a bridge, which speaks it once the bridge is up.
+    pub async fn enable_stp(&self, bridge: &str) -> Result<(), NetError> {
+        let data = vec![InfoBridge::StpState(BridgeStpState::KernelStp)];
+        let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(data))];
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(bridge.to_owned()), LinkAttribute::LinkInfo(info)];
+        // Only a message of this kind changes what is particular to a kind of interface.
+        let done = self.send(RouteNetlinkMessage::NewLink(message), 0).await;
+        done.map_err(|e| e.during(format!("turn on the spanning tree of {bridge}")))
+    }
+
     /// Makes a VXLAN interface without peers, in metadata mode, so that it has no VNI of its own.
     /// `port`: UDP port, in use only while the interface is up.
     pub async fn add_vxlan(&self, vxlan: &Single<'_>, port: u16) -> Result<u32, NetError> {
         let data = vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Port(port)];
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
         self.add_single(vxlan, info, "vxlan interface").await
+    }
+
+    /// As [`Net::add_vxlan`], of Geneve.
+    pub async fn add_geneve(&self, geneve: &Single<'_>, port: u16) -> Result<u32, NetError> {
+        let data = vec![InfoGeneve::CollectMetadata, InfoGeneve::Port(port)];
+        let info = vec![LinkInfo::Kind(InfoKind::Geneve), LinkInfo::Data(InfoData::Geneve(data))];
+        self.add_single(geneve, info, "geneve interface").await
     }
 
     /// Makes an interface a port of a bridge.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use rtnetlink::{
-    packet_core::NLM_F_CREATE,
+    packet_core::{NLM_F_CREATE, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         neighbour::{
@@ -57,6 +57,29 @@ impl Net {
             Err(e) => {
                 let dev = self.label(ifindex).await;
                 Err(e.during(format!("have {ip} resolved on {dev}")))
+            }
+        }
+    }
+
+    /// Fixes the MAC of an address on a link: the kernel never asks for it.
+    pub async fn fix_neighbour(
+        &self,
+        ifindex: u32,
+        ip: IpAddr,
+        mac: [u8; 6],
+    ) -> Result<(), NetError> {
+        if self.neighbour(ifindex, ip).await.is_some_and(|n| n.fixed && n.mac == Some(mac)) {
+            return Ok(());
+        }
+        let mut message = neighbour_message(ifindex, ip);
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        let how = NLM_F_CREATE | NLM_F_REPLACE;
+        match self.send(RouteNetlinkMessage::NewNeighbour(message), how).await {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                let dev = self.label(ifindex).await;
+                Err(e.during(format!("fix the MAC of {ip} on {dev}")))
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -19,6 +20,9 @@ use rtnetlink::{
 
 use super::{Net, NetError, address::family};
 
+/// Of what the kernel counts in ticks for user space, in a second.
+const USER_HZ: u64 = 100;
+
 /// Where the kernel would send a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
@@ -30,6 +34,8 @@ pub struct Hop {
     /// Largest packet, in bytes, where the route or path MTU discovery says so; otherwise the
     /// interface's MTU counts.
     pub mtu: Option<u32>,
+    /// For how long that MTU holds, where path MTU discovery says so.
+    pub mtu_expires: Option<Duration>,
     /// The destination is this host.
     pub local: bool,
 }
@@ -42,6 +48,8 @@ pub struct Route {
     pub ifindex: Option<u32>,
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
+    /// Largest packet, in bytes, if the route says so.
+    pub mtu: Option<u32>,
     /// Who made it, as in rtnetlink(7): 2 is the kernel, 3 boot, 4 an administrator, ...
     pub protocol: u8,
     /// The smaller wins.
@@ -73,6 +81,8 @@ pub struct RouteSpec {
     pub source: Option<IpAddr>,
     /// The gateway is on the link though no prefix says so.
     pub onlink: bool,
+    /// Largest packet, in bytes, if it is not the interface that says so.
+    pub mtu: Option<u32>,
     /// Marks it as ours. Must not be one that others use.
     pub protocol: u8,
 }
@@ -157,10 +167,12 @@ impl Net {
 }
 
 impl Route {
-    fn is(&self, spec: &RouteSpec) -> bool {
+    /// Is it that, whatever prefix it is for?
+    pub fn is(&self, spec: &RouteSpec) -> bool {
         self.ifindex == Some(spec.ifindex)
             && self.gateway == spec.gateway
             && self.source == spec.source
+            && self.mtu == spec.mtu
             && self.protocol == spec.protocol
     }
 }
@@ -209,6 +221,8 @@ fn route_message(spec: &RouteSpec) -> RouteMessage {
         _ => RouteAttribute::Gateway(gateway.into()),
     }));
     attributes.extend(spec.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    let mtu = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
+    attributes.extend(spec.mtu.map(mtu));
     message
 }
 
@@ -221,6 +235,7 @@ struct Parts {
     source: Option<IpAddr>,
     metric: u32,
     mtu: Option<u32>,
+    expires: Option<Duration>,
     /// (interface, gateway)
     hops: Vec<(u32, Option<IpAddr>)>,
 }
@@ -241,6 +256,12 @@ fn parts(attributes: Vec<RouteAttribute>) -> Parts {
                     RouteMetric::Mtu(mtu) => Some(mtu),
                     _ => None,
                 });
+            }
+            RouteAttribute::CacheInfo(info) => {
+                // Signed: negative for what ended just now.
+                let ticks = i32::from_ne_bytes(info.expires.to_ne_bytes());
+                let ticks = u64::try_from(ticks).ok().filter(|ticks| *ticks != 0);
+                parts.expires = ticks.map(|ticks| Duration::from_millis(ticks * 1000 / USER_HZ));
             }
             RouteAttribute::MultiPath(hops) => {
                 let hop = |hop: rtnetlink::packet_route::route::RouteNextHop| {
@@ -273,6 +294,7 @@ pub(super) fn hop(message: RouteMessage) -> Option<Hop> {
         gateway: parts.gateway,
         source: parts.source,
         mtu: parts.mtu,
+        mtu_expires: parts.expires.filter(|_| parts.mtu.is_some()),
         local: message.header.kind == RouteType::Local,
     })
 }
@@ -297,6 +319,7 @@ fn routes(message: RouteNetlinkMessage, family: AddressFamily) -> Vec<Route> {
         ifindex,
         gateway,
         source: parts.source,
+        mtu: parts.mtu,
         protocol: header.protocol.into(),
         metric: parts.metric,
     };

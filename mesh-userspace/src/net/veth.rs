@@ -1,4 +1,4 @@
-//! Making veth pairs.
+//! Making pairs of interfaces: veth, or netkit where the kernel has it.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -6,15 +6,28 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+        link::{
+            InfoData, InfoKind, InfoNetkit, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+            NetkitMode, NetkitPolicy,
+        },
     },
 };
 
 use super::{Net, NetError, Refusal, link::check_name};
 
+/// What a pair is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PairKind {
+    Veth,
+    /// With Ethernet. What the peer sends goes nowhere but where a program sends it. Since Linux 6.7
+    /// (35dfaad7188c).
+    Netkit,
+}
+
 /// A pair of interfaces, each end of which receives what the other sends.
 #[derive(Debug, Clone, Copy)]
 pub struct Veth<'a> {
+    pub kind: PairKind,
     pub name: &'a str,
     pub mac: [u8; 6],
     /// In bytes, without Ethernet header.
@@ -51,7 +64,8 @@ impl Net {
                 _ => " (the second name is taken, in the other namespace)",
             };
             let pair = format!("{} and {}", veth.name, veth.peer_name);
-            return Err(e.during(format!("make the veth pair {pair}{taken}")));
+            let kind = if veth.kind == PairKind::Veth { "veth" } else { "netkit" };
+            return Err(e.during(format!("make the {kind} pair {pair}{taken}")));
         }
         let made = self.link_by_name(veth.name).await?;
         let gone =
@@ -88,10 +102,20 @@ fn veth_message(veth: &Veth<'_>) -> LinkMessage {
         peer.attributes.push(LinkAttribute::NetNsFd(ns.as_raw_fd()));
     }
     let mut message = end(veth.name, veth.mac, veth.mtu);
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
+    let (kind, data) = match veth.kind {
+        PairKind::Veth => (InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer))),
+        PairKind::Netkit => (
+            InfoKind::Netkit,
+            InfoData::Netkit(vec![
+                InfoNetkit::Mode(NetkitMode::L2),
+                InfoNetkit::PeerPolicy(NetkitPolicy::Drop),
+                InfoNetkit::Peer(peer),
+            ]),
+        ),
+    };
+    message
+        .attributes
+        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));
     message
 }
 

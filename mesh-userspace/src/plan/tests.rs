@@ -423,6 +423,7 @@ fn many(nodes: u32) -> Cluster {
     Cluster {
         docker: Docker::default(),
         bridges: Vec::new(),
+        interfaces: Default::default(),
         name: "many".into(),
         encap: Encap::Gre,
         mtu: None,

@@ -73,6 +73,27 @@ fn protocols() -> impl Strategy<Value = u8> {
     prop_oneof![6 => select(&[1u8, 6, 17, 47, 58][..]), 1 => any::<u8>()]
 }
 
+const OTHERS: &[&[u8]] = &[&[4, 2], &[3, 3, 7], &[8, 10, 0, 0, 0, 0, 0, 0, 0, 0], &[0], &[5, 1]];
+
+/// TCP with the flags and options of a first packet, or nearly.
+fn openings() -> impl Strategy<Value = Vec<u8>> {
+    let option = prop_oneof![
+        2 => Just(vec![1]),
+        2 => any::<u16>().prop_map(|mss| [&[2, 4][..], &mss.to_be_bytes()].concat()),
+        1 => select(OTHERS).prop_map(<[u8]>::to_vec),
+    ];
+    let words = prop_oneof![3 => Just(None), 1 => any::<u8>().prop_map(Some)];
+    let options = prop::collection::vec(option, 0..14);
+    (options, words, any::<u8>(), any::<[u8; 2]>()).prop_map(|(options, words, flags, sum)| {
+        let mut options = options.concat();
+        options.resize(options.len().next_multiple_of(4).min(40), 0);
+        let words = words.unwrap_or(((20 + options.len()) as u8 / 4) << 4);
+        let fixed =
+            [0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, words, flags, 4, 0, sum[0], sum[1], 0, 0];
+        [&fixed[..], &options].concat()
+    })
+}
+
 fn payloads() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         8 => prop::collection::vec(any::<u8>(), 0..80),
@@ -86,9 +107,13 @@ fn ip_packets() -> impl Strategy<Value = Vec<u8>> {
         (addresses_v4(), addresses_v4()).prop_map(|(src, dst)| (IpAddr::V4(src), IpAddr::V4(dst)));
     let v6 =
         (addresses_v6(), addresses_v6()).prop_map(|(src, dst)| (IpAddr::V6(src), IpAddr::V6(dst)));
-    (prop_oneof![v4, v6], any::<u8>(), protocols(), payloads()).prop_map(
-        |((src, dst), tos, protocol, payload)| ip_with(ip(src, dst, tos), protocol, &payload),
-    )
+    let body = prop_oneof![
+        5 => (protocols(), payloads()),
+        1 => (Just(6), openings()),
+    ];
+    (prop_oneof![v4, v6], any::<u8>(), body).prop_map(|((src, dst), tos, (protocol, payload))| {
+        ip_with(ip(src, dst, tos), protocol, &payload)
+    })
 }
 
 /// From a MAC that is nobody's of ours, or a group's.

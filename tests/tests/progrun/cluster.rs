@@ -93,6 +93,7 @@ encap = 'geneve'
 vni = 43
 port = 7000
 mac = '02:00:5e:00:53:01'
+clamp_mss = true
 
 [[node]]
 name = 'old-gretap'
@@ -112,6 +113,7 @@ subnets.six = 'fd49:0:0:9::/64'
 managed = false
 encap = 'gre'
 vni = 44
+clamp_mss = true
 
 [[link]]
 nodes = ['h1', 'h3']

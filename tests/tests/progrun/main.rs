@@ -9,6 +9,7 @@
 mod answer;
 mod bridge;
 mod cases;
+mod clamp;
 mod cluster;
 mod counters;
 mod datagram;
@@ -18,6 +19,7 @@ mod encap;
 mod features;
 mod flood;
 mod fuzz;
+mod gateway;
 mod growth;
 mod model;
 mod outer;

@@ -1,6 +1,7 @@
 //! What should become of a packet: written from the cluster's file, DESIGN.md and the RFCs, knowing
 //! nothing of the programs, their maps or how those are filled.
 
+pub mod clamp;
 pub mod flood;
 mod receive;
 
@@ -137,7 +138,8 @@ impl Model<'_> {
         packet: &[u8],
         gso_size: usize,
     ) -> Expected {
-        let mut carried = Carried::packet(self.spec, peer, port.vni, packet);
+        let packet = self.clamped_to(peer, port.vni, packet);
+        let mut carried = Carried::packet(self.spec, peer, port.vni, &packet);
         if self.spec.is_switch(peer) {
             match known_mac(port.vni, dst) {
                 Some(mac) => carried.macs[0] = mac,

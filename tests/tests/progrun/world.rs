@@ -150,6 +150,8 @@ pub struct Spec {
     pub bridge: bool,
     /// Network 0 and [`SIX_VNI`] carry broadcast and multicast.
     pub flood: bool,
+    /// This host leads out of the network of [`BLUE`].
+    pub gateway: bool,
     /// Room for so many more endpoints, prefixes and peers.
     pub entries: u32,
 }
@@ -166,6 +168,7 @@ pub const GRE: Spec = Spec {
     many_lengths: false,
     bridge: false,
     flood: false,
+    gateway: false,
     entries: 0,
 };
 pub const GRETAP: Spec = Spec { encap: Encap::Gretap, ..GRE };
@@ -471,6 +474,7 @@ fn facts(spec: Spec) -> Facts {
         (peer.at(spec), path)
     };
     Facts {
+        worlds: spec.gateway.then_some((BLUE.vni, HOST.ifindex)).into_iter().collect(),
         paths: spec.peers().iter().filter(|peer| **peer != H4).map(path).collect(),
         attachments: PORTS
             .iter()

@@ -36,6 +36,7 @@ fn example_is_the_cluster_it_describes() {
         ],
         docker: Docker::default(),
         bridges: Vec::new(),
+        interfaces: Interfaces::default(),
     };
     assert_eq!(document.cluster, expected);
     assert_eq!(document.divided, HashSet::from([blue]));
@@ -68,6 +69,7 @@ fn bridges_to_attach_are_named() {
     for (line, key, says) in [
         ("bridges = \"docker0\"", "attach.bridges", "a list of strings"),
         ("bridges = [\"docker/0\"]", "attach.bridges[0]", "name of an interface"),
+        ("interfaces = \"tap\"", "attach.interfaces", "no kind of interface"),
         ("bridges = [\"a\", \"a\"]", "attach.bridges[1]", "is also attach.bridges[0]"),
         ("bridge = []", "attach.bridge", "did you mean"),
     ] {

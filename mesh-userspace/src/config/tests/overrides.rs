@@ -131,8 +131,10 @@ fn link_that_can_not_be_is_a_fault() {
 
 #[test]
 fn a_foreign_node_has_what_is_its_own() {
-    let text =
-        foreign("gre", "encap = 'vxlan'\nvni = 42\nport = 8472\nmac = \"02:00:5E:00:53:01\"\n");
+    let text = foreign(
+        "gre",
+        "encap = 'vxlan'\nvni = 42\nport = 8472\nmac = \"02:00:5E:00:53:01\"\nclamp_mss = true\n",
+    );
     assert_eq!(tunnel(&text, "h1", "x"), (Encap::Vxlan, 8472));
     assert_eq!(tunnel(&text, "h1", "h2"), (Encap::Gre, 0));
     let cluster = parse(text.as_bytes()).unwrap();
@@ -142,6 +144,7 @@ fn a_foreign_node_has_what_is_its_own() {
         vni: Some(42),
         port: Some(8472),
         mac: Some([2, 0, 0x5e, 0, 0x53, 1]),
+        clamp_mss: true,
     };
     assert_eq!(x.foreign.as_ref(), Some(&expected));
     assert!(!x.is_managed() && cluster.node("h1").unwrap().is_managed());
@@ -171,6 +174,7 @@ fn a_foreign_node_that_can_not_be_is_a_fault() {
         ("gretap", "mac = '02:00:00:00:00:+1'\n", "26 node[2].mac", "six bytes"),
         ("gretap", "mac = '01:00:5e:00:00:01'\n", "26 node[2].mac", "no host's"),
         ("gretap", "mac = '00:00:00:00:00:00'\n", "26 node[2].mac", "no host's"),
+        ("gre", "clamp_mss = 1400\n", "26 node[2].clamp_mss", "true or false"),
         ("vxlan", "encap = 'geneve'\nport = 4789\n", "27 node[2].port", "both vxlan and geneve"),
     ] {
         assert_only(&foreign(encap, lines), place, says);
@@ -187,6 +191,7 @@ fn what_only_a_foreign_node_has_is_a_fault_at_a_managed_one() {
             ("vni", "vni = 42\n"),
             ("port", "port = 8472\n"),
             ("mac", "mac = '02:00:00:00:00:01'\n"),
+            ("clamp_mss", "clamp_mss = true\n"),
         ] {
             let text = foreign("vxlan", line).replace("managed = false\n", managed);
             let at = if managed.is_empty() { 25 } else { 26 };

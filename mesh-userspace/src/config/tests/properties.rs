@@ -87,6 +87,7 @@ fn without_nodes(encap: Encap, mtu: Option<u16>, overrides: &Overrides) -> (File
         nodes: Vec::new(),
         docker: Docker::default(),
         bridges: Vec::new(),
+        interfaces: Interfaces::default(),
     };
     let table = ClusterTable {
         name: cluster.name.clone(),
@@ -118,10 +119,11 @@ fn add_overrides(file: &mut File, cluster: &mut Cluster, overrides: Overrides) {
     for (i, (encap, vni, has_mac)) in (1..nodes).rev().zip(overrides.foreign) {
         let mac = has_mac && encap.unwrap_or(cluster.encap).has_ethernet();
         let mac = mac.then_some([2, 0, 0, 0, 0, i as u8]);
-        let foreign = Foreign { encap, vni, port: port(encap), mac };
+        let foreign = Foreign { encap, vni, port: port(encap), mac, clamp_mss: has_mac };
         let node = &mut file.node[i];
         node.managed = Some(false);
         (node.encap, node.vni, node.port) = (encap.map(written), vni, foreign.port);
+        node.clamp_mss = has_mac.then_some(true);
         node.mac = mac.map(|_| format!("02:00:00:00:00:{i:02x}"));
         cluster.nodes[i].foreign = Some(foreign);
     }

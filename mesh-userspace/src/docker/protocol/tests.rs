@@ -82,7 +82,9 @@ fn a_container_joins_and_leaves() {
 #[test]
 fn a_join_is_answered_in_dockers_words() {
     let name = InterfaceName { src_name: "mc26c77ea".into(), dst_prefix: "eth" };
-    let answer = serde_json::to_string(&Joined { interface_name: name }).unwrap();
+    let answer =
+        serde_json::to_string(&Joined { interface_name: name, gateway: None, gateway_v6: None })
+            .unwrap();
     assert_eq!(answer, r#"{"InterfaceName":{"SrcName":"mc26c77ea","DstPrefix":"eth"}}"#);
 }
 

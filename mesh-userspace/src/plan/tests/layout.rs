@@ -185,6 +185,7 @@ impl Layout {
             nodes,
             docker: Default::default(),
             bridges: Vec::new(),
+            interfaces: Default::default(),
         }
     }
 
@@ -229,6 +230,7 @@ impl Layout {
         };
         let reachable = (1..NODES).filter(|n| self.reachable(*n)).map(|n| self.underlay(n));
         Facts {
+            worlds: [].into(),
             netns: 9,
             paths: reachable.map(|u| (u, path(u))).collect(),
             attachments: self.attachments(),

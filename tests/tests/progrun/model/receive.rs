@@ -151,6 +151,7 @@ impl Model<'_> {
             return Expected { learned, ..Expected::drop(NoRoom) };
         }
         let packet = if outer.ecn == 3 { marked(&ip, packet) } else { packet.to_vec() };
+        let packet = self.clamped_from(peer, vni, &packet);
         let frame = Frame::Bytes(self.to_endpoint(to, &packet));
         let counted = [EndpointRx(to.id), PeerRx(peer.index)];
         Expected { frame, learned, ..Expected::ok(handed_to(to), &counted) }

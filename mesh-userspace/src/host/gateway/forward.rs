@@ -1,0 +1,66 @@
+//! Docker makes DROP the policy of iptables' FORWARD when it is the one that turns forwarding on. No
+//! table of ours can allow what another one drops, so there, and only under that policy, the
+//! networks of gateways are accepted at the end of the chain, after whatever others put before it.
+//! What may not pass our own rules have dropped by then.
+
+use ipnet::IpNet;
+
+use super::super::{HostError, firewall::run};
+
+/// Marks a rule as ours.
+const COMMENT: &str = "-m comment --comment mesh -j ACCEPT";
+
+/// Makes both families' chains have the rules for these networks and no other of ours.
+pub(super) fn ensure(nets: &[IpNet]) -> Result<(), HostError> {
+    let (v4, v6): (Vec<_>, Vec<_>) = nets.iter().partition(|net| net.addr().is_ipv4());
+    ensure_in("iptables", &v4)?;
+    ensure_in("ip6tables", &v6)
+}
+
+fn ensure_in(program: &str, nets: &[&IpNet]) -> Result<(), HostError> {
+    let iptables = |args: &str| {
+        let args: Vec<&str> = args.split(' ').collect();
+        run(program, &[&["-w", "2"], args.as_slice()].concat(), "")
+    };
+    // Nobody else has rules of that kind where there is no such program.
+    let Ok(listed) = iptables("-S FORWARD") else { return Ok(()) };
+    let Ok(listed) = listed else { return if nets.is_empty() { Ok(()) } else { listed.map(drop) } };
+    for change in changes(&listed, nets) {
+        if let Ok(done) = iptables(&change) {
+            done?;
+        }
+    }
+    Ok(())
+}
+
+/// What to tell iptables. `listed`: as it prints the chain.
+fn changes(listed: &str, nets: &[&IpNet]) -> Vec<String> {
+    let is_dropping = listed.lines().any(|line| line == "-P FORWARD DROP");
+    let rules = |net: &&IpNet| ["-s", "-d"].map(|way| format!("FORWARD {way} {net} {COMMENT}"));
+    let wanted: Vec<String> =
+        if is_dropping { nets.iter().flat_map(rules).collect() } else { Vec::new() };
+    let there = listed.lines().filter_map(|line| line.strip_prefix("-A "));
+    let there: Vec<&str> = there.filter(|rule| rule.ends_with(COMMENT)).collect();
+    let gone = there.iter().filter(|rule| !wanted.iter().any(|w| w == *rule));
+    let new = wanted.iter().filter(|rule| !there.contains(&rule.as_str()));
+    gone.map(|rule| format!("-D {rule}")).chain(new.map(|rule| format!("-A {rule}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_policy_of_drop_is_answered_and_only_our_own_rules_go() {
+        let net: IpNet = "10.0.9.0/24".parse().unwrap();
+        let [from, to] = ["-s", "-d"].map(|way| format!("FORWARD {way} 10.0.9.0/24 {COMMENT}"));
+        let foreign = "-A FORWARD -s 10.0.9.0/24 -j ACCEPT";
+        let dropping = format!("-P FORWARD DROP\n{foreign}\n");
+        let there = format!("{dropping}-A {from}\n-A {to}\n");
+        assert_eq!(changes(&dropping, &[&net]), [format!("-A {from}"), format!("-A {to}")]);
+        assert_eq!(changes(&there, &[&net]), [""; 0]);
+        assert_eq!(changes(&there, &[]), [format!("-D {from}"), format!("-D {to}")]);
+        let accepting = there.replace("DROP", "ACCEPT");
+        assert_eq!(changes(&accepting, &[&net]), [format!("-D {from}"), format!("-D {to}")]);
+    }
+}

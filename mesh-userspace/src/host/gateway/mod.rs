@@ -1,0 +1,232 @@
+//! The way into the world for networks with `gateway=mesh`: this host is their containers' router.
+//!
+//! What is for nobody in such a network the program gives to the host's stack, as if it came in by
+//! `mesh0` ([`mesh_common::maps::NetworkInfo::world`]), and it is routed and masqueraded as by any
+//! router. The gateway's address is the first of this node's part of the network, so that each
+//! host is the gateway of its own containers; it is on `mesh0`, for who asks the gateway itself. Back
+//! leads a route to each container's address, by the host's end of its interface, past the programs:
+//! a source from the world is none that `from_host` would let pass.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{Host, HostError, ROUTE_PROTOCOL, firewall, mesh0};
+use crate::{
+    config::{Cluster, Node, Vni, gateway},
+    net::{Link, RouteSpec},
+    state::{Endpoint, State},
+};
+
+mod forward;
+mod ports;
+mod rules;
+
+pub(super) use ports::Held;
+pub use ports::PortRequest;
+use rules::{Nets, TABLE};
+
+/// What this process knows of it.
+#[derive(Debug, Default)]
+pub(super) struct Gateways {
+    table: firewall::Table,
+    held: Held,
+    /// What is not as it should be, and the way out.
+    pub faults: Vec<String>,
+}
+
+impl Host {
+    pub(super) fn is_gateway_of(&self, endpoint: &Endpoint) -> bool {
+        self.has_gateway(endpoint.vni)
+    }
+
+    /// This host's addresses as a gateway.
+    pub(super) fn gateways(&self, me: &Node) -> Vec<IpAddr> {
+        let ours = self.state.networks.iter().filter_map(|n| Vni::new(n.vni));
+        ours.flat_map(|vni| self.gateways_of(me, vni)).collect()
+    }
+
+    /// Those of them in one network.
+    pub(super) fn gateways_of(&self, me: &Node, vni: Vni) -> Vec<IpAddr> {
+        match self.has_gateway(vni.get()) {
+            true => me.subnets_of(vni).map(gateway).collect(),
+            false => Vec::new(),
+        }
+    }
+
+    pub(super) fn gateway_faults(&self, vni: Vni) -> Vec<String> {
+        if self.has_gateway(vni.get()) { self.gateways.faults.clone() } else { Vec::new() }
+    }
+
+    /// [`mesh_common::maps::NetworkInfo::world`] by VNI.
+    pub(super) fn worlds(&self) -> BTreeMap<u32, u32> {
+        let Some(mesh0) = &self.state.host else { return BTreeMap::new() };
+        let ours = self.state.networks.iter().filter(|n| n.gateway);
+        ours.map(|n| (n.vni, mesh0.index)).collect()
+    }
+
+    fn has_gateway(&self, vni: u32) -> bool {
+        self.state.networks.iter().any(|n| n.vni == vni && n.gateway)
+    }
+
+    /// Also what somebody else took away, or made necessary, since.
+    pub async fn refresh_gateways(&mut self) -> Result<(), HostError> {
+        let cluster = self.adopt()?;
+        let done = async {
+            let me = super::find(&cluster, &self.state.node)?;
+            let before = self.state.clone();
+            self.ensure_gateways(&cluster, &me).await?;
+            if self.state != before { self.save() } else { Ok(()) }
+        };
+        let done = done.await;
+        self.cluster = Some(cluster);
+        done
+    }
+
+    /// Makes the ways back and the rules be there, and not be there where no network needs them.
+    pub(super) async fn ensure_gateways(
+        &mut self,
+        cluster: &Cluster,
+        me: &Node,
+    ) -> Result<(), HostError> {
+        if !self.state.networks.iter().any(|n| n.gateway) {
+            self.gateways = Gateways::default();
+            remove(&self.state)?;
+            if std::mem::take(&mut self.state.gateways) {
+                set(mesh0::NAME, LOCALNET, "0");
+            }
+            return Ok(());
+        }
+        self.ensure_ways_back(me).await?;
+        // Its packets come in where no route leads to who sent them: strict (1) would drop them.
+        set(mesh0::NAME, "rp_filter", "2");
+        set(mesh0::NAME, LOCALNET, "1");
+        let mut faults = sysctl_faults(self.gateway_nets().any(|net| net.addr().is_ipv6()));
+        faults.extend(self.gateways.held.follow(&self.state));
+        if !self.state.gateways {
+            self.state.gateways = true;
+            self.save()?;
+        }
+        let rules = self.gateway_rules(cluster).await?;
+        match firewall::ensure(TABLE, rules, &self.gateways.table) {
+            Ok(table) => self.gateways.table = table,
+            Err(e) => faults.push(format!("containers do not reach the world: {e}")),
+        }
+        let nets: Vec<IpNet> = self.gateway_nets().collect();
+        faults.extend(
+            forward::ensure(&nets).err().map(|e| {
+                format!("containers may not reach the world, by the policy of FORWARD: {e}")
+            }),
+        );
+        for fault in faults.iter().filter(|fault| !self.gateways.faults.contains(fault)) {
+            tracing::warn!("{fault}");
+        }
+        self.gateways.faults = faults;
+        Ok(())
+    }
+
+    fn gateway_nets(&self) -> impl Iterator<Item = IpNet> {
+        self.state.networks.iter().filter(|n| n.gateway).flat_map(|n| &n.cidrs).copied()
+    }
+
+    async fn gateway_rules(&self, cluster: &Cluster) -> Result<String, HostError> {
+        let (own, others): (Vec<_>, Vec<_>) =
+            cluster.networks.iter().partition(|n| n.vni == Vni::DEFAULT);
+        let nets = Nets {
+            gateway: self.gateway_nets().collect(),
+            // Also of those that the maps have no room for.
+            overlay: own.iter().flat_map(|n| &n.cidrs).copied().collect(),
+            networks: others.iter().flat_map(|n| &n.cidrs).copied().collect(),
+        };
+        let links = self.net.links().await?;
+        let bridges = links.iter().filter(|link| is_dockers(link)).map(|link| link.name.as_str());
+        let ports = self.state.endpoints.values().filter(|e| self.is_gateway_of(e));
+        let ports = ports.flat_map(|e| e.ports.iter().map(|port| (port, e.addresses.as_slice())));
+        Ok(rules::rules(&nets, &bridges.collect::<Vec<_>>(), ports))
+    }
+
+    /// Routes to the containers here, each with its MAC: none of them is to be asked for it.
+    pub(super) async fn ensure_ways_back(&self, me: &Node) -> Result<(), HostError> {
+        let routes = self.net.routes().await?;
+        let neighbours = self.net.neighbours().await?;
+        let ours = self.state.endpoints.values().filter(|e| self.is_gateway_of(e));
+        for endpoint in ours {
+            let ifindex = endpoint.host.index;
+            set(&endpoint.host.name, LOCALNET, "1");
+            for ip in &endpoint.addresses {
+                let known = neighbours.get(&(ifindex, *ip));
+                if known.is_none_or(|n| !n.fixed || n.mac != Some(endpoint.mac)) {
+                    self.net.fix_neighbour(ifindex, *ip, endpoint.mac).await?;
+                }
+                let route = way_back(me, endpoint, *ip);
+                if !routes.iter().any(|there| there.dst == route.dst && there.is(&route)) {
+                    self.net.add_route(&route).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn way_back(me: &Node, endpoint: &Endpoint, ip: IpAddr) -> RouteSpec {
+    let blocks = me.subnets.iter().filter(|(vni, _)| vni.get() == endpoint.vni);
+    let block = blocks.map(|(_, block)| *block).find(|block| block.contains(&ip));
+    RouteSpec {
+        dst: ip.into(),
+        ifindex: endpoint.host.index,
+        gateway: None,
+        source: block.map(gateway),
+        onlink: false,
+        // The host's end takes any size, and the container's drops what is larger without a word.
+        mtu: Some(endpoint.mtu),
+        protocol: ROUTE_PROTOCOL,
+    }
+}
+
+/// Takes the rules away; routes go with their interfaces.
+pub(super) fn remove(state: &State) -> Result<(), HostError> {
+    let is_lost = state.node.is_empty();
+    if state.gateways || is_lost && firewall::is_there(TABLE) {
+        forward::ensure(&[])?;
+        firewall::remove_table(TABLE)?;
+    }
+    Ok(())
+}
+
+/// A bridge of Docker's, by its name: containers of one network do not reach those of another.
+fn is_dockers(link: &Link) -> bool {
+    let is_chosen = |name: &str| {
+        let id = name.strip_prefix("br-");
+        id.is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    link.kind.as_deref() == Some("bridge")
+        && (matches!(link.name.as_str(), "docker0" | "docker_gwbridge") || is_chosen(&link.name))
+}
+
+/// With it the host may ask for a published port at 127.0.0.1; the program keeps containers from that.
+const LOCALNET: &str = "route_localnet";
+
+/// A setting of an interface of ours, for IPv4.
+fn set(ifname: &str, name: &str, value: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{ifname}/{name}");
+    if std::fs::read(&path).is_ok_and(|now| now.trim_ascii() != value.as_bytes())
+        && let Err(e) = std::fs::write(&path, value)
+    {
+        tracing::warn!("{path}: {e}");
+    }
+}
+
+fn sysctl_faults(v6: bool) -> Vec<String> {
+    let mut wanted = vec![("net.ipv4.ip_forward", "net/ipv4/ip_forward")];
+    if v6 {
+        wanted.push(("net.ipv6.conf.all.forwarding", "net/ipv6/conf/all/forwarding"));
+    }
+    let is_off = |path: &str| {
+        let value = std::fs::read(format!("/proc/sys/{path}"));
+        value.is_ok_and(|value| value.starts_with(b"0"))
+    };
+    let fault = |name: &str| {
+        format!("containers do not reach the world: {name} is 0 (`sysctl -w {name}=1`)")
+    };
+    wanted.iter().filter(|(_, path)| is_off(path)).map(|(name, _)| fault(name)).collect()
+}

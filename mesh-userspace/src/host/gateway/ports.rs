@@ -1,0 +1,216 @@
+//! Ports of the host that are a container's: chosen, held against others, and let go.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt},
+};
+
+use super::super::{Host, HostError};
+use crate::state::{Proto, Published, State};
+
+/// A port of a container that is to be one of the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRequest {
+    pub proto: Proto,
+    /// The container's.
+    pub port: u16,
+    /// Which of the host's addresses; all if there is none.
+    pub host_ip: Option<IpAddr>,
+    /// The first that is free of these; any if they are 0.
+    pub first: u16,
+    pub last: u16,
+}
+
+/// A socket for each port, so that no program of the host gets it, and for one that has it to be
+/// noticed. Nothing ever arrives there: it is rewritten before.
+#[derive(Debug, Default)]
+pub struct Held {
+    sockets: BTreeMap<Key, OwnedFd>,
+}
+
+type Key = (Proto, IpAddr, u16);
+
+impl Host {
+    /// Publishes ports of an endpoint, in place of those that it has. All of them or none.
+    pub async fn publish(&mut self, name: &str, requests: &[PortRequest]) -> Result<(), HostError> {
+        let Some(endpoint) = self.state.endpoints.get(name).cloned() else {
+            return Err(HostError::Unknown(format!("there is no endpoint {name:?}")));
+        };
+        if !self.is_gateway_of(&endpoint) {
+            return Ok(());
+        }
+        self.change_ports(name, Vec::new());
+        self.gateways.held.follow(&self.state);
+        let mut ports = Vec::new();
+        for request in requests {
+            let families = [true, false].map(|v4| {
+                let has = endpoint.addresses.iter().any(|ip| ip.is_ipv4() == v4);
+                has.then(|| any(v4))
+            });
+            let families: Vec<IpAddr> = families.into_iter().flatten().collect();
+            match self.gateways.held.take(request, &families) {
+                Ok(host_port) => ports.push(Published {
+                    proto: request.proto,
+                    host_ip: request.host_ip,
+                    host_port,
+                    port: request.port,
+                }),
+                Err(e) => {
+                    // Those that were taken go with the next look.
+                    self.gateways.held.follow(&self.state);
+                    return Err(e);
+                }
+            }
+        }
+        self.change_ports(name, ports);
+        self.save()?;
+        self.refresh_gateways().await
+    }
+
+    /// Takes its ports from an endpoint; one that is gone has none.
+    pub async fn unpublish(&mut self, name: &str) -> Result<(), HostError> {
+        if !self.change_ports(name, Vec::new()) {
+            return Ok(());
+        }
+        self.save()?;
+        self.refresh_gateways().await
+    }
+
+    fn change_ports(&mut self, name: &str, ports: Vec<Published>) -> bool {
+        let Some(endpoint) = self.state.endpoints.get_mut(name) else { return false };
+        std::mem::replace(&mut endpoint.ports, ports) != endpoint.ports
+    }
+}
+
+impl Held {
+    /// Holds what is published and nothing else. Returns what somebody else has by now, which an
+    /// agent that was away could not hold.
+    pub fn follow(&mut self, state: &State) -> Vec<String> {
+        let mut wanted = BTreeMap::new();
+        for (name, endpoint) in &state.endpoints {
+            for port in &endpoint.ports {
+                for ip in &endpoint.addresses {
+                    let at = port.host_ip.unwrap_or_else(|| any(ip.is_ipv4()));
+                    wanted.insert((port.proto, at, port.host_port), name);
+                }
+            }
+        }
+        self.sockets.retain(|key, _| wanted.contains_key(key));
+        let mut faults = Vec::new();
+        for (key, name) in wanted {
+            if self.sockets.contains_key(&key) {
+                continue;
+            }
+            match hold(key) {
+                Ok((_, socket)) => drop(self.sockets.insert(key, socket)),
+                Err(e) => {
+                    let (proto, ip, port) = key;
+                    let at = SocketAddr::new(ip, port);
+                    faults.push(format!(
+                        "{name} has the port {at}/{proto}, which a program of this host took: {e}"
+                    ));
+                }
+            }
+        }
+        faults
+    }
+
+    /// The first port that is free. `families`: the unspecified address of each that the container
+    /// has.
+    fn take(&mut self, request: &PortRequest, families: &[IpAddr]) -> Result<u16, HostError> {
+        let addresses = match request.host_ip {
+            Some(ip) if !families.iter().any(|any| any.is_ipv4() == ip.is_ipv4()) => {
+                return Err(HostError::User(format!(
+                    "a port of {ip} can not be published: the container has no address of that \
+                     family"
+                )));
+            }
+            Some(ip) => vec![ip],
+            None => families.to_vec(),
+        };
+        let mut last_error = Errno::ADDRINUSE;
+        for port in request.first..=request.last.max(request.first) {
+            match self.take_at(request.proto, &addresses, port) {
+                Ok(port) => return Ok(port),
+                Err(e) => last_error = e,
+            }
+        }
+        let at = request.host_ip.map_or_else(String::new, |ip| format!(" of {ip}"));
+        let (proto, first) = (request.proto, request.first);
+        let which = match request.last > first {
+            true => format!("no port from {first} to {}", request.last),
+            false => format!("port {first}"),
+        };
+        Err(HostError::User(format!(
+            "{which}{at} can not be published for {proto}: {last_error} (`ss -lnp` shows who has it)"
+        )))
+    }
+
+    fn take_at(&mut self, proto: Proto, ips: &[IpAddr], port: u16) -> Result<u16, Errno> {
+        let mut port = port;
+        let mut taken = Vec::new();
+        for ip in ips {
+            let key = (proto, *ip, port);
+            if self.sockets.contains_key(&key) {
+                return Err(Errno::ADDRINUSE);
+            }
+            let (got, socket) = hold(key)?;
+            port = got;
+            taken.push(((proto, *ip, got), socket));
+        }
+        self.sockets.extend(taken);
+        Ok(port)
+    }
+}
+
+/// Bound, but not listening. Port 0: the kernel chooses one.
+fn hold((proto, ip, port): Key) -> Result<(u16, OwnedFd), Errno> {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let kind = match proto {
+        Proto::Tcp => SocketType::STREAM,
+        Proto::Udp => SocketType::DGRAM,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if ip.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    bind(&socket, &SocketAddr::new(ip, port))?;
+    let got = SocketAddr::try_from(getsockname(&socket)?).map_or(port, |at| at.port());
+    Ok((got, socket))
+}
+
+fn any(v4: bool) -> IpAddr {
+    if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(first: u16, last: u16) -> PortRequest {
+        let host_ip = Some(Ipv4Addr::LOCALHOST.into());
+        PortRequest { proto: Proto::Tcp, port: 80, host_ip, first, last }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_refused_and_a_range_goes_on() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = other.local_addr().unwrap().port();
+        let mut held = Held::default();
+        let error = held.take(&request(taken, taken), &[any(true)]).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {taken} of 127.0.0.1")), "{error}");
+        let chosen = held.take(&request(0, 0), &[any(true)]).unwrap();
+        assert_ne!(chosen, 0);
+        let again = held.take(&request(chosen, chosen), &[any(true)]).unwrap_err().to_string();
+        assert!(again.contains("in use"), "{again}");
+        assert!(held.take(&request(0, 0), &[any(false)]).is_err());
+        held.follow(&State::default());
+        assert_eq!(held.take(&request(chosen, chosen), &[any(true)]).unwrap(), chosen);
+    }
+}

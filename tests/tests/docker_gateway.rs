@@ -1,0 +1,273 @@
+//! `docker network create -d mesh -o gateway=mesh`: one interface for each container, and the host as
+//! its router, with real Docker daemons.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{
+    Snapshot,
+    docker::{Docker, scenario},
+    wait,
+};
+use rustix::process::Signal;
+
+const SEEN: Duration = Duration::from_secs(10);
+const CREATE: &str = "network create -d mesh -o gateway=mesh --subnet 10.0.9.0/24 my-net";
+const WEB: &str = "bb httpd -f -p 80 -h /var/www";
+/// A web server that logs who asks.
+const WHO: &str = "bb httpd -f -vv -p 9000 -h /var/www";
+
+/// Containers in the network, with these names, one on each host; a container `asker` in each host's
+/// own namespace stands for the host, and for somebody outside to the other hosts.
+fn start(docker: &Docker, create: &str, names: &[&str]) -> Result<Vec<IpAddr>> {
+    for host in &docker.topology.hosts {
+        // As Docker leaves it on a fresh machine.
+        host.netns.exec("iptables -P FORWARD DROP")?;
+    }
+    docker.run(0, create)?;
+    docker.wait_network("my-net")?;
+    let mut addresses = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        docker.run(at, "run -d --network host --name asker bb sleep 1000")?;
+        docker.run(at, &format!("run -d --network my-net --name {name} bb sleep 1000"))?;
+        addresses.push(address(docker, at, name)?);
+    }
+    Ok(addresses)
+}
+
+fn address(docker: &Docker, at: usize, container: &str) -> Result<IpAddr> {
+    let format = "{{range.NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let text = docker.run(at, &format!("inspect -f {format} {container}"))?;
+    text.parse().with_context(|| format!("{container} has the address {text:?}"))
+}
+
+fn get(docker: &Docker, at: usize, from: &str, url: &str) -> Result<()> {
+    let line = format!("exec {from} timeout 5 wget -qO- {url}");
+    let said = wait::until(&line, SEEN, || match docker.run(at, &line) {
+        Ok(page) if page == "hello" => Ok(()),
+        Ok(page) => Err(page),
+        Err(e) => Err(format!("{e:#}")),
+    });
+    said.with_context(|| format!("h{}: {from} asks {url}", at + 1))
+}
+
+/// Nobody answers at the address.
+fn get_nothing(docker: &Docker, at: usize, from: &str, url: &str) -> Result<()> {
+    docker.refused(at, &format!("exec {from} timeout 1 wget -qO- {url}")).map(drop)
+}
+
+/// From which address [`WHO`], in the container `whom` of a host, is asked.
+fn asked_by(
+    docker: &Docker,
+    at: usize,
+    whom: &str,
+    ask: impl Fn() -> Result<()>,
+) -> Result<String> {
+    let lines = || -> Result<Vec<String>> {
+        let output = docker.try_run(at, &format!("logs {whom}"))?;
+        Ok(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect())
+    };
+    let before = lines()?.len();
+    ask()?;
+    // `[::ffff:10.42.2.2]:51234: url:/`
+    let of = |line: &String| Some(line.split_once("]:")?.0.rsplit_once(':')?.1.to_owned());
+    wait::until("the server's log", SEEN, || {
+        let lines = lines().map_err(|e| format!("{e:#}"))?;
+        lines[before..].iter().find_map(of).ok_or_else(|| format!("{lines:?}"))
+    })
+}
+
+#[test]
+fn the_host_is_the_router_of_its_containers() {
+    scenario(2, |docker| {
+        let [c1, c2] = start(docker, CREATE, &["c1", "c2"])?[..] else { unreachable!() };
+        // One interface, and the first address of each host's own part.
+        for (at, name, gateway) in [(0, "c1", "10.0.9.1"), (1, "c2", "10.0.9.129")] {
+            let routes = docker.run(at, &format!("exec {name} ip route"))?;
+            ensure!(routes.contains(&format!("default via {gateway} dev eth0")), "{routes}");
+            let links = docker.run(at, &format!("exec {name} ip -o link"))?;
+            ensure!(!links.contains("eth1"), "{links}");
+            docker.run(at, &format!("exec {name} ping -c 1 -W 2 {gateway}"))?;
+        }
+        // Among themselves as ever.
+        docker.run(0, &format!("exec c1 ping -c 1 -W 2 {c2}"))?;
+        docker.run(1, &format!("run -d --network my-net --name who {WHO}"))?;
+        let who = address(docker, 1, "who")?;
+        let source = asked_by(docker, 1, "who", || get(docker, 0, "c1", "http://who:9000"))?;
+        ensure!(source == c1.to_string(), "{source} is not {c1}");
+        // The world, which sees the host.
+        docker.run(1, &format!("run -d --network host --name world {WHO}"))?;
+        let ask = || get(docker, 0, "c1", "http://192.0.2.12:9000");
+        let source = asked_by(docker, 1, "world", ask)?;
+        ensure!(source == "192.0.2.11", "{source}");
+        // More than the MTU, each way: the router cuts or says so.
+        docker.run(0, "exec c1 ping -c 1 -W 2 -s 1472 192.0.2.12")?;
+        // A host and its containers, by their addresses.
+        docker.run(1, &format!("exec asker ping -c 1 -W 2 {c2}"))?;
+        let source =
+            asked_by(docker, 1, "who", || get(docker, 1, "asker", &format!("http://{who}:9000")))?;
+        ensure!(source == "10.0.9.129", "{source}");
+        // Nobody gets in from outside, nor to another network.
+        docker.host(0).netns.exec("ip route add 10.0.9.128/25 via 192.0.2.12")?;
+        get_nothing(docker, 0, "asker", &format!("http://{who}:9000"))?;
+        docker.run(1, &format!("run -d --name bridged {WEB}"))?;
+        let bridged = address(docker, 1, "bridged")?;
+        get_nothing(docker, 1, "c2", &format!("http://{bridged}"))?;
+        docker.run(1, "network create -d mesh -o gateway=mesh --subnet 10.0.8.0/24 other")?;
+        docker.run(1, &format!("run -d --network other --name apart {WEB}"))?;
+        let apart = address(docker, 1, "apart")?;
+        get(docker, 1, "asker", &format!("http://{apart}"))?;
+        get_nothing(docker, 1, "c2", &format!("http://{apart}"))?;
+        // What is for nobody in the network is dropped for that, and goes nowhere else.
+        docker.run(0, "run -d --network my-net --cap-add NET_ADMIN --name near bb sleep 1000")?;
+        docker.run(0, "exec near ip route add 10.0.9.77/32 via 10.0.9.1")?;
+        let before = docker.topology.hosts[0].drops("no_endpoint")?;
+        docker.refused(0, "exec near ping -c 2 -i 0.2 -W 1 10.0.9.77")?;
+        ensure!(docker.topology.hosts[0].drops("no_endpoint")? >= before + 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn published_ports_are_reached_from_everywhere() {
+    scenario(2, |docker| {
+        start(docker, CREATE, &["c1", "c2"])?;
+        let publish = "-p 8080:80 -p 127.0.0.1:8081:80 -p 192.0.2.11:8082-8083:80";
+        docker.run(0, &format!("run -d --network my-net {publish} --name web {WEB}"))?;
+        docker.run(0, &format!("run -d --network my-net -p 9000:9000 --name who {WHO}"))?;
+        docker.run(1, "network create other")?;
+        docker.run(1, "run -d --network other --name stranger bb sleep 1000")?;
+        // Outside, the host itself, the network's own containers, and others of the mesh.
+        for (at, from, url) in [
+            (1, "asker", "http://192.0.2.11:8080"),
+            (1, "stranger", "http://192.0.2.11:8080"),
+            (1, "asker", "http://10.42.1.1:8080"),
+            (0, "asker", "http://192.0.2.11:8080"),
+            (0, "asker", "http://127.0.0.1:8080"),
+            (0, "asker", "http://127.0.0.1:8081"),
+            (0, "c1", "http://192.0.2.11:8080"),
+            (0, "web", "http://192.0.2.11:8080"),
+            (1, "c2", "http://192.0.2.11:8080"),
+            (1, "asker", "http://192.0.2.11:8082"),
+        ] {
+            get(docker, at, from, url)?;
+        }
+        let ask = || get(docker, 1, "asker", "http://192.0.2.11:9000");
+        let source = asked_by(docker, 0, "who", ask)?;
+        ensure!(source == "192.0.2.12", "{source}");
+        get_nothing(docker, 1, "asker", "http://192.0.2.11:8081")?;
+        // A container does not get to what listens on the host's loopback.
+        docker.run(
+            0,
+            "run -d --network host --name local bb httpd -f -p 127.0.0.1:7000 -h /var/www",
+        )?;
+        get(docker, 0, "asker", "http://127.0.0.1:7000")?;
+        docker.run(0, "run -d --network my-net --cap-add NET_ADMIN --name evil bb sleep 1000")?;
+        docker.run(0, "exec evil ip route add 127.0.0.1/32 via 10.0.9.1 table 100")?;
+        docker.run(0, "exec evil ip addr del 127.0.0.1/8 dev lo")?;
+        docker.run(0, "exec evil ip rule add to 127.0.0.1 lookup 100 pref 0")?;
+        get_nothing(docker, 0, "evil", "http://127.0.0.1:7000")?;
+        // What somebody has is refused, and said.
+        for port in ["8080:80", "7000:80"] {
+            let error =
+                docker.refused(0, &format!("run --rm --network my-net -p {port} bb true"))?;
+            ensure!(error.contains("can not be published"), "{port}: {error}");
+        }
+        docker.run(
+            0,
+            &format!("run -d --network my-net -p 192.0.2.11:8082-8083:80 --name next {WEB}"),
+        )?;
+        get(docker, 1, "asker", "http://192.0.2.11:8083")?;
+        // Any that is free: who asks the agent finds it.
+        docker.run(0, &format!("run -d --network my-net -p 80 --name any {WEB}"))?;
+        let any = address(docker, 0, "any")?.to_string();
+        let status = docker.topology.hosts[0].status()?;
+        let endpoints = status["endpoints"].as_array().context("endpoints")?;
+        let endpoint = endpoints.iter().find(|e| e["addresses"][0] == *any).context("any")?;
+        let port = endpoint["ports"][0]["host_port"].as_u64().context("a port")?;
+        get(docker, 1, "asker", &format!("http://192.0.2.11:{port}"))?;
+        // Gone with its container, free for the next.
+        docker.run(0, "rm -f web")?;
+        get_nothing(docker, 1, "asker", "http://192.0.2.11:8080")?;
+        docker.run(0, &format!("run -d --network my-net -p 8080:80 --name web2 {WEB}"))?;
+        get(docker, 1, "asker", "http://192.0.2.11:8080")
+    });
+}
+
+#[test]
+fn it_outlives_agents_and_daemons_and_leaves_nothing_behind() {
+    scenario(2, |docker| {
+        let cluster = docker.topology.cluster.clone();
+        start(docker, CREATE, &["c1", "c2"])?;
+        docker.run(0, &format!("run -d --network my-net -p 8080:80 --name web {WEB}"))?;
+        let works = |docker: &Docker| {
+            get(docker, 1, "asker", "http://192.0.2.11:8080")?;
+            docker.run(0, "exec c1 ping -c 1 -W 2 192.0.2.12").map(drop)
+        };
+        works(docker)?;
+        // The agent gone, and back.
+        docker.host(0).kill9();
+        works(docker)?;
+        docker.host(0).up(&cluster)?;
+        works(docker)?;
+        let error = docker.refused(0, "run --rm --network my-net -p 8080:80 bb true")?;
+        ensure!(error.contains("can not be published"), "{error}");
+        // Rules that somebody took away come back.
+        docker.host(0).netns.exec("nft delete table inet mesh_gateways")?;
+        docker.host(0).netns.exec("iptables -F FORWARD")?;
+        docker.run(0, &format!("run -d --network my-net -p 8081:80 --name web2 {WEB}"))?;
+        get(docker, 1, "asker", "http://192.0.2.11:8081")?;
+        works(docker)?;
+        // The daemon, in each way.
+        for signal in [Signal::TERM, Signal::KILL] {
+            docker.end_daemon(0, signal)?;
+            docker.start_daemon(0, &[])?;
+            docker.wait_daemon(0)?;
+            docker.run(0, "start c1 web")?;
+            works(docker)?;
+        }
+        // Removed with its network, on all hosts.
+        docker.run(0, "rm -f c1 web web2")?;
+        docker.run(1, "rm -f c2")?;
+        docker.run(0, "network rm my-net")?;
+        for at in [0, 1] {
+            docker.wait_for(at, "network ls -q -f name=my-net", str::is_empty)?;
+            let host = docker.host(at);
+            wait::until_true("the rules to go", SEEN, || {
+                !host.netns.exec("nft list tables").unwrap_or_default().contains("mesh")
+            })?;
+            let rules = host.netns.exec("iptables -S FORWARD")?;
+            ensure!(!rules.contains("mesh"), "{rules}");
+            let addresses = host.netns.exec("ip addr show dev mesh0")?;
+            ensure!(!addresses.contains("10.0.9."), "{addresses}");
+        }
+        // And with the mesh.
+        docker.host(0).down()?;
+        let before = Snapshot::of(docker.host(0))?;
+        docker.host(0).up(&cluster)?;
+        docker.run(0, CREATE)?;
+        docker.run(0, "run -d --network my-net -p 8080:80 --name late bb sleep 1000")?;
+        get_nothing(docker, 1, "asker", "http://192.0.2.11:8080")?;
+        docker.host(0).down()?;
+        before.expect_same(&Snapshot::of(docker.host(0))?)
+    });
+}
+
+#[test]
+fn what_can_not_be_is_refused() {
+    scenario(1, |docker| {
+        let create = "network create -d mesh --subnet 10.0.9.0/24";
+        for (options, says) in [
+            ("-o gateway=docker", "must be mesh"),
+            ("-o gateway=mesh --internal", "--internal"),
+            ("-o gateway=mesh --gateway 10.0.9.77", "leave it out"),
+        ] {
+            let error = docker.refused(0, &format!("{create} {options} x"))?;
+            ensure!(error.contains(says), "{options}: {error:?} does not say {says:?}");
+        }
+        docker.run(0, CREATE)?;
+        let error = docker.refused(0, "run --rm --network my-net --ip 10.0.9.1 bb true")?;
+        ensure!(error.contains("in use"), "{error}");
+        Ok(())
+    });
+}

@@ -1,0 +1,92 @@
+//! What `mesh status` says when something is wrong with Docker on a host.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mesh_tests::{
+    docker::{Docker, scenario},
+    wait,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
+/// More than the time between two looks at everything.
+const LOOKED: Duration = Duration::from_secs(45);
+
+/// Waits until a part of a host's status says this.
+fn says(docker: &Docker, at: usize, part: impl Fn(&Value) -> Value, text: &str) -> Result<()> {
+    wait::until(&format!("h{}: {text:?}", at + 1), LOOKED, || {
+        let status = docker.topology.hosts[at].status().map_err(|e| format!("{e:#}"))?;
+        let said = part(&status).to_string();
+        if said.contains(text) { Ok(()) } else { Err(said) }
+    })
+}
+
+fn of_my_net(status: &Value) -> Value {
+    let networks = status["networks"].as_array().into_iter().flatten();
+    networks.filter(|n| n["name"] == "my-net").map(|n| n["faults"].clone()).collect()
+}
+
+fn of_docker(status: &Value) -> Value {
+    status["docker"].clone()
+}
+
+#[test]
+fn a_network_that_can_not_be_made_here_is_said_with_the_reason() {
+    scenario(2, |docker| {
+        docker.host(1).netns.exec("ip route add 10.0.9.0/25 via 192.0.2.11")?;
+        docker.run(0, CREATE)?;
+        says(docker, 1, of_my_net, "10.0.9.0/24 overlaps a route of host h2")?;
+        let text = docker.host(1).run_mesh(&["status"])?;
+        let fault = text.lines().find(|l| l.contains("my-net") && l.contains("overlaps a route"));
+        ensure!(text.contains("FAULTS") && fault.is_some(), "{text}");
+        ensure!(docker.run(1, "network ls -q -f name=my-net")?.is_empty());
+        // Mended: made after all, and said no more.
+        docker.host(1).netns.exec("ip route del 10.0.9.0/25")?;
+        docker.run(0, "network create -d mesh --subnet 10.0.8.0/24 other")?;
+        docker.wait_network("my-net")?;
+        says(docker, 1, of_my_net, "[[]]")?;
+        docker.run(0, "network rm my-net")?;
+        docker.wait_for(1, "network ls -q -f name=my-net", str::is_empty)?;
+        let text = docker.host(1).run_mesh(&["status"])?;
+        ensure!(!text.contains("my-net"), "{text}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_docker_lacks_and_what_was_refused_is_said() {
+    scenario(1, |docker| {
+        docker.run(0, CREATE)?;
+        says(docker, 0, of_docker, "\"connected\":true")?;
+        let text = docker.host(0).run_mesh(&["status"])?;
+        let line = "docker      /run/docker.sock, driver at /run/docker/plugins/mesh.sock";
+        ensure!(text.contains(line) && !text.contains("FAULTS"), "{text}");
+        // The last word of the driver's.
+        docker.refused(0, "network create -d mesh --subnet 10.0.7.0/24 -o vni=0 x")?;
+        let error = docker.host(0).status()?["docker"]["last_error"].clone();
+        ensure!(error["call"] == "NetworkDriver.CreateNetwork", "{error}");
+        let text = docker.host(0).run_mesh(&["status"])?;
+        ensure!(text.contains("NetworkDriver.CreateNetwork was refused: vni=0"), "{text}");
+        // The driver's socket taken away, which comes back.
+        let remove = ["/run/docker/plugins/mesh.sock"];
+        let removed = docker.topology.hosts[0].command("rm").args(remove).status()?;
+        ensure!(removed.success());
+        says(docker, 0, of_docker, "Docker finds no driver at")?;
+        wait::until("the driver's socket", LOOKED, || {
+            match docker.docker(0, &["network", "create", "-d", "mesh", "again"]).output() {
+                Ok(output) if output.status.success() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+        says(docker, 0, of_docker, "\"faults\":[]")?;
+        // Docker itself.
+        docker.end_daemon(0, Signal::TERM)?;
+        says(docker, 0, of_docker, "\"connected\":false")?;
+        says(docker, 0, of_docker, "start it")?;
+        docker.start_daemon(0, &[])?;
+        docker.wait_daemon(0)?;
+        says(docker, 0, of_docker, "\"faults\":[]")
+    });
+}
