@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    Host, Options, Topology,
-    machine::{Machines, image, remove_cgroup, unpacked},
+    Host, Netns, Options, Topology,
+    etcd::Etcd,
+    machine::{Machines, image, kill_cgroup, remove_cgroup, unpacked},
     netns::check,
     wait,
 };
@@ -30,6 +31,8 @@ pub struct Docker {
     engine: PathBuf,
     machines: Machines,
     daemons: Vec<Option<Child>>,
+    /// Where the daemons keep networks of their own, and what they are told of it.
+    store: Option<(Etcd, Vec<String>)>,
 }
 
 /// Makes hosts with Docker and agents, and runs `body`. Host `h1` has index 0.
@@ -39,18 +42,33 @@ pub struct Docker {
 /// If `body` fails, with its error and the end of every agent's log.
 pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
     let Some([engine]) = unpacked([ENGINE]) else { return };
-    let options = Options { hosts, containers: 0, ..Options::default() };
-    let topology = Topology::new(options).expect("make namespaces");
-    let machines = Machines::default();
-    let mut docker = Docker { topology, engine, machines, daemons: Vec::new() };
-    let done = docker.up().and_then(|()| body(&mut docker));
+    let mut docker = Docker::new(hosts, engine).expect("make namespaces");
+    let done = docker.up(None).and_then(|()| body(&mut docker));
     done.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 impl Docker {
+    fn new(hosts: usize, engine: PathBuf) -> Result<Self> {
+        let options = Options { hosts, containers: 0, ..Options::default() };
+        let topology = Topology::new(options)?;
+        let machines = Machines::default();
+        Ok(Self { topology, engine, machines, daemons: Vec::new(), store: None })
+    }
+
+    /// Hosts with agents and Docker 20.10, whose own overlay networks are kept in an etcd on the first
+    /// host. `engine`, `etcd`: where they are unpacked.
+    pub fn with_store(hosts: usize, engine: PathBuf, etcd: &Path) -> Result<Self> {
+        let mut docker = Self::new(hosts, engine)?;
+        docker.up(Some(etcd))?;
+        Ok(docker)
+    }
+
     /// Starts daemons and agents, and gives each daemon the image `bb`, busybox.
-    fn up(&mut self) -> Result<()> {
+    fn up(&mut self, etcd: Option<&Path>) -> Result<()> {
         self.machines.make(&mut self.topology)?;
+        if let Some(root) = etcd {
+            self.start_store(root)?;
+        }
         for at in 0..self.topology.hosts.len() {
             self.daemons.push(None);
             self.start_daemon(at, &[])?;
@@ -59,8 +77,28 @@ impl Docker {
         for at in 0..self.topology.hosts.len() {
             self.wait_daemon(at)?;
             self.run(at, &format!("import {} bb", image.display()))?;
+            // As a daemon does that is the first to turn forwarding on.
+            self.topology.hosts[at].netns.exec("iptables -P FORWARD DROP")?;
         }
         self.topology.up()
+    }
+
+    fn start_store(&mut self, root: &Path) -> Result<()> {
+        let nodes = &self.topology.cluster.nodes;
+        let first = &self.topology.hosts[0];
+        let etcd = Etcd::start(root, first, &self.topology.dir, &nodes[0].underlay)?;
+        let store = format!("--cluster-store=etcd://{}", etcd.address);
+        let me = |node: &crate::cluster::Node| {
+            format!("{store} --cluster-advertise={}:2376", node.underlay)
+        };
+        self.store = Some((etcd, nodes.iter().map(me).collect()));
+        Ok(())
+    }
+
+    /// The network namespace of a container.
+    pub fn netns(&self, at: usize, container: &str) -> Result<Netns> {
+        let pid = self.run(at, &format!("inspect -f {{{{.State.Pid}}}} {container}"))?;
+        Netns::of_process(pid.parse().with_context(|| format!("{container} has pid {pid:?}"))?)
     }
 
     pub fn host(&mut self, at: usize) -> &mut Host {
@@ -96,6 +134,8 @@ impl Docker {
         ]);
         command.args(["-H", "unix:///run/docker.sock", "--cgroup-parent", &self.cgroup(at)]);
         command.args(["--shutdown-timeout", "1"]).args(args);
+        let store = self.store.as_ref().map_or("", |(_, of_hosts)| &of_hosts[at]);
+        command.args(store.split_whitespace());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.daemons[at] = Some(command.spawn().context("start dockerd")?);
         Ok(())
@@ -160,6 +200,19 @@ impl Docker {
         })
     }
 
+    /// The major version of the daemons.
+    pub fn major(&self) -> Result<u32> {
+        let version = self.run(0, "version --format {{.Server.Version}}")?;
+        let major = version.split('.').next().and_then(|major| major.parse().ok());
+        major.with_context(|| format!("Docker's version is {version:?}"))
+    }
+
+    /// What the daemon of a host logged.
+    pub fn log(&self, at: usize) -> Result<String> {
+        let path = self.topology.dir.join(format!("{}.dockerd", self.topology.hosts[at].name));
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
     /// Waits until all hosts have that network.
     pub fn wait_network(&self, name: &str) -> Result<()> {
         for at in 0..self.topology.hosts.len() {
@@ -187,13 +240,19 @@ const CLEAR: &str = "kill -9 $(cat /run/docker/containerd/containerd.pid) 2>/dev
 impl Drop for Docker {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for host in &self.topology.hosts {
-                let log = self.topology.dir.join(format!("{}.dockerd", host.name));
-                let text = fs::read_to_string(log).unwrap_or_default();
+            for (at, host) in self.topology.hosts.iter().enumerate() {
+                let text = self.log(at).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();
                 let tail = &lines[lines.len().saturating_sub(20)..];
                 eprintln!("--- dockerd of {}:\n{}\n---", host.name, tail.join("\n"));
             }
+        }
+        // Asked to end, most containers would wait to be killed: their first process gets no signal
+        // that it does not catch.
+        (0..self.daemons.len()).for_each(|at| kill_cgroup(&self.cgroup(at)));
+        // All at once: Docker 28 takes 5 s to end while somebody follows its events.
+        for daemon in self.daemons.iter().flatten() {
+            let _ = kill_process(Pid::from_child(daemon), Signal::TERM);
         }
         for at in 0..self.daemons.len() {
             let _ = self.end_daemon(at, Signal::TERM);

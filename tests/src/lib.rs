@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod cni;
 pub mod container;
 pub mod docker;
+pub mod etcd;
 pub mod figure;
 pub mod flow;
 pub mod foreign;

@@ -107,31 +107,44 @@ impl Drop for Machines {
     }
 }
 
-/// Kills what is left in a control group of every hierarchy, and removes it.
-pub fn remove_cgroup(name: &str) {
-    let mut roots: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
-    roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
-    for group in roots.iter().map(|root| root.join(name.trim_start_matches('/'))) {
-        let mut folders = vec![group];
-        let mut all = Vec::new();
-        while let Some(folder) = folders.pop() {
-            let inner = fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(inner.map(|e| e.path()).filter(|p| p.is_dir()));
-            all.push(folder);
-        }
-        let pids =
-            |folder: &Path| fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        for pid in all.iter().flat_map(|f| pids(f).lines().map(str::to_owned).collect::<Vec<_>>()) {
-            if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-        for folder in all.iter().rev().filter(|f| f.is_dir()) {
-            let _ = wait::until_true("a control group to be empty", ENDING, || {
-                pids(folder).is_empty() && fs::remove_dir(folder).is_ok()
-            });
+/// Kills what is in a control group, in every hierarchy.
+pub fn kill_cgroup(name: &str) {
+    for pid in groups(name).iter().flat_map(|group| pids(group)) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// The same, and removes the group.
+pub fn remove_cgroup(name: &str) {
+    kill_cgroup(name);
+    for group in groups(name) {
+        let _ = wait::until_true("a control group to be empty", ENDING, || {
+            pids(&group).is_empty() && fs::remove_dir(&group).is_ok()
+        });
+    }
+}
+
+/// The folders of a control group and of those in it, the innermost first.
+fn groups(name: &str) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = vec!["/sys/fs/cgroup".into()];
+    roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
+    let groups = roots.iter().map(|root| root.join(name.trim_start_matches('/')));
+    let mut folders: Vec<PathBuf> = groups.filter(|group| group.is_dir()).collect();
+    let mut all = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let inner = fs::read_dir(&folder).into_iter().flatten().flatten();
+        folders.extend(inner.map(|e| e.path()).filter(|p| p.is_dir()));
+        all.push(folder);
+    }
+    all.reverse();
+    all
+}
+
+fn pids(group: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// busybox, all its applets, and a page for its web server: an archive, and the folder `image` in
@@ -141,9 +154,11 @@ pub fn image(engine: &Path, dir: &Path) -> Result<PathBuf> {
     for folder in ["bin", "etc", "var/www", "tmp"] {
         fs::create_dir_all(root.join(folder))?;
     }
-    let busybox = root.join("bin/busybox");
-    fs::copy(engine.join("bin/busybox"), &busybox).context("the engine's busybox")?;
+    let busybox = engine.join("bin/busybox");
+    fs::copy(&busybox, root.join("bin/busybox")).context("the engine's busybox")?;
     fs::write(root.join("var/www/index.html"), "hello\n")?;
+    // Not the copy: a process that another thread starts meanwhile has it open for writing, and
+    // Linux runs no program that is (ETXTBSY).
     let applets = Command::new(&busybox).arg("--list").output()?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;

@@ -39,6 +39,13 @@ impl Netns {
         Ok(Self { name, file: Arc::new(file) })
     }
 
+    /// That of a process, which `ip netns` has no name for.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let file = File::open(&path).with_context(|| format!("open {path}"))?;
+        Ok(Self { name: format!("process {pid}"), file: Arc::new(file) })
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -20,6 +20,7 @@ use crate::{
 mod bars;
 mod candidate;
 mod compare;
+mod docker;
 mod figures;
 mod machine;
 mod page;
@@ -55,6 +56,9 @@ pub struct BenchArgs {
     /// Measure the programs alone instead, with 10 to 1,000,000 entries in the maps
     #[arg(long, conflicts_with = "scale")]
     program: bool,
+    /// Measure networks of mesh's Docker driver beside Docker's own overlay with etcd instead
+    #[arg(long, conflicts_with_all = ["scale", "program"])]
+    docker: bool,
     /// Which candidates to compare, separated by commas [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     candidates: Vec<String>,
@@ -127,6 +131,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         removal::destroy_own();
     })
     .context("catch Ctrl-C")?;
+    if args.docker {
+        let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 7 });
+        docker::run(rounds as usize, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (results, samples) = measure(&candidates, &plan)?;
     let moved = before.map(|before| compare::moved(&before, &results));
     if args.json {

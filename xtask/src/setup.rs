@@ -17,9 +17,13 @@ use crate::{
 mod apt;
 mod docker;
 mod linker;
+mod sid;
 
 pub use apt::{Need, packages, unpacked};
-pub use docker::{engine as docker_engine, podman};
+pub use docker::{
+    engine as docker_engine, etcd, newest_engine as newest_docker_engine, podman,
+    version as docker_version,
+};
 
 /// What the demo of `cargo xtask run` calls.
 pub const DEMO: &[Need] = &[

@@ -22,9 +22,11 @@ use crate::{
 };
 
 mod kernels;
+mod runtimes;
 mod verified;
 
 use kernels::Matrix;
+use runtimes::{Engine, Runtimes, is_of_docker, needs_runtimes};
 
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -49,8 +51,6 @@ pub struct TestArgs {
 const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
 /// The last step, and its name for the filter.
 const BENCH: &str = "bench: a short run";
-/// Tell the tests where a Docker engine is, podman, and the CNI plugins of others.
-const RUNTIMES: [&str; 3] = ["MESH_DOCKER", "MESH_PODMAN", "MESH_CNI_PLUGINS"];
 /// How a test that skips itself says why, at the start of a line.
 const SKIP: &str = "SKIP: ";
 
@@ -61,9 +61,9 @@ struct Tiers {
     agent: PathBuf,
     no_skip: bool,
     ran: usize,
-    /// Where they are, once they were asked for.
-    runtimes: Option<[PathBuf; 3]>,
-    /// The same for Open vSwitch.
+    /// Once they were asked for.
+    runtimes: Option<Runtimes>,
+    /// Where it is, once it was asked for.
     ovs: Option<PathBuf>,
 }
 
@@ -139,18 +139,6 @@ fn privilege() -> Result<()> {
     setup::packages(&[setup::DEMO, setup::BENCH, setup::TESTS].concat())
 }
 
-/// Tests with real container runtimes.
-fn needs_runtimes(test: &Built) -> bool {
-    is_upper(test) && ["docker", "cni"].iter().any(|start| test.name.starts_with(start))
-}
-
-/// Unpacked, if they are not yet.
-fn runtimes() -> Result<[PathBuf; 3]> {
-    let engine = setup::docker_engine()?;
-    let [podman, plugins] = setup::podman()?;
-    Ok([engine, podman, plugins])
-}
-
 /// Tests with a real Open vSwitch.
 fn uses_ovs(test: &Built) -> bool {
     is_upper(test) && test.name == "interop"
@@ -216,20 +204,39 @@ impl Tiers {
             report.step(&name, || Ok(Outcome::Skipped(format!("{count} tests: {why:#}"))));
             return Ok(());
         }
-        if needs_runtimes(test) && self.runtimes.is_none() {
-            match runtimes() {
-                Ok(roots) => self.runtimes = Some(roots),
-                Err(why) => {
-                    let why = format!("{count} tests: no container runtimes: {why:#}");
-                    report.step(&name, || Ok(Outcome::Skipped(why)));
-                    return Ok(());
-                }
-            }
+        if !needs_runtimes(test) {
+            self.find_ovs(test, report);
+            self.step_with(&name, test, count, None, report);
+            return Ok(());
         }
-        self.find_ovs(test, report);
+        if let Err(why) = self.find_runtimes() {
+            let why = format!("{count} tests: no container runtimes: {why:#}");
+            report.step(&name, || Ok(Outcome::Skipped(why)));
+            return Ok(());
+        }
+        let Some(runtimes) = &self.runtimes else { return Ok(()) };
+        for engine in runtimes.engines(test) {
+            let name = format!("{name}, Docker {}", engine.version);
+            self.step_with(&name, test, count, Some(engine), report);
+        }
+        if let Some(why) = runtimes.lacking.as_ref().filter(|_| is_of_docker(test)) {
+            report.skip(&format!("{name}, the newest Docker"), format!("{count} tests: {why}"));
+        }
+        Ok(())
+    }
+
+    /// One run of a test binary, with a Docker engine if it needs one.
+    fn step_with(
+        &self,
+        name: &str,
+        test: &Built,
+        count: usize,
+        engine: Option<&Engine>,
+        report: &mut Report,
+    ) {
         let mut skips = Vec::new();
-        report.step(&name, || {
-            let status = self.run(test, &mut skips)?;
+        report.step(name, || {
+            let status = self.run(test, engine, &mut skips)?;
             Ok(match status.success() {
                 true => Outcome::Passed(format!("{count} tests")),
                 false => Outcome::Failed(format!("{count} tests: {status}, see above")),
@@ -239,7 +246,13 @@ impl Tiers {
         skips.sort_unstable();
         skips.dedup();
         for why in skips {
-            report.skip(&name, why);
+            report.skip(name, why);
+        }
+    }
+
+    fn find_runtimes(&mut self) -> Result<()> {
+        if self.runtimes.is_none() {
+            self.runtimes = Some(Runtimes::find()?);
         }
         Ok(())
     }
@@ -256,8 +269,13 @@ impl Tiers {
     }
 
     /// Runs a test binary, shows what it prints, and picks out the reasons of tests that skipped.
-    fn run(&self, test: &Built, skips: &mut Vec<String>) -> Result<ExitStatus> {
-        let mut command = self.command(test);
+    fn run(
+        &self,
+        test: &Built,
+        engine: Option<&Engine>,
+        skips: &mut Vec<String>,
+    ) -> Result<ExitStatus> {
+        let mut command = self.command(test, engine);
         // What passing tests print is shown as well: tables of measurements, and what they skip.
         command.arg("--show-output").args(self.filter(test));
         command.current_dir(&test.package).stdout(Stdio::piped());
@@ -272,8 +290,8 @@ impl Tiers {
         Ok(child.wait()?)
     }
 
-    fn command(&self, test: &Built) -> Command {
-        let vars = self.vars(test);
+    fn command(&self, test: &Built, engine: Option<&Engine>) -> Command {
+        let vars = self.vars(test, engine);
         if is_upper(test) {
             return as_root(&test.path, vars);
         }
@@ -283,13 +301,13 @@ impl Tiers {
     }
 
     /// What a test sees of the environment.
-    fn vars(&self, test: &Built) -> Vec<(OsString, OsString)> {
+    fn vars(&self, test: &Built, engine: Option<&Engine>) -> Vec<(OsString, OsString)> {
         let mut vars: Vec<(OsString, OsString)> = env::vars_os().filter(is_for_tests).collect();
         for (name, value) in [("MESH_BIN", &*self.agent), ("CARGO_MANIFEST_DIR", &*test.package)] {
             vars.push((name.into(), Path::new(value).into()));
         }
-        if let Some(roots) = self.runtimes.as_ref().filter(|_| needs_runtimes(test)) {
-            vars.extend(RUNTIMES.iter().zip(roots).map(|(name, root)| (name.into(), root.into())));
+        if let (Some(runtimes), Some(engine)) = (&self.runtimes, engine) {
+            vars.extend(runtimes.vars(engine));
         }
         if let Some(root) = self.ovs.as_ref().filter(|_| uses_ovs(test)) {
             vars.push((ovs::ROOT.into(), root.into()));

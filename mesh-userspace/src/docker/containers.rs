@@ -33,6 +33,7 @@ impl Docker {
         self.containers.retain(|id, seen| seen.count > count || running.contains(id.as_str()));
         self.publish_names();
         self.remember(networks);
+        self.ended.clear();
         self.collect_leaks(host, networks).await?;
         self.save(host)
     }
@@ -88,7 +89,8 @@ impl Docker {
         for network in networks {
             let pools: Vec<_> = network.ipam.config.iter().filter_map(|c| c.subnet).collect();
             for member in network.containers.values() {
-                if self.saved.endpoints.contains_key(&member.endpoint_id) {
+                let id = &member.endpoint_id;
+                if self.saved.endpoints.contains_key(id) || self.ended.contains(id) {
                     continue;
                 }
                 for address in member.addresses() {

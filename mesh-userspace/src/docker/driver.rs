@@ -220,6 +220,7 @@ impl Docker {
     ) -> Result<Value, DriverError> {
         self.leave(host, &of.endpoint).await?;
         self.saved.endpoints.remove(&of.endpoint);
+        self.ended.insert(of.endpoint.clone());
         Ok(json!({}))
     }
 

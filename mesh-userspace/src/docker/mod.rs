@@ -81,6 +81,9 @@ pub struct Docker {
     served: Option<Instant>,
     /// Docker's ids of networks that it deleted just now.
     deleted: HashSet<String>,
+    /// Docker's ids of endpoints that it removed since the last look at everything, which may still
+    /// have them.
+    ended: HashSet<String>,
     /// Networks that Docker is making or removing for us.
     busy: HashSet<String>,
     /// Why a network is not as it should be here.
@@ -144,6 +147,7 @@ impl Docker {
             containers: BTreeMap::new(),
             served: None,
             deleted: HashSet::new(),
+            ended: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
             suspects: BTreeSet::new(),

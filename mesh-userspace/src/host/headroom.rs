@@ -60,6 +60,9 @@ impl Host {
                 self.net.add_bridge(&Single { name: BRIDGE, mac: BRIDGE_MAC, alias }).await?
             }
         };
+        // Docker, since 28.0, waits in vain for 200 ms until the port of a container forwards, and not
+        // at all if the bridge has a spanning tree, which may take longer. This one never forwards.
+        self.net.enable_stp(BRIDGE).await?;
         let (needy, controller) = match self.own(links, NEEDY).await? {
             Some(needy) => (needy.index, needy.controller),
             None => {

@@ -4,7 +4,10 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
+        link::{
+            BridgeStpState, InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo,
+            LinkMessage,
+        },
     },
 };
 
@@ -22,6 +25,18 @@ impl Net {
     /// Makes a bridge.
     pub async fn add_bridge(&self, bridge: &Single<'_>) -> Result<u32, NetError> {
         self.add_single(bridge, vec![LinkInfo::Kind(InfoKind::Bridge)], "bridge").await
+    }
+
+    /// Turns on the spanning tree protocol of a bridge, which speaks it once the bridge is up.
+    pub async fn enable_stp(&self, bridge: &str) -> Result<(), NetError> {
+        let data = vec![InfoBridge::StpState(BridgeStpState::KernelStp)];
+        let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(data))];
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(bridge.to_owned()), LinkAttribute::LinkInfo(info)];
+        // Only a message of this kind changes what is particular to a kind of interface.
+        let done = self.send(RouteNetlinkMessage::NewLink(message), 0).await;
+        done.map_err(|e| e.during(format!("turn on the spanning tree of {bridge}")))
     }
 
     /// Makes a VXLAN interface without peers, in metadata mode, so that it has no VNI of its own.

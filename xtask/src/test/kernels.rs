@@ -188,7 +188,7 @@ impl Matrix {
 
 fn command(tiers: &Tiers, test: &Built, only: &[&str]) -> Command {
     let mut command = Command::new(&test.path);
-    let given: Vec<(OsString, OsString)> = tiers.vars(test);
+    let given: Vec<(OsString, OsString)> = tiers.vars(test, None);
     command.envs([FUZZ_PACKETS, PATIENCE]).envs(given).current_dir(&test.package);
     command.arg("--show-output").args(tiers.filter(test)).args(only).args(NOT_EMULATED);
     command
