@@ -13,24 +13,25 @@ use crate::{
 };
 
 const TCP_LEN: usize = 20;
-/// Where flags and checksum are in the header.
-const FLAGS: usize = 13;
+/// Where the data offset and the checksum are in the header.
+const WORDS: usize = 12;
 const CHECKSUM: usize = 16;
 const SYN: u8 = 0x02;
+/// Words of a header with one option of that size.
+const WITH_OPTION: u8 = 6;
 
-/// Kinds of options (RFC 9293, 3.2).
-const END: u8 = 0;
-const NOP: u8 = 1;
-const MSS: u8 = 2;
-/// All options together are 40 bytes; the one that is looked for comes first, or nearly.
-const OPTIONS: usize = 10;
+/// The kind and length of the option (RFC 9293, 3.2). It stands first, as every common stack puts
+/// it; to look for it behind others would cost the verifier more than all else together.
+const MSS: [u8; 2] = [2, 4];
 
-/// The first four bytes of an option.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
-struct Opt {
-    kind: u8,
-    len: u8,
+struct Opening {
+    /// Data offset in words in the upper half, then the flags.
+    words: u8,
+    flags: u8,
+    _window_sum_urgent: [u8; 6],
+    option: [u8; 2],
     /// Network byte order.
     mss: u16,
 }
@@ -64,40 +65,18 @@ fn is_open<F: Family>(header: &F::Header) -> bool {
 /// path, for packets with their IP header. What can not be done is left: the packet is good.
 #[inline(never)]
 fn clamp(packet: &Packet, tcp: usize, ip: usize, mtu: u32) -> i32 {
-    let Ok([words, flags]) = packet.load::<[u8; 2]>(tcp + FLAGS - 1) else { return 0 };
-    if flags & SYN == 0 {
+    let Ok(opening) = packet.load::<Opening>(tcp + WORDS) else { return 0 };
+    let Opening { words, flags, option, mss: old, .. } = opening;
+    if flags & SYN == 0 || words >> 4 < WITH_OPTION || option != MSS {
         return 0;
     }
     let most = mtu.saturating_sub((ip + TCP_LEN) as u32);
-    let (mut at, end) = (tcp + TCP_LEN, tcp + (words >> 4) as usize * 4);
-    let mut seen = 0;
-    while seen < OPTIONS && at + size_of::<Opt>() <= end {
-        let Ok(option) = packet.load::<Opt>(at) else { return 0 };
-        match option.kind {
-            END => return 0,
-            NOP => at += 1,
-            MSS => {
-                if u32::from(u16::from_be(option.mss)) > most {
-                    replace(packet, tcp, at, option, most as u16);
-                }
-                return 0;
-            }
-            // Shorter than itself: nothing that follows can be found.
-            _ if option.len < 2 => return 0,
-            _ => at += option.len as usize,
-        }
-        seen += 1;
+    if u32::from(u16::from_be(old)) <= most {
+        return 0;
+    }
+    let new = (most as u16).to_be();
+    if packet.store(tcp + TCP_LEN + MSS.len(), &new).is_ok() {
+        packet.resum(tcp + CHECKSUM, old, new);
     }
     0
-}
-
-#[inline(always)]
-fn replace(packet: &Packet, tcp: usize, at: usize, old: Opt, mss: u16) {
-    let new = Opt { mss: mss.to_be(), ..old };
-    // At an odd offset the number lies across two words of the checksum: one byte further.
-    let odd = (at - tcp) & 1 != 0;
-    let word = |mss: u16| if odd { mss.swap_bytes() } else { mss };
-    if packet.store(at, &new).is_ok() {
-        packet.resum(tcp + CHECKSUM, word(old.mss), word(new.mss));
-    }
 }

@@ -5,8 +5,8 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            BridgeStpState, InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute, LinkInfo,
-            LinkMessage,
+            BridgeStpState, InfoBridge, InfoData, InfoGeneve, InfoKind, InfoVxlan, LinkAttribute,
+            LinkInfo, LinkMessage,
         },
     },
 };

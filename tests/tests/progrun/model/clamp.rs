@@ -28,46 +28,20 @@ fn clamped(peer: Peer, packet: &[u8], mtu: usize) -> Vec<u8> {
         false => (40, packet[6], 40),
     };
     let is_later = is_v4 && be16(&packet, 6) & 0x1fff != 0;
-    if !is_clamped(peer) || protocol != 6 || is_later || packet.len() < ip + 14 {
-        return packet;
-    }
-    let tcp = &packet[ip..];
-    let end = usize::from(tcp[12] >> 4) * 4;
-    if tcp[13] & 2 == 0 {
-        return packet;
-    }
+    let opens = packet.get(ip..ip + 24).is_some_and(|tcp| {
+        // SYN, with an option at least, of which the first is the one.
+        tcp[13] & 2 != 0 && tcp[12] >> 4 >= 6 && tcp[20..22] == [2, 4]
+    });
     let most = (mtu - fixed - 20) as u16;
-    let mut at = 20;
-    // Ten options at most are looked at.
-    for _ in 0..10 {
-        if at + 4 > end {
-            break;
-        }
-        let Some(option) = tcp.get(at..at + 4) else { break };
-        match option[0] {
-            1 => at += 1,
-            2 => {
-                if be16(option, 2) > most {
-                    set(&mut packet[ip..], at, most);
-                }
-                break;
-            }
-            0 => break,
-            _ if option[1] < 2 => break,
-            _ => at += usize::from(option[1]),
-        }
+    if !is_clamped(peer) || protocol != 6 || is_later || !opens || be16(&packet, ip + 22) <= most {
+        return packet;
     }
-    packet
-}
-
-/// The checksum by RFC 1624, equation 3, over the word that changes, or the two halves of two.
-fn set(tcp: &mut [u8], at: usize, most: u16) {
-    let old = be16(tcp, at + 2);
-    tcp[at + 2..at + 4].copy_from_slice(&most.to_be_bytes());
-    let swap = |v: u16| if at.is_multiple_of(2) { v } else { v.swap_bytes() };
-    let Some(sum) = tcp.get(16..18).map(|sum| u16::from_be_bytes([sum[0], sum[1]])) else { return };
-    let all = u32::from(!sum) + u32::from(!swap(old)) + u32::from(swap(most));
+    // The checksum by RFC 1624, equation 3.
+    let (old, sum) = (be16(&packet, ip + 22), be16(&packet, ip + 16));
+    packet[ip + 22..ip + 24].copy_from_slice(&most.to_be_bytes());
+    let all = u32::from(!sum) + u32::from(!old) + u32::from(most);
     let folded = (all & 0xffff) + (all >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
-    tcp[16..18].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    packet[ip + 16..ip + 18].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    packet
 }
