@@ -9,13 +9,13 @@ use ipnet::IpNet;
 use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodKey, LpmKey, NODE_PORTS,
-        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens, UdpPort,
+        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PortInfo, PrefixLens, UdpPort,
     },
     wire::{mac_pair, mac_words},
 };
 use rustc_hash::FxBuildHasher;
 
-use peer::{clamps, is_switch, peer_info, peer_source, wire_vni};
+use peer::{peer_info, peer_source, source_flags, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
@@ -412,9 +412,7 @@ impl Desired {
         let path = facts.paths.get(&peer.underlay);
         self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
         let outer_source = Addr::from(peer.underlay);
-        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
-        let is_switch = peer.foreign.is_some() && is_switch(cluster, me, peer);
-        let flags = flag(is_switch, PeerSource::SWITCH) | flag(clamps(peer), PeerSource::CLAMP);
+        let flags = source_flags(cluster, me, peer);
         let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
             let key = PeerKey { outer_source, vni: wire_vni };
             // Where it is nobody it has nothing to ask.
@@ -468,8 +466,11 @@ impl Desired {
                 AttachmentKind::Host | AttachmentKind::Container => 0,
                 AttachmentKind::Netkit => PortInfo::NETKIT,
                 AttachmentKind::Bridged => PortInfo::BRIDGED,
-            }
-                | if flood::is_on(&self.maps.networks, a.vni.get()) { PortInfo::FLOOD } else { 0 },
+            } | if flood::is_on(&self.maps.networks, a.vni.get()) {
+                PortInfo::FLOOD
+            } else {
+                0
+            },
             ..PortInfo::default()
         };
         let info = EndpointInfo {

@@ -22,7 +22,9 @@ use crate::{
 /// Where the engine is unpacked: set by `cargo xtask test`.
 const ENGINE: &str = "MESH_DOCKER";
 const STARTING: Duration = Duration::from_secs(30);
-const ENDING: Duration = Duration::from_secs(15);
+/// A container that does not heed a signal is given ten seconds, and since Docker 28 whoever reads its
+/// events five more.
+const ENDING: Duration = Duration::from_secs(45);
 
 /// A topology, with a Docker daemon on each host.
 #[derive(Debug)]

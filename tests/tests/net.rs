@@ -77,7 +77,6 @@ struct Pair {
 
 fn veth<'a>(ns_b: &'a OwnedFd) -> Veth<'a> {
     Veth {
-        kind: PairKind::Veth,
         name: "a",
         mac: MAC_A,
         mtu: 1462,
@@ -96,7 +95,7 @@ async fn pair() -> Option<Pair> {
     }
     let (ns_a, ns_b) = (netns(), netns());
     let (a, b) = (Net::in_netns(ns_a.as_fd()).unwrap(), Net::in_netns(ns_b.as_fd()).unwrap());
-    let made = a.add_veth(&veth(&ns_b)).await.unwrap();
+    let made = a.add_veth(PairKind::Veth, &veth(&ns_b)).await.unwrap();
     for (net, ifindex, addrs) in [
         (&a, made.ifindex, ["10.99.0.1", "fd99::1"]),
         (&b, made.peer_ifindex, ["10.99.0.2", "fd99::2"]),
@@ -159,16 +158,16 @@ async fn a_veth_pair_has_all_it_was_asked_for_on_both_ends() {
 async fn a_veth_pair_that_can_not_be_made_leaves_nothing() {
     let Some(p) = pair().await else { return };
     let mut taken = veth(&p.ns_b);
-    let error = p.a.add_veth(&taken).await.unwrap_err().to_string();
+    let error = p.a.add_veth(PairKind::Veth, &taken).await.unwrap_err().to_string();
     assert!(error.contains("the first name is taken"), "{error}");
     taken.name = "c";
-    let error = p.a.add_veth(&taken).await.unwrap_err().to_string();
+    let error = p.a.add_veth(PairKind::Veth, &taken).await.unwrap_err().to_string();
     assert!(error.contains("the second name is taken"), "{error}");
     assert_eq!(p.a.link_by_name("c").await.unwrap(), None);
     // Made, but not finished: an alias is at most 255 bytes.
     let alias = "x".repeat(300);
     let long = Veth { name: "c", peer_name: "d", alias: Some(&alias), ..taken };
-    assert!(p.a.add_veth(&long).await.is_err());
+    assert!(p.a.add_veth(PairKind::Veth, &long).await.is_err());
     assert_eq!(p.a.link_by_name("c").await.unwrap(), None);
     assert_eq!(p.b.link_by_name("d").await.unwrap(), None);
 }
@@ -178,7 +177,7 @@ async fn without_ipv6_a_veth_pair_is_made_all_the_same() {
     let Some(p) = pair().await else { return };
     // Below 1280 bytes the kernel has no IPv6 on an interface.
     let small = Veth { name: "c", mtu: 1200, peer_name: "d", peer_mtu: 1200, ..veth(&p.ns_b) };
-    let made = p.a.add_veth(&small).await.unwrap();
+    let made = p.a.add_veth(PairKind::Veth, &small).await.unwrap();
     let error = p.a.add_address(made.ifindex, ip("fd98::1"), 64).await.unwrap_err().to_string();
     assert!(error.contains("its MTU is 1200: IPv6 needs 1280"), "{error}");
     sh(&p.ns_a, "echo 1 > /proc/sys/net/ipv6/conf/a/disable_ipv6");

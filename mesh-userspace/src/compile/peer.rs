@@ -50,7 +50,6 @@ pub(super) fn peer_info(
         // ECN is always copied (RFC 6040, 4.1).
         Dscp::Set(dscp) => (0x03, dscp << 2),
     };
-    let flag = |is: bool, flag: u32| if is { flag } else { 0 };
     PeerInfo {
         ifindex: path.ifindex,
         flags: flag(path.next_hop_mac.is_some(), PeerInfo::MAC_KNOWN)
@@ -82,13 +81,25 @@ fn inner_mac(peer: &Node) -> [u8; 6] {
 }
 
 /// Behind a foreign node are MACs of their own, unless the file says that all is behind one.
-pub(super) fn is_switch(cluster: &Cluster, me: &Node, peer: &Node) -> bool {
+fn is_switch(cluster: &Cluster, me: &Node, peer: &Node) -> bool {
     cluster.tunnel(me, peer).encap.has_ethernet()
         && matches!(peer.foreign, Some(Foreign { mac: None, .. }))
 }
 
-pub(super) fn clamps(peer: &Node) -> bool {
+fn clamps(peer: &Node) -> bool {
     peer.foreign.as_ref().is_some_and(|foreign| foreign.clamp_mss)
+}
+
+fn flag(is: bool, flag: u32) -> u32 {
+    if is { flag } else { 0 }
+}
+
+/// What is said of a peer in all networks that it may send in. Nearly all are managed, and quick.
+pub(super) fn source_flags(cluster: &Cluster, me: &Node, peer: &Node) -> u32 {
+    if peer.is_managed() {
+        return 0;
+    }
+    flag(is_switch(cluster, me, peer), PeerSource::SWITCH) | flag(clamps(peer), PeerSource::CLAMP)
 }
 
 /// The number of a network on the wire to a peer.

@@ -19,7 +19,7 @@ use crate::{
     bpf::attach::{self, Interface},
     compile,
     config::{Cluster, Flood, Network, Node, Vni, gateway, mac_text},
-    net::{Net, PairKind, RouteSpec, Veth, VethPair, open_netns},
+    net::{Net, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
 use mesh_common::names;
@@ -117,7 +117,6 @@ impl Host {
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
         let veth = Veth {
-            kind: PairKind::Veth,
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
             mtu: HOST_SIDE_MTU,
@@ -127,7 +126,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: Some(netns),
         };
-        let (pair, netkit) = self.add_pair(cluster, veth).await?;
+        let (pair, netkit) = self.add_pair(cluster, &veth).await?;
         let endpoint = Endpoint {
             vni: network.vni.get(),
             id,

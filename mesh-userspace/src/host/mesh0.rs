@@ -68,7 +68,6 @@ impl Host {
 
     async fn make_mesh0(&self, mac: [u8; 6], mtu: u32) -> Result<Link, HostError> {
         let veth = Veth {
-            kind: PairKind::Veth,
             name: NAME,
             mac,
             mtu,
@@ -78,7 +77,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: None,
         };
-        let pair = self.net.add_veth(&veth).await?;
+        let pair = self.net.add_veth(PairKind::Veth, &veth).await?;
         self.net.set_alias(pair.peer_ifindex, &format!("{ALIAS}end")).await?;
         let made = self.net.link(pair.ifindex).await?;
         made.ok_or_else(|| HostError::User(format!("somebody removed {NAME} just now")))

@@ -12,12 +12,12 @@ impl Host {
     pub(super) async fn add_pair(
         &mut self,
         cluster: &Cluster,
-        pair: Veth<'_>,
+        pair: &Veth<'_>,
     ) -> Result<(VethPair, bool), HostError> {
         if cluster.interfaces == Interfaces::Netkit
             || cluster.interfaces == Interfaces::Auto && !self.no_netkit
         {
-            match self.net.add_veth(&Veth { kind: PairKind::Netkit, ..pair }).await {
+            match self.net.add_veth(PairKind::Netkit, pair).await {
                 Ok(made) => return Ok((made, true)),
                 Err(e) if !is_unknown(&e) => return Err(e.into()),
                 Err(_) if cluster.interfaces == Interfaces::Netkit => {
@@ -30,7 +30,7 @@ impl Host {
                 Err(_) => self.no_netkit = true,
             }
         }
-        Ok((self.net.add_veth(&Veth { kind: PairKind::Veth, ..pair }).await?, false))
+        Ok((self.net.add_veth(PairKind::Veth, pair).await?, false))
     }
 }
 

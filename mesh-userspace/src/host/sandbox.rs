@@ -8,7 +8,7 @@ use crate::{
     bpf::attach::Interface,
     compile,
     config::{Cluster, Network},
-    net::{PairKind, Veth, VethPair, open_netns},
+    net::{Veth, VethPair, open_netns},
     state::Endpoint,
 };
 
@@ -54,7 +54,6 @@ impl Host {
         let id = self.free_id()?;
         self.clear_away(&host_ifname).await?;
         let veth = Veth {
-            kind: PairKind::Veth,
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
             mtu: endpoint::HOST_SIDE_MTU,
@@ -64,7 +63,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: None,
         };
-        let (pair, netkit) = self.add_pair(cluster, veth).await?;
+        let (pair, netkit) = self.add_pair(cluster, &veth).await?;
         let netns = open_netns(&request.netns).ok();
         let endpoint = Endpoint {
             vni: network.vni.get(),

@@ -27,7 +27,6 @@ pub enum PairKind {
 /// A pair of interfaces, each end of which receives what the other sends.
 #[derive(Debug, Clone, Copy)]
 pub struct Veth<'a> {
-    pub kind: PairKind,
     pub name: &'a str,
     pub mac: [u8; 6],
     /// In bytes, without Ethernet header.
@@ -48,15 +47,15 @@ pub struct VethPair {
 }
 
 impl Net {
-    /// Makes a veth pair, both ends down and without any address, link-local ones included.
+    /// Makes a pair, both ends down and without any address, link-local ones included.
     ///
     /// One request makes both ends in their namespaces with name, MAC and MTU. The kernel takes
     /// alias and address generation only of an interface that exists: if that fails, the pair is
     /// removed again. (Killed just in between, what remains has no alias.)
-    pub async fn add_veth(&self, veth: &Veth<'_>) -> Result<VethPair, NetError> {
+    pub async fn add_veth(&self, kind: PairKind, veth: &Veth<'_>) -> Result<VethPair, NetError> {
         check_name(veth.name)?;
         check_name(veth.peer_name)?;
-        let request = RouteNetlinkMessage::NewLink(veth_message(veth));
+        let request = RouteNetlinkMessage::NewLink(veth_message(kind, veth));
         if let Err(e) = self.send(request, NLM_F_CREATE | NLM_F_EXCL).await {
             let taken = match self.link_by_name(veth.name).await {
                 _ if !e.is(&[libc::EEXIST]) => "",
@@ -64,7 +63,7 @@ impl Net {
                 _ => " (the second name is taken, in the other namespace)",
             };
             let pair = format!("{} and {}", veth.name, veth.peer_name);
-            let kind = if veth.kind == PairKind::Veth { "veth" } else { "netkit" };
+            let kind = if kind == PairKind::Veth { "veth" } else { "netkit" };
             return Err(e.during(format!("make the {kind} pair {pair}{taken}")));
         }
         let made = self.link_by_name(veth.name).await?;
@@ -96,13 +95,13 @@ impl Net {
     }
 }
 
-fn veth_message(veth: &Veth<'_>) -> LinkMessage {
+fn veth_message(kind: PairKind, veth: &Veth<'_>) -> LinkMessage {
     let mut peer = end(veth.peer_name, veth.peer_mac, veth.peer_mtu);
     if let Some(ns) = veth.peer_netns {
         peer.attributes.push(LinkAttribute::NetNsFd(ns.as_raw_fd()));
     }
     let mut message = end(veth.name, veth.mac, veth.mtu);
-    let (kind, data) = match veth.kind {
+    let (kind, data) = match kind {
         PairKind::Veth => (InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer))),
         PairKind::Netkit => (
             InfoKind::Netkit,
