@@ -449,6 +449,11 @@ pub struct GroupInfo {
     pub count: u32,
 }
 
+/// `TAILS`: programs that others go on in, by a tail call.
+pub const TAILS: u32 = 2;
+pub const TAIL_FLOOD_SEND: u32 = 0;
+pub const TAIL_FLOOD_RECEIVE: u32 = 1;
+
 /// `skb->mark` of a copy that goes through the program once more, to be sent to the peer whose index in
 /// `FLOOD` is in the lower half. What a container sends has no mark: it leaves its namespace without.
 pub const FLOOD_MARK: u32 = 0x6d66_0000;

@@ -7,6 +7,10 @@ pub const FROM_CONTAINER: &str = "from_container";
 pub const FROM_UNDERLAY: &str = "from_underlay";
 /// tcx egress on `mesh0`, the host's own interface to the overlay.
 pub const FROM_HOST: &str = "from_host";
+/// Where `from_container` and `from_host` go on with what is for many.
+pub const FLOOD_SEND: &str = "flood_send";
+/// Where `from_underlay` goes on with what is for many.
+pub const FLOOD_RECEIVE: &str = "flood_receive";
 
 pub const PORTS: &str = "PORTS";
 pub const PORT_SLOTS: &str = "PORT_SLOTS";
@@ -24,13 +28,14 @@ pub const NODE: &str = "NODE";
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
 pub const FLOOD: &str = "FLOOD";
 pub const GROUPS: &str = "GROUPS";
+pub const TAILS: &str = "TAILS";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
 pub const PEER_STATS: &str = "PEER_STATS";
 pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 20] = [
+pub const ALL_MAPS: [&str; 21] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -47,6 +52,7 @@ pub const ALL_MAPS: [&str; 20] = [
     NEIGHBOURS,
     FLOOD,
     GROUPS,
+    TAILS,
     ENDPOINT_STATS,
     PEER_STATS,
     VERDICTS,

@@ -15,7 +15,7 @@ use aya_ebpf::bindings::TC_ACT_SHOT;
 use mesh_common::{
     maps::{
         Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodKey, GroupKey,
-        NetworkInfo, PeerKey, PeerSource, PortInfo,
+        NetworkInfo, PeerKey, PeerSource, PortInfo, TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND,
     },
     verdict::{DropReason, Hook, Verdict},
     wire::{ETH_LEN, mac_bytes, mac_pair},
@@ -24,7 +24,7 @@ use mesh_common::{
 use crate::{
     bridge, count,
     encap::{self, Inner, Route},
-    end::Done,
+    end::{Done, end},
     group::{self, Report},
     icmp,
     inner::{Family, V4, V6},
@@ -102,15 +102,45 @@ pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
     src.0 == [0xfe80_0000u32.to_be(), 0, id[0], id[1]]
 }
 
-/// Is the packet a copy for one peer, of what an endpoint sends to many?
+/// Goes on with what an endpoint sends to many, in [`send`].
 #[inline(always)]
-pub fn is_copy(packet: &Packet) -> bool {
-    packet.mark() & FLOOD_MARK_MASK == FLOOD_MARK
+pub fn go_on_sending(packet: &Packet, hook: Hook) -> i32 {
+    packet.go_on(TAIL_FLOOD_SEND, [hook as u32, 0, 0, 0, 0]);
+    end(hook, NOT_CARRIED)
 }
 
-/// Sends a copy to its peer. Apart from [`send`], which calls others: the stack is small.
+/// Goes on with what a peer sent to many, in [`receive`].
+#[inline(always)]
+pub fn go_on_receiving(packet: &Packet, key: &PeerKey, at: usize) -> i32 {
+    let [a, b, c, d] = key.outer_source.0;
+    packet.go_on(TAIL_FLOOD_RECEIVE, [a, b, c, d, key.vni << 8 | at as u32]);
+    end(Hook::FromUnderlay, NOT_CARRIED)
+}
+
+/// The program to go on in is not there.
+const NOT_CARRIED: Result<Done, DropReason> = Err(DropReason::Multicast);
+
+/// What an endpoint sends to many: the packet itself, or a copy of it for one peer.
+#[inline(always)]
+pub fn send(packet: &Packet) -> i32 {
+    let [hook, ..] = packet.words();
+    let is_host = hook == Hook::FromHost as u32;
+    let hook = if is_host { Hook::FromHost } else { Hook::FromContainer };
+    let is_copy = packet.mark() & FLOOD_MARK_MASK == FLOOD_MARK;
+    end(hook, if is_copy { send_copy(packet) } else { send_all(packet, hook) })
+}
+
+/// What a peer sent to many.
+#[inline(always)]
+pub fn receive(packet: &Packet) -> i32 {
+    let [a, b, c, d, rest] = packet.words();
+    let key = PeerKey { outer_source: Addr([a, b, c, d]), vni: rest >> 8 };
+    end(Hook::FromUnderlay, receive_all(packet, &key, (rest & 0xff) as usize))
+}
+
+/// Sends a copy to its peer.
 #[inline(never)]
-pub fn send_copy(packet: &Packet) -> Result<Done, DropReason> {
+fn send_copy(packet: &Packet) -> Result<Done, DropReason> {
     let port = maps::port_by_hash(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let index = packet.mark() & !FLOOD_MARK_MASK;
@@ -130,9 +160,9 @@ fn face<F: Family>(packet: &Packet) -> Result<([u16; 3], u8), DropReason> {
     Ok((mac_of::<F>(&F::dst(header)), F::tos(header)))
 }
 
-/// What an endpoint sends to many.
+/// Copies for all who get what an endpoint sends.
 #[inline(never)]
-pub fn send(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
+fn send_all(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
     let port = maps::port_by_hash(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let (to, fits) = if proto == V4::PROTO {
@@ -240,7 +270,8 @@ fn mac_of<F: Family>(dst: &Addr) -> [u16; 3] {
 fn deliver(packet: &Packet, wanted: &Wanted, but: u32, bytes: u32) -> u32 {
     let (mut i, mut copies) = (0, packet::any_count(packet, 0));
     while i < FloodKey::LOCAL_MAX {
-        let Some(to) = maps::flood(&FloodKey::new(FloodKey::LOCAL, wanted.vni, i)) else { break };
+        let key = FloodKey::new(FloodKey::LOCAL, wanted.vni, i);
+        let Some(to) = maps::flood(&key) else { break };
         i += 1;
         if to.target == but || !wanted.by(to.target) {
             continue;
@@ -258,7 +289,8 @@ fn deliver(packet: &Packet, wanted: &Wanted, but: u32, bytes: u32) -> u32 {
 fn spread(packet: &Packet, wanted: &Wanted, hook: Hook) -> u32 {
     let (mut i, mut copies) = (0, packet::any_count(packet, 0));
     while i < FloodKey::PEERS_MAX {
-        let Some(to) = maps::flood(&FloodKey::new(FloodKey::PEERS, wanted.vni, i)) else { break };
+        let key = FloodKey::new(FloodKey::PEERS, wanted.vni, i);
+        let Some(to) = maps::flood(&key) else { break };
         packet.set_mark(FLOOD_MARK | i);
         i += 1;
         if !wanted.by(GroupKey::PEER | to.target) {
@@ -296,9 +328,9 @@ fn to_peer(
     Ok(done)
 }
 
-/// What a peer sent to many, of which the inner packet is at `at`, checked.
+/// Copies for all who get what a peer sent, of which the inner packet is at `at`, checked.
 #[inline(never)]
-pub fn receive(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
+fn receive_all(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
     let source = maps::peer_source_by_hash(key).ok_or(DropReason::UnknownPeer)?;
     let network = maps::network(source.vni).ok_or(DropReason::UnknownVni)?;
     let bytes = packet.len() - at as u32;

@@ -138,6 +138,9 @@ fn note_records(packet: &Packet, report: &Report, key: &mut GroupKey) {
     if count > RECORDS_MAX {
         return all(key);
     }
+    // The compiler must not know that it is no more than `RECORDS_MAX`, and leave that comparison out:
+    // Linux 5.10 forgets what it knows of a number that is put aside.
+    let count = packet::any_count(packet, count);
     let size = if report.is_v4 != 0 { 4 } else { 16 };
     let mut at = packet::any_count(packet, RECORDS_AT as u32) as usize;
     let mut i = 0;

@@ -1,9 +1,12 @@
-//! The data plane: three programs, named by where the packet comes from.
+//! The data plane: three programs, named by where the packet comes from, and two in which they go on
+//! where it is for many.
 //!
 //! ```text
 //! from_container  tcx ingress, host side of a container's veth  \  overlay.rs -> encap.rs
 //! from_host       tcx egress,  mesh0                            /             -> deliver.rs
 //! from_underlay   tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
+//! flood_send      broadcast and multicast, from the first two   \  flood.rs -> group.rs
+//! flood_receive   broadcast and multicast, from the third       /
 //! ```
 //!
 //! Where the veth is a port of somebody else's bridge, `bridge.rs` says what stays the bridge's.
@@ -53,4 +56,16 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
     underlay::receive(&Packet::new(&ctx))
+}
+
+#[classifier]
+#[inline(always)]
+pub fn flood_send(ctx: TcContext) -> i32 {
+    flood::send(&Packet::new(&ctx))
+}
+
+#[classifier]
+#[inline(always)]
+pub fn flood_receive(ctx: TcContext) -> i32 {
+    flood::receive(&Packet::new(&ctx))
 }

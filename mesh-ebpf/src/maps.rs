@@ -5,13 +5,14 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
 };
 use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, GroupInfo, GroupKey,
         LearnedInfo, LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
-        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo, Traffic,
+        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo,
+        TAILS as TAIL_COUNT, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
@@ -52,6 +53,9 @@ static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
 pub static GROUPS: HashMap<GroupKey, GroupInfo> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static TAILS: ProgramArray = ProgramArray::with_max_entries(TAIL_COUNT, 0);
 
 #[map]
 pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);

@@ -24,8 +24,7 @@ pub fn send(packet: &Packet, hook: Hook) -> i32 {
     match judge(packet, hook) {
         // From here, and not from where it is found: the two would need the stack at once.
         NEIGHBOUR => end(hook, neighbour::answer(packet, hook)),
-        GROUP if flood::is_copy(packet) => end(hook, flood::send_copy(packet)),
-        GROUP => end(hook, flood::send(packet, hook)),
+        GROUP => flood::go_on_sending(packet, hook),
         code => code,
     }
 }

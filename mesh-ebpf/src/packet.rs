@@ -14,11 +14,14 @@ use aya_ebpf::{
         bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_l4_csum_replace,
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
         bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_tail_call,
     },
     programs::TcContext,
 };
 use core::{arch::asm, mem::MaybeUninit};
 use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
+
+use crate::maps::TAILS;
 
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
@@ -27,6 +30,10 @@ const AF_INET6: u32 = 10;
 /// Bytes below which moving a few bytes up in memory is slow on this CPU; 0 for none.
 #[unsafe(no_mangle)]
 static SHORT_MOVE: Global<u32> = Global::new(0);
+
+/// The kernel takes tail calls in programs that have functions (5.10 on x86, 6.0 on arm64).
+#[unsafe(no_mangle)]
+static TAIL_CALLS: Global<u32> = Global::new(1);
 
 pub struct Packet {
     skb: *mut __sk_buff,
@@ -214,6 +221,43 @@ impl Packet {
         let flags = if into { u64::from(BPF_F_INGRESS) } else { 0 };
         // SAFETY: a helper call with a valid context.
         unsafe { bpf_clone_redirect(self.skb, ifindex, flags) == 0 }
+    }
+
+    /// Goes on in another program, for which `words` are left beside the packet: [`Self::words`]. Returns
+    /// where there is none.
+    #[inline(always)]
+    pub fn go_on(&self, program: u32, words: [u32; 5]) {
+        if TAIL_CALLS.load() == 0 {
+            return;
+        }
+        let [a, b, c, d, e] = words;
+        // SAFETY: as above; the kernel lets a program write this field. Nothing here needs to be dropped.
+        unsafe {
+            // Volatile: through a pointer into the context, as a loop has it, nothing may be written.
+            let cb = &raw mut (*self.skb).cb;
+            (&raw mut (*cb)[0]).write_volatile(a);
+            (&raw mut (*cb)[1]).write_volatile(b);
+            (&raw mut (*cb)[2]).write_volatile(c);
+            (&raw mut (*cb)[3]).write_volatile(d);
+            (&raw mut (*cb)[4]).write_volatile(e);
+            bpf_tail_call(self.skb.cast(), (&raw const TAILS).cast_mut().cast(), program);
+        }
+    }
+
+    /// What the program before left.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 5] {
+        // SAFETY: as above.
+        unsafe {
+            let cb = &raw const (*self.skb).cb;
+            [
+                (&raw const (*cb)[0]).read_volatile(),
+                (&raw const (*cb)[1]).read_volatile(),
+                (&raw const (*cb)[2]).read_volatile(),
+                (&raw const (*cb)[3]).read_volatile(),
+                (&raw const (*cb)[4]).read_volatile(),
+            ]
+        }
     }
 
     #[inline(always)]

@@ -89,7 +89,7 @@ pub fn receive(packet: &Packet) -> i32 {
         // From here, and not from where it is found: the two would need the stack at once.
         ASKED if asked.is_arp => end(HOOK, switch::arp(packet, &asked.key, asked.at)),
         ASKED => end(HOOK, switch::nd(packet, &asked.key, asked.at)),
-        GROUP => end(HOOK, flood::receive(packet, &asked.key, asked.at)),
+        GROUP => flood::go_on_receiving(packet, &asked.key, asked.at),
         code => code,
     }
 }

@@ -418,7 +418,7 @@ impl Desired {
             // Where it is nobody it has nothing to ask.
             let mut flags = if subnets.is_empty() { 0 } else { flags };
             if !subnets.is_empty() && flood::is_on(&self.maps.networks, vni) {
-                flags |= PeerSource::FLOOD;
+                flags |= mesh_common::maps::PeerSource::FLOOD;
             }
             let source = peer_source(index, me, vni, flags, subnets);
             self.maps.peer_by_addr.insert(key, source);

@@ -9,10 +9,14 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    maps::ProgramArray,
     programs::{ProgramInfo, SchedClassifier},
 };
-use mesh_common::names;
+use mesh_common::{
+    maps::{TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND},
+    names,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -28,8 +32,12 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mes
 #[doc(hidden)]
 pub static TEST_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-test"));
 
-/// Every program.
+/// Every program that is attached.
 pub const PROGRAMS: [&str; 3] = [names::FROM_CONTAINER, names::FROM_UNDERLAY, names::FROM_HOST];
+
+/// Those in which they go on, and where these are in the array of such.
+pub const TAILS: [(&str, u32); 2] =
+    [(names::FLOOD_SEND, TAIL_FLOOD_SEND), (names::FLOOD_RECEIVE, TAIL_FLOOD_RECEIVE)];
 
 /// Room that a cluster needs; the maps get at least twice as much, so that growth is rare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +93,7 @@ pub enum Loaded {
 /// The programs, loaded but not yet in place of those that are pinned.
 pub struct Staged {
     object: Ebpf,
+    has_tails: bool,
     pub maps: Loaded,
 }
 
@@ -102,6 +111,9 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
         }
     };
     let mut loader = EbpfLoader::new();
+    // Of a program that is refused only the reason: with each instruction a log may be longer than the
+    // kernel has room for, which then says that instead.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
     for (name, needed) in room.entries() {
         // The least sizes are those in the object.
         let entries = needed.saturating_mul(2).checked_next_power_of_two().unwrap_or(needed);
@@ -120,16 +132,24 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     loader.override_global("ROOM_FLAGS", &room_flags, true);
     let short_move = short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
+    let has_tails = features.tail_calls.is_present();
+    let tail_calls = u32::from(has_tails);
+    loader.override_global("TAIL_CALLS", &tail_calls, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
-    for name in PROGRAMS {
+    let tails = TAILS.iter().map(|(name, _)| *name).filter(|_| has_tails);
+    for name in PROGRAMS.into_iter().chain(tails) {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::Load(e.into()))?;
     }
-    Ok(Staged { object, maps })
+    Ok(Staged { object, has_tails, maps })
 }
 
 /// Puts staged programs, and the maps if they are new, in place of the old: every pinned link goes
 /// over in one step, so that each packet meets either the old pair or the new.
 pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
+    // Either pair can go on in these.
+    if staged.has_tails {
+        set_tails(&mut staged.object)?;
+    }
     for name in PROGRAMS {
         let program = classifier(&mut staged.object, name)?;
         let pin = pins.program(name);
@@ -148,6 +168,19 @@ pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
         clear(&old)?;
         fs::remove_dir(&old).map_err(|e| pin_error("removing", &old, e))?;
         fs::rename(&next, &old).map_err(|e| pin_error("renaming", &next, e))?;
+    }
+    Ok(())
+}
+
+fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
+    for (name, index) in TAILS {
+        let fd = classifier(object, name)?.fd().map_err(|e| BpfError::Load(e.into()))?;
+        let fd = fd.try_clone().map_err(|e| BpfError::Load(e.into()))?;
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "no map for tail calls");
+        let map = object.map_mut(names::TAILS).ok_or_else(|| BpfError::Load(missing().into()))?;
+        ProgramArray::try_from(map)
+            .and_then(|mut array| array.set(index, &fd, 0))
+            .map_err(|e| BpfError::Load(e.into()))?;
     }
     Ok(())
 }

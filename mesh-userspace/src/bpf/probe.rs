@@ -40,6 +40,9 @@ pub struct KernelFeatures {
     pub decap_l3: Feature,
     /// Telling the kernel of an inner Ethernet header (Linux 5.13).
     pub encap_ethernet: Feature,
+    /// Going on in another program, from one that has functions: for broadcast and multicast (Linux 5.10
+    /// on x86, 6.0 on arm64, and only where programs are compiled).
+    pub tail_calls: Feature,
 }
 
 impl KernelFeatures {
@@ -66,6 +69,7 @@ impl KernelFeatures {
             adjust_room: helper(BPF_FUNC_SKB_ADJUST_ROOM, &[mov(R2, 0), mov(R3, 0), mov(R4, 0)]),
             decap_l3: room_flags(-OVERHEAD, DECAP_L3_IPV4),
             encap_ethernet: room_flags(OVERHEAD, ENCAP_ETHERNET),
+            tail_calls: tail_calls(),
         }
     }
 }
@@ -88,6 +92,21 @@ fn room_flags(diff: i32, flags: u64) -> Feature {
         Ok(0) => Feature::Present,
         Ok(error) if error == -libc::EINVAL => Feature::Absent,
         Ok(error) => Feature::Unseen(-error),
+        Err(e) => Feature::Unseen(errno(&e)),
+    }
+}
+
+/// Does a program with a function and a tail call pass the verifier?
+fn tail_calls() -> Feature {
+    let known = create_map(BPF_MAP_TYPE_PROG_ARRAY).and_then(|array| {
+        let [low, high] = wide(R2, array.as_raw_fd() as u64);
+        let low = Insn { registers: R2 | BPF_PSEUDO_MAP_FD << 4, ..low };
+        // The function returns, as the program does: it is the last two instructions.
+        load(&[low, high, mov(R3, 0), call(BPF_FUNC_TAIL_CALL), FUNCTION, EXIT, MOV_R0_0, EXIT])
+    });
+    match known {
+        Ok(_) => Feature::Present,
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Feature::Absent,
         Err(e) => Feature::Unseen(errno(&e)),
     }
 }
@@ -139,6 +158,11 @@ const EXIT: Insn = Insn { code: 0x95, registers: 0, offset: 0, immediate: 0 };
 const BPF_FUNC_SKB_ADJUST_ROOM: i32 = 50;
 const BPF_ADJ_ROOM_MAC: i32 = 1;
 const ADJUST_ROOM: Insn = call(BPF_FUNC_SKB_ADJUST_ROOM);
+const BPF_FUNC_TAIL_CALL: i32 = 12;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
+const BPF_PSEUDO_CALL: u8 = 1;
+/// A call of what is one instruction further than the next.
+const FUNCTION: Insn = Insn { registers: BPF_PSEUDO_CALL << 4, ..call(1) };
 const BPF_FUNC_REDIRECT_NEIGH: i32 = 152;
 const BPF_FUNC_REDIRECT_PEER: i32 = 155;
 
@@ -156,11 +180,23 @@ const fn wide(register: u8, value: u64) -> [Insn; 2] {
     [low, Insn { code: 0, registers: 0, offset: 0, immediate: (value >> 32) as i32 }]
 }
 
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
+
+/// The start of `union bpf_attr` for BPF_MAP_CREATE.
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
 
 /// The start of `union bpf_attr` for BPF_PROG_LOAD.
 #[repr(C)]
@@ -215,6 +251,14 @@ fn load(program: &[Insn]) -> io::Result<OwnedFd> {
         ..LoadAttr::default()
     };
     let fd = raw::bpf(BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// With one entry, a word for a word.
+fn create_map(kind: u32) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr { kind, key_size: 4, value_size: 4, max_entries: 1 };
+    let fd = raw::bpf(BPF_MAP_CREATE, &mut attr)?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -51,6 +51,8 @@ pub struct Tables {
     pub networks: Table<u32, NetworkInfo>,
     pub node: Table<u32, NodeInfo>,
     pub flood: Table<FloodKey, FloodInfo>,
+    /// Kernel's numbers of the programs.
+    pub tails: Table<u32, u32>,
     /// Filled by the programs.
     pub groups: Table<GroupKey, GroupInfo>,
     pub endpoint_stats: PerCpu<Traffic>,
@@ -91,6 +93,7 @@ impl Tables {
             networks: at(maps, names::NETWORKS, Table::open)?,
             node: at(maps, names::NODE, Table::open)?,
             flood: at(maps, names::FLOOD, Table::open)?,
+            tails: at(maps, names::TAILS, Table::open)?,
             groups: at(maps, names::GROUPS, Table::open)?,
             endpoint_stats: at(maps, names::ENDPOINT_STATS, PerCpu::open)?,
             peer_stats: at(maps, names::PEER_STATS, PerCpu::open)?,

@@ -34,6 +34,7 @@ pub(super) fn findings(release: &str, features: KernelFeatures, root: bool) -> V
     ];
     findings.extend(needed.map(|(name, feature, what)| helper(name, feature, what)));
     findings.push(decap_l3(features.decap_l3));
+    findings.push(tail_calls(features.tail_calls));
     findings.push(memlock(release, rustix::process::getrlimit(rustix::process::Resource::Memlock)));
     findings
 }
@@ -158,6 +159,25 @@ fn decap_l3(feature: Feature) -> Finding {
         ),
         Feature::Unseen(_) => {
             finding(Info, "unseen", "How IPv6 packets reach containers: shown only to root.")
+                .mended_by(AS_ROOT)
+        }
+    }
+}
+
+fn tail_calls(feature: Feature) -> Finding {
+    let finding = |status, value, meaning| Finding::new("tail_calls", status, value, meaning);
+    match feature {
+        Feature::Present => {
+            finding(Ok, "there", "Networks can carry broadcast and multicast, if they are to.")
+        }
+        Feature::Absent => finding(
+            Info,
+            "none",
+            "Networks with flood = \"all\" carry no broadcast and multicast on this host: that \
+             needs Linux 5.10 on x86 or 6.0 on arm64, and net.core.bpf_jit_enable not 0.",
+        ),
+        Feature::Unseen(_) => {
+            finding(Info, "unseen", "Whether broadcast can be carried: shown only to root.")
                 .mended_by(AS_ROOT)
         }
     }

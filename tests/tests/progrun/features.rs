@@ -19,6 +19,8 @@ fn kernel_has_what_its_version_promises() {
         assert_eq!(features.adjust_room, since(5, 2));
         assert_eq!(features.encap_ethernet, since(5, 13));
         assert_eq!(features.decap_l3, since(6, 3));
+        let tail_calls = if cfg!(target_arch = "x86_64") { since(5, 10) } else { since(6, 0) };
+        assert_eq!(features.tail_calls, tail_calls);
         assert_eq!(features.tcx, since(6, 6));
     });
 }

@@ -1,6 +1,7 @@
 //! What the verifier takes to accept each program, for `cargo xtask test --kernel` to compare.
 
-use mesh_userspace::bpf::load::PROGRAMS;
+use aya::programs::{ProgramInfo, loaded_programs};
+use mesh_userspace::bpf::load::{PROGRAMS, TAILS};
 
 use super::world::{GRE, world};
 
@@ -11,8 +12,12 @@ const LIMIT: u32 = 1_000_000;
 fn programs_are_far_from_the_verifiers_limit() {
     world(GRE, |w| {
         let uname = rustix::system::uname();
-        for name in PROGRAMS {
-            let info = w.program(name).info().unwrap();
+        let attached = PROGRAMS.map(|name| (name, w.program(name).info().unwrap()));
+        let tails = TAILS.map(|(name, index)| {
+            let id = w.tables.tails.get(&index).unwrap().expect("a program");
+            (name, loaded_programs().flatten().find(|p: &ProgramInfo| p.id() == id).unwrap())
+        });
+        for (name, info) in attached.into_iter().chain(tails) {
             // Before Linux 5.16 the kernel does not say.
             let Some(count) = info.verified_instruction_count() else { continue };
             println!("VERIFIED: {} {name} {count}", uname.release().to_string_lossy());
