@@ -14,7 +14,7 @@ use mesh_common::{
 
 use crate::{
     inner::Family,
-    maps::{self, GROUPS},
+    maps,
     packet::{self, Packet},
 };
 
@@ -201,7 +201,7 @@ fn join(key: &mut GroupKey) {
     if !is_noted(&key.group) {
         return;
     }
-    if let Some(known) = GROUPS.get_ptr_mut(&*key) {
+    if let Some(known) = maps::group_mut(key) {
         // SAFETY: the verifier checked the pointer; a word is written whole.
         unsafe { (*known).heard = heard }
         said(key, heard, 0);
@@ -211,7 +211,7 @@ fn join(key: &mut GroupKey) {
         return;
     }
     let info = GroupInfo { heard, count: 1 };
-    if GROUPS.insert(&*key, info, BPF_NOEXIST.into()).is_ok() && key.member & GroupKey::PEER == 0 {
+    if maps::set_group(key, &info, BPF_NOEXIST) && key.member & GroupKey::PEER == 0 {
         add_here(key, 1);
     }
 }
@@ -221,16 +221,16 @@ fn join(key: &mut GroupKey) {
 fn all(key: &GroupKey) {
     let key = GroupKey { group: GroupKey::ANY, ..*key };
     let info = GroupInfo { heard: packet::seconds(), count: GroupKey::most(key.member) + 1 };
-    let _ = GROUPS.insert(&key, info, BPF_ANY.into());
+    maps::set_group(&key, &info, BPF_ANY);
 }
 
 /// The member said something, and asks for so many groups more. May it?
 #[inline(always)]
 fn said(key: &GroupKey, heard: u32, more: u32) -> bool {
     let key = GroupKey { group: GroupKey::ANY, ..*key };
-    let Some(of_member) = GROUPS.get_ptr_mut(&key) else {
+    let Some(of_member) = maps::group_mut(&key) else {
         // If there is no room for that, there is none for groups.
-        return GROUPS.insert(&key, GroupInfo { heard, count: more }, BPF_ANY.into()).is_ok();
+        return maps::set_group(&key, &GroupInfo { heard, count: more }, BPF_ANY);
     };
     let most = GroupKey::most(key.member);
     // SAFETY: the verifier checked the pointer; words are written whole, and the agent counts anew.
@@ -249,9 +249,9 @@ fn is_still_wanted(key: &mut GroupKey) -> bool {
     if !is_noted(&key.group) {
         return false;
     }
-    if GROUPS.remove(&*key).is_ok() {
+    if maps::forget_group(key) {
         let of_member = GroupKey { group: GroupKey::ANY, ..*key };
-        if let Some(of_member) = GROUPS.get_ptr_mut(&of_member) {
+        if let Some(of_member) = maps::group_mut(&of_member) {
             // SAFETY: as above. One that gets all stays so until the agent has counted.
             unsafe {
                 let count = (*of_member).count;
@@ -271,14 +271,14 @@ fn is_still_wanted(key: &mut GroupKey) -> bool {
 #[inline(always)]
 fn add_here(key: &GroupKey, more: u32) {
     let here = GroupKey { member: 0, ..*key };
-    if let Some(here) = GROUPS.get_ptr_mut(&here) {
+    if let Some(here) = maps::group_mut(&here) {
         // SAFETY: as above.
         unsafe {
             let count = (*here).count.wrapping_add(more);
             (*here).count = if count == u32::MAX { 0 } else { count };
         }
     } else if more == 1 {
-        let _ = GROUPS.insert(&here, GroupInfo { heard: 0, count: 1 }, BPF_ANY.into());
+        maps::set_group(&here, &GroupInfo { heard: 0, count: 1 }, BPF_ANY);
     }
 }
 

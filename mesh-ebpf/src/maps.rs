@@ -51,8 +51,7 @@ static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_ma
 static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
 /// Bounded for each member too: see [`GroupKey::most`].
 #[map]
-pub static GROUPS: HashMap<GroupKey, GroupInfo> =
-    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+static GROUPS: HashMap<GroupKey, GroupInfo> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static TAILS: ProgramArray = ProgramArray::with_max_entries(TAIL_COUNT, 0);
@@ -164,6 +163,24 @@ pub fn flood(key: &FloodKey) -> Option<&'static FloodInfo> {
 pub fn group(key: &GroupKey) -> Option<&'static GroupInfo> {
     // SAFETY: its words are written one by one, and each is good alone.
     unsafe { GROUPS.get(key) }
+}
+
+/// To change its words one by one.
+#[inline(always)]
+pub fn group_mut(key: &GroupKey) -> Option<*mut GroupInfo> {
+    GROUPS.get_ptr_mut(key)
+}
+
+/// Is it there now?
+#[inline(always)]
+pub fn set_group(key: &GroupKey, info: &GroupInfo, flags: u32) -> bool {
+    GROUPS.insert(key, info, flags.into()).is_ok()
+}
+
+/// Was it there?
+#[inline(always)]
+pub fn forget_group(key: &GroupKey) -> bool {
+    GROUPS.remove(key).is_ok()
 }
 
 /// In the key's slot, or else in the map.

@@ -5,6 +5,7 @@
 //! costs. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
 #![no_std]
 #![no_main]
+#![allow(dead_code, reason = "the modules are those of main.rs, whose programs need more of them")]
 // Inline BPF assembly, for stores wider than the compiler dares.
 #![feature(asm_experimental_arch)]
 
