@@ -13,6 +13,7 @@ use mesh_tests::{
     scenario::bare,
     socket, wait,
 };
+use serde_json::json;
 
 const ALL: &str = "flood = \"all\"";
 const PORT: u16 = 5353;
@@ -221,6 +222,13 @@ fn group_is_heard_by_its_members_and_carried_to_their_nodes_only() {
             };
             let joined = vec![member(&1)?, member(&2)?];
             say_until_heard(sender, group, b"come in", &joined)?;
+
+            let status = mesh.hosts[0].status()?;
+            let groups = status["groups"].as_array().context("no groups")?;
+            let shown = groups.iter().find(|g| g["group"] == group.to_string());
+            let shown = shown.with_context(|| format!("{group} is not among {groups:#?}"))?;
+            let here = shown["endpoints"].as_array().map(Vec::len);
+            ensure!(here == Some(1) && shown["nodes"] == json!(["h2"]), "{shown}");
 
             let text = format!("to the members of {group}");
             let [idle, far] = [&parties[3], &parties[4]];

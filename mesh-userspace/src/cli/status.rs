@@ -43,6 +43,7 @@ fn text(s: &Status) -> String {
     section(&mut out, "FAULTS", &faults(s));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
+    section(&mut out, "GROUPS", &groups(s));
     section(&mut out, "PORTS", &ports(s));
     section(&mut out, "BRIDGES", &bridges(s));
     section(&mut out, "PROGRAMS", &programs(s));
@@ -174,6 +175,19 @@ fn endpoints(s: &Status) -> Table {
             e.host_ifname.clone(),
             traffic(&e.tx),
             traffic(&e.rx),
+        ]);
+    }
+    table
+}
+
+fn groups(s: &Status) -> Table {
+    let mut table = table(&["network", "group", "endpoints here", "other nodes"]);
+    for g in &s.groups {
+        table.add_row([
+            g.network.clone(),
+            g.group.map_or_else(|| "all".to_owned(), |group| group.to_string()),
+            g.endpoints.join(", "),
+            g.nodes.join(", "),
         ]);
     }
     table

@@ -43,6 +43,7 @@ mod tests;
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
 pub use prefixes::share;
+pub(crate) use wire::parse_flood;
 pub use wire::{Dscp, Encap, Flood, Foreign, Link, Tunnel, mac_text};
 
 /// Name of the cluster's own network.

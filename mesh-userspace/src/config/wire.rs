@@ -3,6 +3,7 @@
 use std::fmt;
 
 use mesh_common::tunnel::{self, Shape};
+use serde::{Deserialize, Serialize};
 
 use super::{Cluster, Node, Vni};
 
@@ -92,22 +93,27 @@ impl fmt::Display for Dscp {
 }
 
 /// What of broadcast and multicast is carried within a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Flood {
     /// Nothing.
     #[default]
     None,
+    /// ARP and neighbour discovery. Mesh answers these itself, for addresses behind peers without mesh
+    /// too, so that nothing of them is left to carry: as [`Flood::None`].
+    Arp,
     /// Everything.
     All,
 }
 
 impl Flood {
-    pub const ALL: [Self; 2] = [Self::None, Self::All];
+    pub const ALL: [Self; 3] = [Self::None, Self::Arp, Self::All];
 
     /// As the config file has it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Arp => "arp",
             Self::All => "all",
         }
     }
@@ -249,9 +255,9 @@ pub(super) fn parse_encap(text: &str) -> Result<Encap, String> {
     })
 }
 
-pub(super) fn parse_flood(text: &str) -> Result<Flood, String> {
+pub(crate) fn parse_flood(text: &str) -> Result<Flood, String> {
     Flood::ALL.into_iter().find(|flood| flood.name() == text).ok_or_else(|| {
-        format!("{text:?} is not what may be carried to all: write \"none\" or \"all\"")
+        format!("{text:?} is not what may be carried to all: write \"none\", \"arp\" or \"all\"")
     })
 }
 

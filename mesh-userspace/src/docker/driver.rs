@@ -115,6 +115,7 @@ impl Docker {
             cidrs: subnets.iter().map(|s| s.net).collect(),
             first: self.me().to_owned(),
             gateway: options.gateway,
+            flood: options.flood,
         };
         if let Some(fault) = network.size_fault(&cluster) {
             return Err(DriverError::User(fault));

@@ -58,12 +58,16 @@ impl Docker {
 
     /// Makes the data plane carry all networks.
     pub(super) async fn apply_networks(&mut self, host: &mut Host) -> Result<(), DriverError> {
-        let added = |(name, spec): (&str, &NetworkSpec)| AddedNetwork {
-            name: name.to_owned(),
-            vni: spec.vni,
-            cidrs: spec.subnets.iter().map(|s| s.net).collect(),
-            first: spec.first.clone(),
-            gateway: Options::parse(&spec.options).is_ok_and(|options| options.gateway),
+        let added = |(name, spec): (&str, &NetworkSpec)| {
+            let options = Options::parse(&spec.options).unwrap_or_default();
+            AddedNetwork {
+                name: name.to_owned(),
+                vni: spec.vni,
+                cidrs: spec.subnets.iter().map(|s| s.net).collect(),
+                first: spec.first.clone(),
+                gateway: options.gateway,
+                flood: options.flood,
+            }
         };
         let added: Vec<_> = self.shared.lock().networks().map(added).collect();
         host.set_networks(added.clone()).await?;

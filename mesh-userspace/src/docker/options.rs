@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use mesh_common::maps::VNI_MAX;
 
+use crate::config::{Flood, parse_flood};
+
 /// Marks a network that an agent made, since it is on another host: its name there. Docker does not
 /// tell its drivers names.
 pub const NETWORK: &str = "mesh.network";
@@ -13,6 +15,7 @@ pub const VNI: &str = "vni";
 const MTU: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
 const ENCAP: &str = "encap";
 const GATEWAY: &str = "gateway";
+const FLOOD: &str = "flood";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -22,6 +25,7 @@ pub struct Options {
     /// Containers reach the world through their interface in this network, and not by Docker's
     /// `docker_gwbridge`.
     pub gateway: bool,
+    pub flood: Flood,
     pub network: Option<String>,
     pub first: Option<String>,
 }
@@ -51,12 +55,16 @@ impl Options {
                         "{key}={value}: must be mesh, or be left out for Docker's docker_gwbridge"
                     ));
                 }
+                FLOOD => {
+                    let fault = |fault| format!("{key}={value}: {fault}");
+                    options.flood = parse_flood(value).map_err(fault)?;
+                }
                 NETWORK => options.network = Some(value.clone()),
                 FIRST => options.first = Some(value.clone()),
                 key if key.starts_with("com.docker.") => {}
                 key => {
                     return Err(format!(
-                        "unknown option {key}: mesh has vni, mtu, encap and gateway"
+                        "unknown option {key}: mesh has vni, mtu, encap, gateway and flood"
                     ));
                 }
             }
@@ -78,15 +86,16 @@ mod tests {
         assert_eq!(parse("vni", "700").unwrap().vni, Some(700));
         assert_eq!(parse("mtu", "1400").unwrap().mtu, Some(1400));
         assert!(parse("gateway", "mesh").unwrap().gateway);
+        assert_eq!(parse("flood", "all").unwrap().flood, Flood::All);
         assert_eq!(parse("com.docker.network.driver.mtu", "1400").unwrap().mtu, Some(1400));
         assert_eq!(parse("com.docker.network.enable_ipv6", "x"), Ok(Options::default()));
     }
 
     #[test]
     fn what_can_not_be_is_refused_with_the_reason() {
-        for (key, value) in
-            [("vni", "0"), ("vni", "16777216"), ("vni", "x"), ("mtu", "70000"), ("gateway", "x")]
-        {
+        let vnis = ["0", "16777216", "x"].map(|value| ("vni", value));
+        let others = [("mtu", "70000"), ("gateway", "x"), ("flood", "some")];
+        for (key, value) in vnis.into_iter().chain(others) {
             let error = parse(key, value).unwrap_err();
             assert!(error.contains(&format!("{key}={value}")), "{error}");
         }

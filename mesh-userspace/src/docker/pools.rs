@@ -12,7 +12,7 @@ use super::{
     saved::Local,
 };
 use crate::{
-    config::gateway,
+    config::{Flood, gateway},
     host::{AddedNetwork, Host, HostError},
 };
 
@@ -166,6 +166,7 @@ impl Docker {
             cidrs: pools.to_vec(),
             first: first.unwrap_or_else(|| self.me().to_owned()),
             gateway: false,
+            flood: Flood::None,
         };
         Ok(network.blocks(&cluster(host)?, self.me()))
     }

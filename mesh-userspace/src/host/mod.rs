@@ -41,7 +41,7 @@ mod underlay;
 pub use bridge::Told;
 pub use endpoint::{AttachRequest, Attached};
 pub use gateway::PortRequest;
-pub use groups::{QUERY_INTERVAL, Querier};
+pub use groups::{GroupStatus, QUERY_INTERVAL, Querier};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
 pub use sandbox::SandboxRequest;

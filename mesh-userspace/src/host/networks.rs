@@ -2,6 +2,7 @@
 //! divided among the nodes of the file.
 
 use ipnet::IpNet;
+use mesh_common::maps::FloodKey;
 use serde::{Deserialize, Serialize};
 
 use super::{Host, HostError};
@@ -18,12 +19,18 @@ pub struct AddedNetwork {
     /// Each host is its containers' gateway into the world.
     #[serde(default)]
     pub gateway: bool,
+    #[serde(default)]
+    pub flood: Flood,
 }
 
 impl AddedNetwork {
-    /// A cidr that is too small for this cluster.
+    /// A cidr that is too small for this cluster, or more nodes than can be sent copies.
     pub fn size_fault(&self, cluster: &Cluster) -> Option<String> {
         let nodes = cluster.nodes.len();
+        let most = FloodKey::PEERS_MAX as usize + 1;
+        if self.flood == Flood::All && nodes > most {
+            return Some(format!("flood=all: broadcast goes to at most {most} nodes, not {nodes}"));
+        }
         let small = self.cidrs.iter().find(|net| share(**net, nodes, 0).is_none())?;
         Some(format!("{small} is too small to be divided among {nodes} nodes"))
     }
@@ -66,7 +73,7 @@ pub fn with_added(mut cluster: Cluster, added: &[AddedNetwork]) -> Cluster {
             Some(fault) => tracing::warn!("network {}: {fault}", network.name),
             None => {
                 let (name, cidrs) = (network.name.clone(), network.cidrs.clone());
-                cluster.networks.push(Network { name, vni, cidrs, flood: Flood::None });
+                cluster.networks.push(Network { name, vni, cidrs, flood: network.flood });
                 fitting.push((vni, network));
             }
         }
@@ -136,6 +143,7 @@ mod tests {
             cidrs: vec![cidr.parse().unwrap()],
             first: first.into(),
             gateway: false,
+            flood: Flood::None,
         }
     }
 

@@ -10,7 +10,7 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Host, HostError, path_mtu::Learned};
+use super::{GroupStatus, Host, HostError, path_mtu::Learned};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
@@ -41,6 +41,9 @@ pub struct Status {
     pub networks: Vec<NetworkStatus>,
     pub peers: Vec<PeerStatus>,
     pub endpoints: Vec<EndpointStatus>,
+    /// Multicast, in networks that carry it.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
     /// Those that the config file names.
     #[serde(default)]
     pub bridges: Vec<BridgeStatus>,
@@ -206,6 +209,7 @@ impl Host {
             networks,
             peers: self.peers(cluster, &me, tables).await?,
             endpoints: self.endpoints(cluster, tables)?,
+            groups: self.groups(cluster, tables)?,
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
             docker: None,

@@ -69,6 +69,31 @@ fn a_network_made_on_one_host_joins_containers_on_all() {
 }
 
 #[test]
+fn a_network_that_floods_carries_broadcast_to_other_hosts() {
+    scenario(2, |docker| {
+        let refused = docker.refused(0, "network create -d mesh -o flood=some quiet")?;
+        ensure!(refused.contains("flood=some"), "{refused}");
+        docker.run(0, &CREATE.replace("-d mesh", "-d mesh -o flood=all"))?;
+        docker.wait_network("my-net")?;
+        for (at, name) in [(0, "one"), (1, "two")] {
+            docker.run(at, &format!("run -d --network my-net --name {name} bb sleep 1000"))?;
+        }
+        let one = address(docker, 0, "one")?;
+        let hears = docker.netns(1, "two")?.run(|| Ok(UdpSocket::bind("0.0.0.0:9")?))?;
+        hears.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let says = docker.netns(0, "one")?.run(|| Ok(UdpSocket::bind((one, 0))?))?;
+        says.set_broadcast(true)?;
+        wait::until("broadcast to be heard", NAMES, || {
+            let mut text = [0; 16];
+            says.send_to(b"hello", "10.0.9.255:9").map_err(|e| e.to_string())?;
+            let (n, from) = hears.recv_from(&mut text).map_err(|e| e.to_string())?;
+            if from.ip() == one && &text[..n] == b"hello" { Ok(()) } else { Err(from.to_string()) }
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
 fn names_come_and_go_with_their_containers() {
     scenario(2, |docker| {
         docker.run(0, CREATE)?;
