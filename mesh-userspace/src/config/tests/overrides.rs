@@ -249,7 +249,7 @@ fn flood_is_what_the_file_says_of_each_network() {
     for (own, blue, expected) in [
         ("", "", [Flood::None, Flood::None]),
         ("flood = \"none\"", "flood = 'all' # mDNS", [Flood::None, Flood::All]),
-        ("flood = \"all\"", "flood = \"none\"", [Flood::All, Flood::None]),
+        ("flood = \"all\"", "flood = \"arp\"", [Flood::All, Flood::Arp]),
     ] {
         let text = both(own, blue);
         let document = parse_toml(text.as_bytes()).unwrap();
@@ -257,7 +257,7 @@ fn flood_is_what_the_file_says_of_each_network() {
         assert_eq!(floods, expected);
         assert_eq!(parse_plain(text.as_bytes()), Some(document), "{text}");
     }
-    assert_only(&both("flood = 'some'", ""), "5 cluster.flood", "write \"none\" or \"all\"");
+    assert_only(&both("flood = 'some'", ""), "5 cluster.flood", "write \"none\", \"arp\" or \"all\"");
     assert_only(&both("", "flood = true"), "19 network[0].flood", "must be a string");
 }
 
