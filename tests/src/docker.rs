@@ -21,7 +21,7 @@ use crate::{
 
 /// Where the engine is unpacked: set by `cargo xtask test`.
 const ENGINE: &str = "MESH_DOCKER";
-const STARTING: Duration = Duration::from_secs(30);
+const STARTING: Duration = Duration::from_secs(60);
 /// A container that does not heed a signal is given ten seconds, and since Docker 28 whoever reads its
 /// events five more.
 const ENDING: Duration = Duration::from_secs(45);

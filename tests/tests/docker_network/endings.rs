@@ -133,9 +133,9 @@ fn what_went_while_the_agent_was_away_is_cleared_away() {
                 .collect();
             removed.into_iter().try_for_each(|run| run.join().expect("docker rm").map(drop))
         })?;
-        docker.host(0).up(&cluster)?;
         let leaked = Holdings::of(docker, 0)?;
         ensure!(leaked != before, "nothing leaked: {leaked:?}");
+        docker.host(0).up(&cluster)?;
         wait::until("what leaked to be gone", LEAKS, || {
             let now = Holdings::of(docker, 0).map_err(|e| format!("{e:#}"))?;
             if now == before { Ok(()) } else { Err(format!("{now:#?}\nand not {before:#?}")) }

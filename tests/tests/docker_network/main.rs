@@ -24,7 +24,7 @@ mod holdings;
 const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
 const WEB: &str =
     "run -d --network my-net --name web --stop-timeout 1 bb httpd -f -p 80 -h /var/www";
-const NAMES: Duration = Duration::from_secs(10);
+const NAMES: Duration = Duration::from_secs(40);
 
 /// `wget http://HOST` from a new container, until it works.
 fn get(docker: &Docker, at: usize, url: &str) -> Result<()> {
@@ -137,9 +137,13 @@ fn daemons_and_agents_that_end_take_nothing_with_them() {
         let gone = |text: &str| text.is_empty();
         docker.wait_for(0, "network ls -q -f name=my-net", gone)?;
         for host in &docker.topology.hosts {
-            let status = host.status()?;
-            ensure!(status["endpoints"].as_array().is_some_and(Vec::is_empty), "{status}");
-            ensure!(status["networks"].as_array().is_some_and(|n| n.len() == 1), "{status}");
+            wait::until(&format!("{} to have nothing left", host.name), NAMES, || {
+                let status = host.status().map_err(|e| format!("{e:#}"))?;
+                let (endpoints, networks) = (&status["endpoints"], &status["networks"]);
+                let is_bare = endpoints.as_array().is_some_and(Vec::is_empty)
+                    && networks.as_array().is_some_and(|n| n.len() == 1);
+                if is_bare { Ok(()) } else { Err(format!("{endpoints:#} {networks:#}")) }
+            })?;
         }
         Ok(())
     });
