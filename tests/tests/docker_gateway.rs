@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -274,6 +275,59 @@ fn ipv6_has_the_same_ways_out_and_in() {
         get(docker, 0, "asker", "http://[::1]:8080")?;
         ensure!(c1.is_ipv6());
         Ok(())
+    });
+}
+
+#[test]
+fn who_keeps_asking_in_udp_gets_to_the_next_container() {
+    scenario(2, |docker| {
+        for (at, host) in docker.topology.hosts.iter().enumerate() {
+            host.netns.exec(&format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", at + 11))?;
+            host.netns.exec("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+        }
+        start(docker, &format!("{CREATE} --ipv6 --subnet fd00:9::/64"), &["c1", "c2"])?;
+        let askers = [
+            udp(docker, 1, "192.0.2.11:7001")?,
+            udp(docker, 1, "[2001:db8::11]:7001")?,
+            udp(docker, 0, "192.0.2.11:7001")?,
+            udp(docker, 0, "127.0.0.1:7001")?,
+            udp(docker, 0, "[::1]:7001")?,
+        ];
+        // The first speaks before anybody is there to hear it.
+        askers[0].send(b"?")?;
+        let run = "run -d --network my-net -p 7001:7000/udp";
+        docker.run(0, &format!("{run} --name old bb sleep 1000"))?;
+        echo(docker, 0, "old", "old")?;
+        for asker in &askers {
+            ensure!(answer(asker)? == "old");
+        }
+        // They never pause for as long as the kernel keeps what nobody answers, half a minute.
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Refused, while there is nobody.
+                    askers.iter().for_each(|asker| drop(asker.send(b"?")));
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let next = || -> Result<()> {
+                docker.run(0, "rm -f old")?;
+                docker.run(0, &format!("{run} --name new bb sleep 1000"))?;
+                echo(docker, 0, "new", "new")?;
+                askers.iter().try_for_each(|asker| {
+                    wait::until(&format!("{asker:?} to hear the new one"), SEEN, || {
+                        match answer(asker) {
+                            Ok(said) if said == "new" => Ok(()),
+                            other => Err(format!("{other:?}")),
+                        }
+                    })
+                })
+            };
+            let result = next();
+            done.store(true, Ordering::Relaxed);
+            result
+        })
     });
 }
 

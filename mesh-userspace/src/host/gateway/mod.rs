@@ -18,6 +18,7 @@ use crate::{
     state::{Endpoint, State},
 };
 
+mod follow;
 mod forward;
 mod ports;
 mod proxy;
@@ -32,6 +33,8 @@ use rules::{Nets, TABLE};
 pub(super) struct Gateways {
     table: firewall::Table,
     held: Held,
+    /// As the kernel follows them.
+    ways: follow::Ways,
     /// What is not as it should be, and the way out.
     pub faults: Vec<String>,
 }
@@ -113,6 +116,7 @@ impl Host {
             Ok(table) => self.gateways.table = table,
             Err(e) => faults.push(format!("containers do not reach the world: {e}")),
         }
+        faults.extend(self.follow_ports().await?);
         let nets: Vec<IpNet> = self.gateway_nets().collect();
         faults.extend(
             forward::ensure(&nets).err().map(|e| {
@@ -124,6 +128,24 @@ impl Host {
         }
         self.gateways.faults = faults;
         Ok(())
+    }
+
+    /// After the rules: from then on a conversation that begins anew goes the new way. Returns what
+    /// is not as it should be.
+    async fn follow_ports(&mut self) -> Result<Option<String>, HostError> {
+        let ways = follow::ways(self.state.endpoints.values().filter(|e| self.is_gateway_of(e)));
+        if ways == self.gateways.ways {
+            return Ok(None);
+        }
+        let own: Vec<IpAddr> =
+            self.net.addresses().await?.iter().map(crate::net::Address::ip).collect();
+        if let Err(e) = follow::follow(&self.gateways.ways, &ways, &own) {
+            return Ok(Some(format!(
+                "who keeps sending to a port in UDP may not get to its container of now: {e}"
+            )));
+        }
+        self.gateways.ways = ways;
+        Ok(None)
     }
 
     fn gateway_nets(&self) -> impl Iterator<Item = IpNet> {
