@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, UdpSocket},
     os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +25,9 @@ const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
 const WEB: &str =
     "run -d --network my-net --name web --stop-timeout 1 bb httpd -f -p 80 -h /var/www";
 const NAMES: Duration = Duration::from_secs(40);
+
+/// Half a second at most, and what it takes to ask; a client waits 5 s for who does not answer.
+const DENIED: Duration = Duration::from_secs(3);
 
 /// `wget http://HOST` from a new container, until it works.
 fn get(docker: &Docker, at: usize, url: &str) -> Result<()> {
@@ -101,6 +104,27 @@ fn names_come_and_go_with_their_containers() {
         docker.wait_for(1, "exec asker nslookup api", |text| {
             text.contains(&two.to_string()) && !text.contains(&format!("Address: {one}"))
         })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_name_that_nobody_has_is_denied_and_the_world_is_not_waited_for() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, "run -d --network my-net --name one bb sleep 1000")?;
+        docker.run(1, "run -d --network my-net --name asker bb sleep 1000")?;
+        docker.wait_for(1, "exec asker nslookup -type=a one", |text| text.contains("10.0.9."))?;
+        // The host's resolver does not answer at all.
+        for name in ["nobody.my-net", "nobody", "one-more"] {
+            let began = Instant::now();
+            let output = docker.try_run(1, &format!("exec asker nslookup -type=a {name}"))?;
+            let took = began.elapsed();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(said.contains("NXDOMAIN"), "{name}: {said}");
+            ensure!(took < wait::patient(DENIED), "{name} was denied after {took:?}");
+        }
         Ok(())
     });
 }
