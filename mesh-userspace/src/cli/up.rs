@@ -25,7 +25,7 @@ const FOR_AN_AGENT: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// The cluster's config file, the same on each host
-    #[arg(long)]
+    #[arg(long, default_value = super::DEFAULT_CONFIG)]
     pub config: PathBuf,
     /// Which node this host is [default: the one whose underlay address is on this machine, else
     /// the one with the machine's name]
