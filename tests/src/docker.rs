@@ -23,8 +23,7 @@ use crate::{
 /// Where the engine is unpacked: set by `cargo xtask test`.
 const ENGINE: &str = "MESH_DOCKER";
 const STARTING: Duration = Duration::from_secs(60);
-/// A container that does not heed a signal is given ten seconds, and since Docker 28 whoever reads its
-/// events five more.
+/// A container that does not heed a signal is given ten seconds.
 const ENDING: Duration = Duration::from_secs(45);
 
 /// A topology, with a Docker daemon on each host.
@@ -327,7 +326,7 @@ impl Drop for Docker {
         // Asked to end, most containers would wait to be killed: their first process gets no signal
         // that it does not catch.
         (0..self.daemons.len()).for_each(|at| kill_cgroup(&self.cgroup(at)));
-        // All at once: Docker 28 takes 5 s to end while somebody follows its events.
+        // All at once.
         for daemon in self.daemons.iter().flatten() {
             let _ = kill_process(Pid::from_child(daemon), Signal::TERM);
         }
