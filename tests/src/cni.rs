@@ -22,7 +22,7 @@ use crate::{
     wait,
 };
 
-const STARTING: Duration = Duration::from_secs(30);
+const STARTING: Duration = Duration::from_secs(60);
 const ENDING: Duration = Duration::from_secs(15);
 
 /// An /etc, an /opt and, for what runtimes keep, a /var of the host's own, with what podman must find.

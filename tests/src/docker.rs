@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     Host, Netns, Options, Topology,
     etcd::Etcd,
+    host::mesh_binary,
     machine::{Machines, image, kill_cgroup, remove_cgroup, unpacked},
     netns::check,
     wait,
@@ -21,9 +22,8 @@ use crate::{
 
 /// Where the engine is unpacked: set by `cargo xtask test`.
 const ENGINE: &str = "MESH_DOCKER";
-const STARTING: Duration = Duration::from_secs(30);
-/// A container that does not heed a signal is given ten seconds, and since Docker 28 whoever reads its
-/// events five more.
+const STARTING: Duration = Duration::from_secs(60);
+/// A container that does not heed a signal is given ten seconds.
 const ENDING: Duration = Duration::from_secs(45);
 
 /// A topology, with a Docker daemon on each host.
@@ -46,6 +46,15 @@ pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
     let Some([engine]) = unpacked([ENGINE]) else { return };
     let mut docker = Docker::new(hosts, engine).expect("make namespaces");
     let done = docker.up(None).and_then(|()| body(&mut docker));
+    done.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// The same for hosts on which nobody has done anything for mesh yet: no config file, no agent, and
+/// Docker as it comes.
+pub fn newcomers(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
+    let Some([engine]) = unpacked([ENGINE]) else { return };
+    let mut docker = Docker::new(hosts, engine).expect("make namespaces");
+    let done = docker.up_plain().and_then(|()| body(&mut docker));
     done.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
@@ -75,6 +84,58 @@ impl Docker {
             self.daemons.push(None);
             self.start_daemon(at, &[])?;
         }
+        self.import()?;
+        self.topology.up()
+    }
+
+    fn up_plain(&mut self) -> Result<()> {
+        self.machines.make(&mut self.topology)?;
+        let tools = self.topology.dir.join("bin");
+        fs::create_dir(&tools)?;
+        std::os::unix::fs::symlink(mesh_binary()?, tools.join("mesh"))?;
+        fs::write(tools.join("systemctl"), SYSTEMCTL)?;
+        fs::set_permissions(tools.join("systemctl"), fs::Permissions::from_mode(0o755))?;
+        for at in 0..self.topology.hosts.len() {
+            let owned = self.topology.hosts[at].command("sh").args(["-c", OWN_ETC]).output()?;
+            check("an /etc of the host's own", &owned)?;
+            self.daemons.push(None);
+            self.start_plain_daemon(at, &[])?;
+        }
+        self.import()
+    }
+
+    /// Runs a line as somebody types it on a host. One that ends with `&` goes on.
+    pub fn type_in(&mut self, at: usize, line: &str) -> Result<Output> {
+        let host = &self.topology.hosts[at];
+        let tools = self.topology.dir.join("bin");
+        let mut shell = host.command("env");
+        shell.arg(self.path().replacen('=', &format!("={}:", tools.display()), 1));
+        shell.args(["sh", "-c", line]).stdin(Stdio::null()).process_group(0);
+        if line.trim_end().ends_with('&') {
+            let log = fs::File::options().create(true).append(true).open(&host.log)?;
+            shell.stdout(log.try_clone()?).stderr(log);
+        } else {
+            shell.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let inside = host.inside.context("a host with namespaces of its own")?;
+        let asked = PathBuf::from(format!("/proc/{inside}/root{RESTART}"));
+        let mut typed = shell.spawn().with_context(|| line.to_owned())?;
+        wait::until(line, ENDING, || match typed.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            _ if asked.exists() => {
+                let done = self.end_daemon(at, Signal::TERM);
+                let done = done.and_then(|()| self.start_plain_daemon(at, &[]));
+                done.and_then(|()| self.wait_daemon(at)).map_err(|e| format!("{e:#}"))?;
+                fs::remove_file(&asked).map_err(|e| e.to_string())?;
+                Err("Docker was restarted".into())
+            }
+            _ => Err("it still runs".into()),
+        })?;
+        Ok(typed.wait_with_output()?)
+    }
+
+    /// The image `bb` for each daemon, as soon as it is there.
+    fn import(&self) -> Result<()> {
         let image = image(&self.engine, &self.topology.dir)?;
         for at in 0..self.topology.hosts.len() {
             self.wait_daemon(at)?;
@@ -82,7 +143,7 @@ impl Docker {
             // As a daemon does that is the first to turn forwarding on.
             self.topology.hosts[at].netns.exec("iptables -P FORWARD DROP")?;
         }
-        self.topology.up()
+        Ok(())
     }
 
     fn start_store(&mut self, root: &Path) -> Result<()> {
@@ -235,6 +296,19 @@ impl Docker {
     }
 }
 
+/// An /etc of the host's own, where nobody has written anything for Docker or mesh.
+const OWN_ETC: &str = "set -e; mkdir -p /run/etc/upper /run/etc/work; \
+    mount -n -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc; \
+    cp --remove-destination /run/resolv.conf /etc/resolv.conf; rm -rf /etc/docker /etc/mesh";
+
+/// There is no systemd in a namespace: what it is asked for, [`Docker::type_in`] does.
+const SYSTEMCTL: &str = "#!/bin/sh
+[ \"$*\" = \"restart docker\" ] || exit 1
+touch /run/restart-docker
+while [ -e /run/restart-docker ]; do sleep 0.05; done
+";
+const RESTART: &str = "/run/restart-docker";
+
 /// Ends containerd, and forgets the pids that a killed daemon left.
 const CLEAR: &str = "kill -9 $(cat /run/docker/containerd/containerd.pid) 2>/dev/null; \
                      rm -f /run/docker/containerd/containerd.pid /run/docker.pid";
@@ -252,7 +326,7 @@ impl Drop for Docker {
         // Asked to end, most containers would wait to be killed: their first process gets no signal
         // that it does not catch.
         (0..self.daemons.len()).for_each(|at| kill_cgroup(&self.cgroup(at)));
-        // All at once: Docker 28 takes 5 s to end while somebody follows its events.
+        // All at once.
         for daemon in self.daemons.iter().flatten() {
             let _ = kill_process(Pid::from_child(daemon), Signal::TERM);
         }

@@ -20,9 +20,10 @@ use serde_json::Value;
 
 use crate::{ClusterFile, Container, Netns, container::Given, netns::check, wait};
 
-const READY: Duration = Duration::from_secs(10);
+/// An agent starts in half a second, and in ten where other tests have the processors.
+const READY: Duration = Duration::from_secs(40);
 /// No command but `up` takes longer.
-const LONGEST: Duration = Duration::from_secs(20);
+const LONGEST: Duration = Duration::from_secs(40);
 /// Lines of an agent's log that an error shows.
 const TAIL: usize = 30;
 
@@ -192,6 +193,11 @@ impl Host {
                 return Ok(Err(anyhow!("{}: the agent ended: {ended}", self.name)));
             }
             let status = self.status().map_err(|e| format!("{e:#}"))?;
+            // Until it has taken charge, `mesh status` tells what an agent before it left.
+            let answered = status["agent"].as_u64();
+            if let Some(pid) = self.pid().filter(|pid| answered != Some((*pid).into())) {
+                return Err(format!("the answer is {answered:?}'s and not the agent's, {pid}"));
+            }
             if before.is_some() && status["generation"].as_u64() == before {
                 return Err(format!("generation is still {before:?}"));
             }

@@ -1,11 +1,11 @@
 //! All of a host's state that `mesh` could leave a trace in, as lines that can be compared.
 
-use std::{collections::BTreeSet, fmt, fs, io, path::Path};
+use std::{collections::BTreeSet, fmt, fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{Host, Netns};
+use crate::{Host, Netns, wait};
 
 /// One line for each fact: `link eth0 mtu 1500`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ impl Snapshot {
 
     /// The part of it that is the namespace's.
     pub fn of_netns(netns: &Netns) -> Result<Self> {
+        wait_settled(netns)?;
         let mut facts = BTreeSet::new();
         for (kind, command, id) in LISTS {
             list(kind, &netns.exec(command)?, id, &mut facts)
@@ -53,10 +54,7 @@ impl Snapshot {
                 let filters = netns.exec(&format!("tc filter show dev {ifname} {side}"))?;
                 facts.extend(filters.lines().map(|f| format!("filter {ifname} {side} {f}")));
             }
-            for (side, attach_type) in [("ingress", TCX_INGRESS), ("egress", TCX_EGRESS)] {
-                let ids = netns.run(|| Ok(tcx_programs(ifindex, attach_type)?))?;
-                facts.extend(ids.iter().map(|id| format!("tcx {ifname} {side} program {id}")));
-            }
+            facts.extend(tcx(netns, ifindex, &ifname)?);
         }
         let rules = netns.exec("nft list ruleset").unwrap_or_default();
         facts.extend(rules.lines().map(|rule| format!("netfilter {}", without_counts(rule))));
@@ -104,6 +102,29 @@ impl fmt::Display for Difference {
         self.gone.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
         self.new.iter().try_for_each(|line| writeln!(f, "+ {line}"))
     }
+}
+
+/// Waits until the kernel has looked for duplicates of all IPv6 addresses, which takes it up to two
+/// seconds from when an interface is up. Until then they have a flag more, and no routes.
+fn wait_settled(netns: &Netns) -> Result<()> {
+    let what = format!("the addresses in {} to be settled", netns.name());
+    wait::until(&what, Duration::from_secs(20), || {
+        let text = netns.exec("ip -6 -j addr show tentative").map_err(|e| format!("{e:#}"))?;
+        let links: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+        let is_set = |link: &Value, flag: &str| {
+            link["flags"].as_array().is_some_and(|flags| flags.iter().any(|f| f == flag))
+        };
+        // Without a carrier nobody can be asked, and what has a duplicate stays so.
+        let is_asked = |link: &&Value| {
+            let addresses = link["addr_info"].as_array().into_iter().flatten();
+            let mut open = addresses.filter(|a| a["tentative"] == true && a["dadfailed"] != true);
+            is_set(link, "LOWER_UP") && open.next().is_some()
+        };
+        match links.iter().find(is_asked) {
+            Some(link) => Err(link.to_string()),
+            None => Ok(()),
+        }
+    })
 }
 
 /// A rule without what it counted: `counter packets 1 bytes 60`.
@@ -165,6 +186,16 @@ fn interfaces(netns: &Netns) -> Result<Vec<(u32, String)>> {
         Some((link["ifindex"].as_u64()? as u32, link["ifname"].as_str()?.to_owned()))
     };
     links.iter().map(|link| one(link).context("a link without name or index")).collect()
+}
+
+/// The programs at the tcx hooks of an interface.
+pub fn tcx(netns: &Netns, ifindex: u32, ifname: &str) -> Result<Vec<String>> {
+    let mut facts = Vec::new();
+    for (side, attach_type) in [("ingress", TCX_INGRESS), ("egress", TCX_EGRESS)] {
+        let ids = netns.run(|| Ok(tcx_programs(ifindex, attach_type)?))?;
+        facts.extend(ids.iter().map(|id| format!("tcx {ifname} {side} program {id}")));
+    }
+    Ok(facts)
 }
 
 const TCX_INGRESS: u32 = 46;

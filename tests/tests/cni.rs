@@ -10,7 +10,7 @@ use mesh_tests::{
 };
 use serde_json::Value;
 
-const NAMES: Duration = Duration::from_secs(20);
+const NAMES: Duration = Duration::from_secs(40);
 
 fn endpoints(runtimes: &Runtimes, at: usize) -> Result<Vec<Value>> {
     let status = runtimes.topology.hosts[at].status()?;

@@ -335,7 +335,7 @@ fn names_are_there_again_after_the_agent_was() {
         host.up(&cluster)?;
         // A container asks from its own address, and sees its own network.
         let asker = &host.containers[1].netns;
-        let names = wait::until("names", Duration::from_secs(10), || {
+        let names = wait::until("names", Duration::from_secs(40), || {
             let got = resolve(asker, "api").map_err(|e| format!("{e:#}"))?;
             if got.is_empty() { Err("no answer".into()) } else { Ok(got) }
         })?;

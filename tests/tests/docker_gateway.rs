@@ -1,7 +1,12 @@
 //! `docker network create -d mesh -o gateway=mesh`: one interface for each container, and the host as
 //! its router, with real Docker daemons.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
@@ -11,7 +16,8 @@ use mesh_tests::{
 };
 use rustix::process::Signal;
 
-const SEEN: Duration = Duration::from_secs(10);
+/// Milliseconds, where nothing else has the processors.
+const SEEN: Duration = Duration::from_secs(40);
 const CREATE: &str = "network create -d mesh -o gateway=mesh --subnet 10.0.9.0/24 my-net";
 const WEB: &str = "bb httpd -f -p 80 -h /var/www";
 /// A web server that logs who asks.
@@ -70,7 +76,10 @@ fn asked_by(
     let before = lines()?.len();
     ask()?;
     // `[::ffff:10.42.2.2]:51234: url:/`
-    let of = |line: &String| Some(line.split_once("]:")?.0.rsplit_once(':')?.1.to_owned());
+    let of = |line: &String| {
+        let asker = line.split_once("]:")?.0.split_once('[')?.1;
+        Some(asker.trim_start_matches("::ffff:").to_owned())
+    };
     wait::until("the server's log", SEEN, || {
         let lines = lines().map_err(|e| format!("{e:#}"))?;
         lines[before..].iter().find_map(of).ok_or_else(|| format!("{lines:?}"))
@@ -192,6 +201,170 @@ fn published_ports_are_reached_from_everywhere() {
         docker.run(0, &format!("run -d --network my-net -p 8080:80 --name web2 {WEB}"))?;
         get(docker, 1, "asker", "http://192.0.2.11:8080")
     });
+}
+
+#[test]
+fn ipv6_has_the_same_ways_out_and_in() {
+    scenario(2, |docker| {
+        // The world: the other host, by addresses that are none of the mesh's.
+        for (at, host) in docker.topology.hosts.iter().enumerate() {
+            let world = format!("2001:db8::{}/64", at + 11);
+            host.netns.exec(&format!("ip addr add {world} dev eth0 nodad"))?;
+            host.netns.exec("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+            host.netns.exec("ip6tables -P FORWARD DROP")?;
+        }
+        start(docker, &format!("{CREATE} --ipv6 --subnet fd00:9::/64"), &["c1", "c2"])?;
+        let v6 = |docker: &Docker, at: usize, name: &str| -> Result<IpAddr> {
+            let format = "{{range.NetworkSettings.Networks}}{{.GlobalIPv6Address}}{{end}}";
+            Ok(docker.run(at, &format!("inspect -f {format} {name}"))?.parse()?)
+        };
+        let (c1, c2) = (v6(docker, 0, "c1")?, v6(docker, 1, "c2")?);
+        for (at, name, gateway) in [(0, "c1", "fd00:9::1"), (1, "c2", "fd00:9::8000:0:0:1")] {
+            let routes = docker.run(at, &format!("exec {name} ip -6 route"))?;
+            ensure!(routes.contains(&format!("default via {gateway} dev eth0")), "{routes}");
+            docker.run(at, &format!("exec {name} ping -c 1 -W 2 {gateway}"))?;
+        }
+        docker.run(0, &format!("exec c1 ping -c 1 -W 2 {c2}"))?;
+        // Out: the world sees the host. More than the MTU, too: to the first answer the router says so.
+        docker.run(1, &format!("run -d --network host --name world {WHO}"))?;
+        let ask = || get(docker, 0, "c1", "http://[2001:db8::12]:9000");
+        let source = asked_by(docker, 1, "world", ask)?;
+        ensure!(source == "2001:db8::11", "{source}");
+        docker.run(0, "exec c1 ping -c 3 -i 0.2 -W 2 -s 1472 2001:db8::12")?;
+        // In: from the world, the host by each of its addresses, and the network's own containers.
+        let publish = "-p 8080:80 -p [::1]:8081:80 -p [2001:db8::11]:8082:80";
+        docker.run(0, &format!("run -d --network my-net {publish} --name web {WEB}"))?;
+        docker.run(0, &format!("run -d --network my-net -p 9000:9000 --name who {WHO}"))?;
+        for (at, from, url) in [
+            (1, "asker", "http://[2001:db8::11]:8080"),
+            (1, "c2", "http://[2001:db8::11]:8080"),
+            (0, "asker", "http://[2001:db8::11]:8080"),
+            (0, "c1", "http://[2001:db8::11]:8080"),
+            (0, "web", "http://[2001:db8::11]:8080"),
+            (0, "asker", "http://[::1]:8080"),
+            (0, "asker", "http://127.0.0.1:8080"),
+            (0, "asker", "http://[::1]:8081"),
+            (1, "asker", "http://[2001:db8::11]:8082"),
+        ] {
+            get(docker, at, from, url)?;
+        }
+        let ask = || get(docker, 1, "asker", "http://[2001:db8::11]:9000");
+        let source = asked_by(docker, 0, "who", ask)?;
+        ensure!(source == "2001:db8::12", "{source}");
+        get_nothing(docker, 1, "asker", "http://[2001:db8::11]:8081")?;
+        get_nothing(docker, 0, "asker", "http://[::1]:8082")?;
+        // In UDP too, from one client after the other.
+        docker.run(0, "run -d --network my-net -p 7000:7000/udp --name echo bb sleep 1000")?;
+        echo(docker, 0, "echo", "first")?;
+        for to in ["[::1]:7000", "[::1]:7000", "127.0.0.1:7000"] {
+            ensure!(ask_udp(docker, 0, to)? == "first");
+        }
+        ensure!(ask_udp(docker, 1, "[2001:db8::11]:7000")? == "first");
+        // Nobody gets in from outside but by a port.
+        docker.host(1).netns.exec("ip route add fd00:9::/65 via 2001:db8::11")?;
+        get_nothing(docker, 1, "asker", &format!("http://[{}]", v6(docker, 0, "web")?))?;
+        // Who comes by ::1 keeps coming: another container, another agent.
+        docker.run(0, "rm -f web")?;
+        get_nothing(docker, 0, "asker", "http://[::1]:8080")?;
+        docker.run(0, &format!("run -d --network my-net -p 8080:80 --name web2 {WEB}"))?;
+        get(docker, 0, "asker", "http://[::1]:8080")?;
+        let cluster = docker.topology.cluster.clone();
+        docker.host(0).kill9();
+        get(docker, 1, "asker", "http://[2001:db8::11]:8080")?;
+        docker.host(0).up(&cluster)?;
+        get(docker, 0, "asker", "http://[::1]:8080")?;
+        ensure!(c1.is_ipv6());
+        Ok(())
+    });
+}
+
+#[test]
+fn who_keeps_asking_in_udp_gets_to_the_next_container() {
+    scenario(2, |docker| {
+        for (at, host) in docker.topology.hosts.iter().enumerate() {
+            host.netns.exec(&format!("ip addr add 2001:db8::{}/64 dev eth0 nodad", at + 11))?;
+            host.netns.exec("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+        }
+        start(docker, &format!("{CREATE} --ipv6 --subnet fd00:9::/64"), &["c1", "c2"])?;
+        let askers = [
+            udp(docker, 1, "192.0.2.11:7001")?,
+            udp(docker, 1, "[2001:db8::11]:7001")?,
+            udp(docker, 0, "192.0.2.11:7001")?,
+            udp(docker, 0, "127.0.0.1:7001")?,
+            udp(docker, 0, "[::1]:7001")?,
+        ];
+        // The first speaks before anybody is there to hear it.
+        askers[0].send(b"?")?;
+        let run = "run -d --network my-net -p 7001:7000/udp";
+        docker.run(0, &format!("{run} --name old bb sleep 1000"))?;
+        echo(docker, 0, "old", "old")?;
+        for asker in &askers {
+            ensure!(answer(asker)? == "old");
+        }
+        // They never pause for as long as the kernel keeps what nobody answers, half a minute.
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Refused, while there is nobody.
+                    askers.iter().for_each(|asker| drop(asker.send(b"?")));
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let next = || -> Result<()> {
+                docker.run(0, "rm -f old")?;
+                docker.run(0, &format!("{run} --name new bb sleep 1000"))?;
+                echo(docker, 0, "new", "new")?;
+                askers.iter().try_for_each(|asker| {
+                    wait::until(&format!("{asker:?} to hear the new one"), SEEN, || {
+                        match answer(asker) {
+                            Ok(said) if said == "new" => Ok(()),
+                            other => Err(format!("{other:?}")),
+                        }
+                    })
+                })
+            };
+            let result = next();
+            done.store(true, Ordering::Relaxed);
+            result
+        })
+    });
+}
+
+/// Answers each datagram to port 7000 of a container with `answer`, until the container ends.
+fn echo(docker: &Docker, at: usize, container: &str, answer: &'static str) -> Result<()> {
+    let socket = docker.netns(at, container)?.run(|| Ok(UdpSocket::bind("[::]:7000")?))?;
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(answer.as_bytes(), from);
+        }
+    });
+    Ok(())
+}
+
+/// A socket of a host's that speaks to this address alone.
+fn udp(docker: &Docker, at: usize, to: &str) -> Result<UdpSocket> {
+    let to: SocketAddr = to.parse()?;
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
+    let socket = docker.topology.hosts[at].netns.run(|| Ok(UdpSocket::bind((any, 0))?))?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// What is answered to a datagram, sent again until it is.
+fn answer(socket: &UdpSocket) -> Result<String> {
+    wait::until(&format!("an answer to {socket:?}"), SEEN, || {
+        socket.send(b"?").map_err(|e| e.to_string())?;
+        let mut buffer = [0; 64];
+        let len = socket.recv(&mut buffer).map_err(|e| e.to_string())?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    })
+}
+
+fn ask_udp(docker: &Docker, at: usize, to: &str) -> Result<String> {
+    answer(&udp(docker, at, to)?).with_context(|| format!("h{}: {to}", at + 1))
 }
 
 #[test]

@@ -90,3 +90,48 @@ fn what_docker_lacks_and_what_was_refused_is_said() {
         says(docker, 0, of_docker, "\"faults\":[]")
     });
 }
+
+#[test]
+fn the_doctor_asks_the_agent_or_looks_where_the_config_file_says() {
+    scenario(1, |docker| {
+        // Found by its json name, with what is said of it.
+        let driver = |docker: &Docker, args: &[&str]| -> Result<Vec<(String, String)>> {
+            let output =
+                docker.topology.hosts[0].try_mesh(&[&["doctor", "--json"], args].concat())?;
+            let report: Value = serde_json::from_slice(&output.stdout)?;
+            let findings = report["findings"].as_array().cloned().unwrap_or_default();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let drivers = findings.iter().filter(|f| f["name"] == "docker_driver");
+            Ok(drivers.map(|f| (text(&f["status"]), text(&f["value"]))).collect())
+        };
+        let mut cluster = docker.topology.cluster.clone();
+        // Docker looks there too.
+        const ELSEWHERE: &str = "/run/docker/plugins/mesh/mesh.sock";
+        docker.host(0).down()?;
+        cluster.docker = format!("plugin_socket = \"{ELSEWHERE}\"");
+        docker.host(0).up(&cluster)?;
+        docker.run(0, CREATE)?;
+        let found = driver(docker, &[])?;
+        ensure!(found == [("ok".to_owned(), ELSEWHERE.to_owned())], "{found:?}");
+        // What the agent lacks is said as a warning.
+        docker.end_daemon(0, Signal::KILL)?;
+        wait::until("the doctor to miss Docker", LOOKED, || {
+            let found = driver(docker, &[]).map_err(|e| format!("{e:#}"))?;
+            let is_missed = found
+                .iter()
+                .any(|(status, why)| status == "warn" && why.contains("/run/docker.sock"));
+            if is_missed { Ok(()) } else { Err(format!("{found:?}")) }
+        })?;
+        docker.start_daemon(0, &[])?;
+        docker.wait_daemon(0)?;
+        // Without an agent: by the file, where nobody listens now.
+        docker.host(0).kill9();
+        let config = docker.topology.hosts[0].config.clone();
+        let found = driver(docker, &["--config", config.to_str().unwrap_or_default()])?;
+        ensure!(
+            matches!(&found[..], [(status, value)] if status == "info" && value.contains(ELSEWHERE)),
+            "{found:?}"
+        );
+        Ok(())
+    });
+}

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can not go on says so by panicking")]
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
-use mesh_userspace::doctor::{Finding, Report, Status, examine};
+use mesh_tests::wait;
+use mesh_userspace::doctor::{Docker, Finding, Report, Status, examine};
 
 /// Has the doctor look at a new network namespace after the shell commands in `prepare`. `None`
 /// where there can be no namespaces.
@@ -19,13 +20,22 @@ fn examined_after(prepare: &str) -> Option<Report> {
         // SAFETY: only this thread, which ends here, gets a network namespace of its own.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
         sh(&prepare);
+        wait::until("the interfaces to be up", Duration::from_secs(10), settled).unwrap();
         let before = state();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let report = runtime.block_on(examine(Path::new("/sys/fs/bpf/mesh")));
+        let pin_dir = Path::new("/sys/fs/bpf/mesh");
+        let report = runtime.block_on(examine(pin_dir, &Docker::default()));
         assert_eq!(state(), before, "the doctor changed something");
         report
     };
     Some(std::thread::spawn(inside).join().unwrap())
+}
+
+/// The kernel says a while after the carrier came that an interface is up in every respect.
+fn settled() -> Result<(), String> {
+    let text = sh("ip -o link");
+    let is_open = |l: &&str| l.contains("LOWER_UP") && !l.contains("state U");
+    text.lines().find(is_open).map_or(Ok(()), |line| Err(line.to_owned()))
 }
 
 /// All that the doctor must leave as it is.

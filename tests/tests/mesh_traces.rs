@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use mesh_tests::{Host, Netns, Options, Snapshot, Topology, party::pairs, scenario::bare, socket};
+use mesh_tests::{
+    Host, Netns, Options, Snapshot, Topology, party::pairs, scenario::bare, snapshot::tcx, socket,
+};
 
 /// Of each host, then of each container.
 fn snapshots(mesh: &Topology) -> Result<Vec<Snapshot>> {
@@ -50,6 +52,23 @@ fn down_after_a_crash_leaves_no_trace_and_twice_is_fine() {
         exchange(mesh)?;
         mesh.hosts.iter_mut().try_for_each(Host::down)?;
         expect_same(&before, &snapshots(mesh)?)
+    });
+}
+
+#[test]
+fn down_has_taken_the_programs_off_when_it_returns() {
+    bare(Options { hosts: 1, containers: 0, ..Options::default() }, |mesh| {
+        let netns = mesh.hosts[0].netns.clone();
+        let ifindex = netns.run(|| Ok(socket::ifindex("eth0")?))?;
+        for _ in 0..5 {
+            mesh.up()?;
+            ensure!(!tcx(&netns, ifindex, "eth0")?.is_empty(), "nothing is attached");
+            mesh.hosts[0].run_mesh(&["down"])?;
+            let left = tcx(&netns, ifindex, "eth0")?;
+            mesh.hosts[0].kill9();
+            ensure!(left.is_empty(), "{left:?}");
+        }
+        Ok(())
     });
 }
 

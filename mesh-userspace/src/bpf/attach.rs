@@ -14,7 +14,7 @@ use aya::programs::{
 };
 use mesh_common::names;
 
-use super::{BpfError, Pins, load, raw};
+use super::{BpfError, Pins, load, pins::remove_link, raw};
 
 /// Which kind of attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -176,7 +176,7 @@ pub fn detach(
     interface: &Interface,
 ) -> Result<(), BpfError> {
     match mode {
-        Mode::Tcx | Mode::Netkit => match fs::remove_file(pins.link(program, interface.index)) {
+        Mode::Tcx | Mode::Netkit => match remove_link(&pins.link(program, interface.index)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(program, interface, e)),
             _ => Ok(()),
         },

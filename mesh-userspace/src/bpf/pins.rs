@@ -14,10 +14,12 @@ use std::{
 
 use mesh_common::ABI_VERSION;
 
-use super::BpfError;
+use super::{BpfError, raw};
 
 /// From linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+const LINKS: &str = "links";
 
 /// The source by which a bpf file system that mesh mounted is known, to whichever agent ends last.
 const OURS: &str = "mesh";
@@ -58,7 +60,7 @@ impl Pins {
     }
 
     pub fn links(&self) -> PathBuf {
-        self.root.join("links")
+        self.root.join(LINKS)
     }
 
     pub fn link(&self, program: &str, ifindex: u32) -> PathBuf {
@@ -144,12 +146,22 @@ fn mounted_by_us(mounts: &str, dir: &Path) -> Option<PathBuf> {
     })
 }
 
+/// Removes the pin of a link, which is off its interface when this returns.
+pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+    // Fails where there is nothing left to take it off from.
+    if let Ok(link) = raw::open_pin(pin) {
+        let _ = raw::detach_link(&link);
+    }
+    fs::remove_file(pin)
+}
+
 fn remove_tree(dir: &Path, errors: &mut Vec<BpfError>) {
+    let remove = if dir.ends_with(LINKS) { remove_link } else { |pin: &Path| fs::remove_file(pin) };
     let mut below = Vec::new();
     for path in entries(dir) {
         if path.is_dir() {
             below.push(path);
-        } else if let Err(source) = fs::remove_file(&path) {
+        } else if let Err(source) = remove(&path) {
             errors.push(BpfError::Pin { what: "removing the pin", path, source });
         }
     }

@@ -24,6 +24,7 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `enum bpf_attach_type`
 const BPF_NETKIT_PEER: u32 = 55;
@@ -64,8 +65,8 @@ struct ObjAttr {
     file_flags: u32,
 }
 
-/// `union bpf_attr` of BPF_LINK_CREATE, and of BPF_LINK_UPDATE, whose first two fields are the link
-/// and the new program.
+/// `union bpf_attr` of BPF_LINK_CREATE, of BPF_LINK_UPDATE, whose first two fields are the link and the
+/// new program, and of BPF_LINK_DETACH, which has the link alone.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct LinkAttr {
@@ -168,6 +169,13 @@ pub fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
         ..LinkAttr::default()
     };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes a link off its interface before this returns. Without it, the kernel does so some time
+/// after the last descriptor and pin are gone.
+pub fn detach_link(link: &impl AsFd) -> io::Result<()> {
+    let fd = link.as_fd().as_raw_fd() as u32;
+    bpf(BPF_LINK_DETACH, &mut LinkAttr { fd, ..LinkAttr::default() }).map(drop)
 }
 
 /// What the kernel says of a pinned link.

@@ -22,8 +22,8 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// The cluster's config file
-    #[arg(long, required_unless_present = "schema")]
-    pub config: Option<PathBuf>,
+    #[arg(long, default_value = super::DEFAULT_CONFIG)]
+    pub config: PathBuf,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
@@ -36,10 +36,11 @@ pub struct CheckArgs {
 }
 
 pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let Some(path) = args.config.filter(|_| !args.schema) else {
+    if args.schema {
         print(&json(&config::file::schema())?)?;
         return Ok(ExitCode::SUCCESS);
-    };
+    }
+    let path = args.config;
     match check(&path).await {
         Ok(document) => {
             let report = match &args.peer_commands {

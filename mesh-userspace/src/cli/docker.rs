@@ -5,7 +5,7 @@ use std::{
     io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, bail};
@@ -43,10 +43,15 @@ pub struct ConfigureArgs {
     /// Show the difference and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Restart Docker if it needs that, with systemctl or service. Its containers are stopped, unless
+    /// it has `live-restore`
+    #[arg(long, conflicts_with = "dry_run")]
+    pub restart: bool,
 }
 
 pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
     let DockerVerb::Configure(args) = verb;
+    session::wait_up(place).await;
     let status = match session::open(place, &Request::Status, None, false).await? {
         Session::Agent(Response::Status(status)) => *status,
         Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
@@ -56,7 +61,16 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
     let shown = args.file.display();
     let before = file::read(&args.file).with_context(|| shown.to_string())?;
     let Some(after) = merged(&before, wanted).with_context(|| shown.to_string())? else {
-        print(&format!("{shown} is right already; {}", leftover(&status)))?;
+        let lacks = lacks_restart(&status);
+        let leftover = match lacks {
+            false => "nothing to do".into(),
+            true if args.restart => "Docker runs without it yet".into(),
+            true => format!("but Docker runs without it yet: restart Docker ({RESTART})"),
+        };
+        print(&format!("{shown} is right already; {leftover}"))?;
+        if args.restart && lacks {
+            restart()?;
+        }
         return Ok(ExitCode::SUCCESS);
     };
     print(&file::difference(&before, &after))?;
@@ -67,8 +81,26 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
     let kept = kept.map_or_else(String::new, |kept| {
         format!("; what it was before is kept in {}", kept.display())
     });
-    print(&format!("{shown} is written{kept}; restart Docker for it ({RESTART})"))?;
+    if args.restart {
+        print(&format!("{shown} is written{kept}"))?;
+        restart()?;
+    } else {
+        print(&format!("{shown} is written{kept}; restart Docker for it ({RESTART})"))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn restart() -> anyhow::Result<()> {
+    let run = |program: &str, args: [&str; 2]| Command::new(program).args(args).status();
+    let done = match run("systemctl", ["restart", "docker"]) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => run("service", ["docker", "restart"]),
+        done => done,
+    };
+    match done {
+        Ok(status) if status.success() => Ok(print("Docker is restarted")?),
+        Ok(status) => bail!("restarting Docker: {status}; restart it yourself"),
+        Err(e) => bail!("restarting Docker: {e}; restart it yourself"),
+    }
 }
 
 /// What Docker has to be told.
@@ -134,15 +166,12 @@ fn default_bridge(status: &Status) -> anyhow::Result<DefaultBridge> {
     })
 }
 
-/// The file is right; is what runs right too?
-fn leftover(status: &Status) -> String {
+/// The file is right; is what runs not?
+fn lacks_restart(status: &Status) -> bool {
     let bridge = status.bridges.iter().find(|bridge| bridge.name == DOCKER0);
     let wanted = default_bridge(status).ok().filter(|_| bridge.is_some()).map(|b| b.bip);
     let addresses = bridge.map_or(&[][..], |bridge| &bridge.addresses);
-    if wanted.is_none_or(|bip| addresses.iter().any(|net| net.to_string() == bip)) {
-        return "nothing to do".into();
-    }
-    format!("but Docker runs without it yet: restart Docker ({RESTART})")
+    wanted.is_some_and(|bip| !addresses.iter().any(|net| net.to_string() == bip))
 }
 
 /// The file with these settings; `None` if it has them.

@@ -2,25 +2,41 @@
 
 use std::{
     io::{IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::Place;
-use crate::doctor::{AS_ROOT, Finding, Report, Status, examine};
+use crate::{
+    agent::{
+        client,
+        protocol::{Request, Response},
+    },
+    config,
+    doctor::{AS_ROOT, Docker, Finding, Report, Status, examine},
+    state::socket,
+};
+
+/// An agent that takes longer does not keep the doctor from the rest.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+    /// The cluster's config file, for where Docker is; a running agent is asked instead
+    #[arg(long, default_value = super::DEFAULT_CONFIG)]
+    pub config: PathBuf,
 }
 
 /// Succeeds unless something failed.
 pub async fn run(args: DoctorArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    let report = examine(&place.pin_dir).await;
+    let report = examine(&place.pin_dir, &docker(&args.config, place)).await;
     let text = if args.json {
         serde_json::to_string_pretty(&report)?
     } else {
@@ -30,6 +46,18 @@ pub async fn run(args: DoctorArgs, place: &Place) -> anyhow::Result<ExitCode> {
     };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the agent says of it, or the file, or where it usually is.
+fn docker(config: &Path, place: &Place) -> Docker {
+    let asked = client::call(&socket(&place.run_dir), &Request::Status, None, PATIENCE);
+    if let Ok(Response::Status(status)) = asked
+        && let Some(docker) = status.docker
+    {
+        return Docker::Followed(Box::new(docker));
+    }
+    // That a file is faulty is for `mesh check` to say.
+    config::read(config).map_or_else(|_| Docker::default(), |(c, _)| Docker::At(c.docker))
 }
 
 /// The width that the shell says it has, within what can be read.

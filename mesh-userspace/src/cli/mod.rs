@@ -17,6 +17,7 @@ mod doctor;
 mod down;
 mod file;
 mod generate;
+mod init;
 mod peer_commands;
 mod session;
 mod status;
@@ -49,8 +50,13 @@ impl Place {
     const RUN_DIR: &str = "MESH_RUN_DIR";
 }
 
+/// What `mesh init` writes and the others read.
+const DEFAULT_CONFIG: &str = "/etc/mesh/cluster.toml";
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Write the config file of a mesh of these hosts
+    Init(init::InitArgs),
     /// Bring this host into the mesh, and keep it there
     Up(up::UpArgs),
     /// Take everything away again, also after a crash
@@ -112,6 +118,7 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let place = cli.place;
     match cli.verb {
+        Verb::Init(args) => init::run(args),
         Verb::Up(args) => up::run(args, &place).await,
         Verb::Down(args) => down::run(args, &place).await,
         Verb::Attach(args) => attach::run(args, &place).await,

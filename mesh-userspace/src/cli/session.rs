@@ -67,6 +67,13 @@ pub async fn open(
     }
 }
 
+/// Waits for a mesh that is being brought up, longer than those who only look: what follows `mesh up &`
+/// in a script is meant to find it.
+pub async fn wait_up(place: &Place) {
+    let deadline = Instant::now() + PATIENCE;
+    while !comes_up(place).await && Instant::now() < deadline {}
+}
+
 /// Is there a mesh? One that is just being brought up gets a moment.
 async fn comes_up(place: &Place) -> bool {
     let deadline = Instant::now() + STARTING;

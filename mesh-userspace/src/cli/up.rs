@@ -1,6 +1,7 @@
 //! `mesh up`
 
 use std::{
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -16,13 +17,15 @@ use crate::{
     state::{self, StateError},
 };
 
-/// Commands hold the lock for a moment, an agent for its life.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the lock. Commands hold it for a moment, one after the other perhaps, and all
+/// of them may be slow; an agent holds it for its life, unless it is about to end.
+const FOR_COMMANDS: Duration = Duration::from_secs(20);
+const FOR_AN_AGENT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// The cluster's config file, the same on each host
-    #[arg(long)]
+    #[arg(long, default_value = super::DEFAULT_CONFIG)]
     pub config: PathBuf,
     /// Which node this host is [default: the one whose underlay address is on this machine, else
     /// the one with the machine's name]
@@ -66,10 +69,14 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
 
 /// Takes the lock, though a command such as `mesh status` may have it just now.
 async fn open_when_free(place: &Place) -> Result<Host, HostError> {
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
+    let patience = || match UnixStream::connect(state::socket(&place.run_dir)) {
+        Ok(_) => FOR_AN_AGENT,
+        Err(_) => FOR_COMMANDS,
+    };
     loop {
         match Host::open(place) {
-            Err(HostError::State(StateError::Locked { .. })) if Instant::now() < deadline => {
+            Err(HostError::State(StateError::Locked { .. })) if began.elapsed() < patience() => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             done => return done,

@@ -257,7 +257,13 @@ impl Api {
         tokio::spawn(async move {
             let mut body = answer.into_body();
             let mut rest = Vec::new();
-            while let Some(Ok(frame)) = body.frame().await {
+            loop {
+                let frame = tokio::select! {
+                    frame = body.frame() => frame,
+                    // Nobody listens any more: Docker is to notice that at once.
+                    () = sender.closed() => return,
+                };
+                let Some(Ok(frame)) = frame else { return };
                 let Ok(data) = frame.into_data() else { continue };
                 rest.extend_from_slice(&data);
                 while let Some(end) = rest.iter().position(|b| *b == b'\n') {

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::{Flood, gateway},
     host::{AddedNetwork, Host, HostError},
+    net::Route,
 };
 
 /// Where networks without `--subnet` come from.
@@ -95,8 +96,12 @@ impl Docker {
             }
         }
         let routes = host.net().routes().await.map_err(HostError::from)?;
-        let taken = routes.iter().find(|r| r.dst.prefix_len() > 0 && overlap(r.dst, net));
-        match taken {
+        // On our own there is the network as other nodes have it: of IPv6, the kernel makes a route of
+        // the gateway's address.
+        let ours = host.state.host.as_ref().map(|mesh0| mesh0.index);
+        let is_ours = |r: &Route| r.ifindex.is_some() && r.ifindex == ours;
+        let is_taken = |r: &&Route| r.dst.prefix_len() > 0 && overlap(r.dst, net) && !is_ours(r);
+        match routes.iter().find(is_taken) {
             Some(route) => Err(DriverError::User(format!(
                 "{net} overlaps a route of host {}, {route}: choose another subnet",
                 self.me()

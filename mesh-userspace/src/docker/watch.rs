@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use notify::{RecursiveMode, Watcher as _};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     time::Instant,
@@ -60,7 +60,7 @@ pub enum Event {
     },
 }
 
-/// Tells when there may be a Docker: something happened in the folder of its socket.
+/// Tells when there may be a Docker, or none any more: something happened in the folder of its socket.
 struct Appearance {
     /// `None` if the folder can not be watched: it is not there.
     _watcher: Option<notify::RecommendedWatcher>,
@@ -72,7 +72,9 @@ impl Appearance {
         let (sender, happened) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // The look itself opens the socket.
-            if event.is_ok_and(|event| event.kind.is_create() || event.kind.is_modify()) {
+            let is_change =
+                |kind: EventKind| kind.is_create() || kind.is_modify() || kind.is_remove();
+            if event.is_ok_and(|event| is_change(event.kind)) {
                 // Full: it is told already.
                 let _ = sender.try_send(());
             }
@@ -85,11 +87,21 @@ impl Appearance {
     }
 
     /// Also returns now and then without any news.
-    async fn wait(mut self) {
+    async fn wait(&mut self) {
         tokio::select! {
             // At once if nobody watches.
             _ = self.happened.recv() => {}
             () = tokio::time::sleep(PERIOD) => {}
+        }
+    }
+
+    /// Returns when there is no socket any more.
+    async fn gone(&mut self, socket: &Path) {
+        while socket.exists() {
+            if self.happened.recv().await.is_none() {
+                // Nobody watches: the end of the events tells.
+                std::future::pending().await
+            }
         }
     }
 }
@@ -114,7 +126,7 @@ impl Watcher {
         let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
         loop {
             // Before the look, so that nothing is lost in between.
-            let appearance = Appearance::of(&self.api.socket);
+            let mut appearance = Appearance::of(&self.api.socket);
             let absence = self.api.absence().await;
             self.health.api(absence.clone());
             if absence.is_none() {
@@ -134,7 +146,8 @@ impl Watcher {
                         }
                     }
                 }
-                if let Err(e) = self.follow(&mut inspector, server.as_ref()).await {
+                let done = self.follow(&mut inspector, server.as_ref(), &mut appearance).await;
+                if let Err(e) = done {
                     let e = e.to_string();
                     if e != complaint {
                         tracing::info!("{e}");
@@ -153,6 +166,7 @@ impl Watcher {
         &self,
         inspector: &mut Inspector,
         server: Option<&Server>,
+        socket: &mut Appearance,
     ) -> Result<(), ApiError> {
         // First listen, then look: nothing is lost in between.
         let mut events = self.api.events().await?;
@@ -163,6 +177,8 @@ impl Watcher {
                     Some(event) => self.happened(event, inspector).await?,
                     None => return Ok(()),
                 },
+                // Told to end, it closes its socket and, since 28.0, waits 5 s for who reads its events.
+                () = socket.gone(&self.api.socket) => return Ok(()),
                 () = self.look.notified() => self.look_at_networks().await?,
                 () = tokio::time::sleep_until(due) => {
                     if self.plugin_socket.is_some() && !server.is_some_and(Server::is_there) {

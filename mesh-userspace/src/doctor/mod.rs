@@ -11,6 +11,7 @@ mod underlay;
 
 use std::path::Path;
 
+pub use docker::Docker;
 use serde::Serialize;
 
 use crate::{bpf::probe::KernelFeatures, net::Net};
@@ -85,13 +86,13 @@ impl Report {
 }
 
 /// Looks at everything. `pin_dir`: where the agent would pin its programs.
-pub async fn examine(pin_dir: &Path) -> Report {
+pub async fn examine(pin_dir: &Path, docker: &Docker) -> Report {
     let root = rustix::process::geteuid().is_root();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = kernel::findings(&release, KernelFeatures::probe(), root);
     findings.extend(host::findings(pin_dir, root));
     findings.push(firewall::forward_policy(&release));
-    findings.extend(docker::findings());
+    findings.extend(docker::findings(docker));
     match Net::here() {
         Ok(net) => findings.extend(underlay::findings(&net).await),
         Err(e) => findings.push(underlay::unseen(&e)),

@@ -69,6 +69,13 @@ impl Resolver {
                     None => reply(&request, Found::Refused(ResponseCode::ServFail), udp),
                 }
             }
+            Found::Doubtful => {
+                let own = self.shared.addresses();
+                match forward::ask_briefly(bytes, &own, udp).await {
+                    Some(answer) => Some(answer),
+                    None => reply(&request, Found::Refused(ResponseCode::NXDomain), udp),
+                }
+            }
             found => reply(&request, found, udp),
         }
     }
@@ -95,7 +102,7 @@ fn reply(request: &Message, found: Found, udp: bool) -> Option<Vec<u8>> {
             answer.answers = records;
         }
         Found::Refused(code) => answer.metadata.response_code = code,
-        Found::NotOurs => {}
+        Found::Doubtful | Found::NotOurs => {}
     }
     if request.edns.is_some() {
         let mut edns = hickory_proto::op::Edns::new();

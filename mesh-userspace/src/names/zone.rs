@@ -25,6 +25,8 @@ pub enum Found {
     /// Ours; none if the name has nothing of this type.
     Records(Vec<Record>),
     Refused(ResponseCode),
+    /// For somebody else, but more likely a name of ours that nobody has (any more).
+    Doubtful,
     /// For somebody else.
     NotOurs,
 }
@@ -49,14 +51,14 @@ pub fn find(
     let asked = asked.trim_end_matches('.');
     let mut addresses: Vec<IpAddr> = Vec::new();
     let mut exists = false;
-    for network in visible {
+    for network in &visible {
         for named in directory.named(network).filter(|named| is_called(named, asked, network)) {
             exists = true;
             addresses.extend(&named.addresses);
         }
     }
     if !exists {
-        return Found::NotOurs;
+        return unknown(asked, query.query_type, &visible);
     }
     let record = |ip: IpAddr| {
         let data = match ip {
@@ -81,6 +83,20 @@ pub fn find(
     }
     addresses.truncate(ANSWERS_MAX);
     Found::Records(addresses.into_iter().map(record).collect())
+}
+
+/// `NAME.NETWORK` is ours to deny. A name without a dot may be one of a host in the network around us,
+/// and is asked for there, as Docker does; it is not worth a long wait.
+fn unknown(asked: &str, kind: RecordType, visible: &[&str]) -> Found {
+    match asked.split_once('.') {
+        Some((_, rest)) if visible.iter().any(|network| rest.eq_ignore_ascii_case(network)) => {
+            Found::Refused(ResponseCode::NXDomain)
+        }
+        None if !asked.is_empty() && matches!(kind, RecordType::A | RecordType::AAAA) => {
+            Found::Doubtful
+        }
+        _ => Found::NotOurs,
+    }
 }
 
 /// Who has an address? Those of the visible networks are nobody else's to say.
@@ -184,10 +200,11 @@ mod tests {
     #[test]
     fn who_asks_sees_its_own_networks_only() {
         assert_eq!(texts(ask(Some(&["my-net"]), "web.", RecordType::A, 0)), ["10.0.9.2"]);
-        for name in ["db.", "db.other.", "web.other."] {
+        for name in ["db.other.", "web.other."] {
             assert_eq!(ask(Some(&["my-net"]), name, RecordType::A, 0), Found::NotOurs, "{name}");
         }
-        assert_eq!(ask(Some(&[]), "web.", RecordType::A, 0), Found::NotOurs);
+        assert_eq!(ask(Some(&["my-net"]), "db.", RecordType::A, 0), Found::Doubtful);
+        assert_eq!(ask(Some(&[]), "web.", RecordType::A, 0), Found::Doubtful);
     }
 
     #[test]
@@ -200,9 +217,17 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_is_called_is_not_ours() {
-        for name in ["nobody.", "web.my-net.example.", ".", "my-net."] {
+    fn what_nobody_is_called_is_denied_where_it_is_ours_and_asked_of_others_where_not() {
+        for name in ["nobody.my-net.", "db.My-Net."] {
+            let denied = Found::Refused(ResponseCode::NXDomain);
+            assert_eq!(ask(None, name, RecordType::A, 0), denied, "{name}");
+        }
+        for name in ["web.my-net.example.", "a.b.my-net.", "."] {
             assert_eq!(ask(None, name, RecordType::A, 0), Found::NotOurs, "{name}");
+        }
+        for name in ["nobody.", "my-net."] {
+            assert_eq!(ask(None, name, RecordType::AAAA, 0), Found::Doubtful, "{name}");
+            assert_eq!(ask(None, name, RecordType::NS, 0), Found::NotOurs, "{name}");
         }
     }
 }

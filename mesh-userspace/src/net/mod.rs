@@ -1,10 +1,11 @@
-//! Links, addresses, routes and neighbours: the one module that speaks rtnetlink.
+//! Links, addresses, routes and neighbours, and connections: the one module that speaks netlink.
 //!
 //! Everything here reads the kernel or changes one thing in it. What ought to be there is decided
 //! elsewhere. Errors name what was attempted, on which interface, and the way out.
 
 mod address;
 mod bridge;
+mod conntrack;
 mod driver;
 mod error;
 mod hops;
@@ -21,6 +22,7 @@ mod watch;
 
 pub use address::Address;
 pub use bridge::Single;
+pub use conntrack::{Conversation, forget_udp};
 pub use driver::driver;
 pub use error::{NetError, Refusal};
 pub use icmp::{Icmp, TooBig};

@@ -27,7 +27,7 @@ const HOSTS: usize = 3;
 const AT_ONCE: usize = 4;
 /// Every that many of those that are removed have a successor, at the same time.
 const SUCCEEDED: usize = 4;
-const NAMES: Duration = Duration::from_secs(20);
+const NAMES: Duration = Duration::from_secs(40);
 /// Longer than the agent takes to look twice at all that Docker has: until then it may hold what
 /// Docker was about to remove at the first look.
 const LEAKS: Duration = Duration::from_secs(90);

@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, UdpSocket},
     os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -24,7 +24,10 @@ mod holdings;
 const CREATE: &str = "network create -d mesh --subnet 10.0.9.0/24 my-net";
 const WEB: &str =
     "run -d --network my-net --name web --stop-timeout 1 bb httpd -f -p 80 -h /var/www";
-const NAMES: Duration = Duration::from_secs(10);
+const NAMES: Duration = Duration::from_secs(40);
+
+/// Half a second at most, and what it takes to ask; a client waits 5 s for who does not answer.
+const DENIED: Duration = Duration::from_secs(3);
 
 /// `wget http://HOST` from a new container, until it works.
 fn get(docker: &Docker, at: usize, url: &str) -> Result<()> {
@@ -131,6 +134,27 @@ fn names_come_and_go_with_their_containers() {
 }
 
 #[test]
+fn a_name_that_nobody_has_is_denied_and_the_world_is_not_waited_for() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, "run -d --network my-net --name one bb sleep 1000")?;
+        docker.run(1, "run -d --network my-net --name asker bb sleep 1000")?;
+        docker.wait_for(1, "exec asker nslookup -type=a one", |text| text.contains("10.0.9."))?;
+        // The host's resolver does not answer at all.
+        for name in ["nobody.my-net", "nobody", "one-more"] {
+            let began = Instant::now();
+            let output = docker.try_run(1, &format!("exec asker nslookup -type=a {name}"))?;
+            let took = began.elapsed();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(said.contains("NXDOMAIN"), "{name}: {said}");
+            ensure!(took < wait::patient(DENIED), "{name} was denied after {took:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn daemons_and_agents_that_end_take_nothing_with_them() {
     scenario(2, |docker| {
         docker.run(0, CREATE)?;
@@ -162,9 +186,13 @@ fn daemons_and_agents_that_end_take_nothing_with_them() {
         let gone = |text: &str| text.is_empty();
         docker.wait_for(0, "network ls -q -f name=my-net", gone)?;
         for host in &docker.topology.hosts {
-            let status = host.status()?;
-            ensure!(status["endpoints"].as_array().is_some_and(Vec::is_empty), "{status}");
-            ensure!(status["networks"].as_array().is_some_and(|n| n.len() == 1), "{status}");
+            wait::until(&format!("{} to have nothing left", host.name), NAMES, || {
+                let status = host.status().map_err(|e| format!("{e:#}"))?;
+                let (endpoints, networks) = (&status["endpoints"], &status["networks"]);
+                let is_bare = endpoints.as_array().is_some_and(Vec::is_empty)
+                    && networks.as_array().is_some_and(|n| n.len() == 1);
+                if is_bare { Ok(()) } else { Err(format!("{endpoints:#} {networks:#}")) }
+            })?;
         }
         Ok(())
     });

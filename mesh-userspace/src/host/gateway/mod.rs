@@ -18,8 +18,10 @@ use crate::{
     state::{Endpoint, State},
 };
 
+mod follow;
 mod forward;
 mod ports;
+mod proxy;
 mod rules;
 
 pub(super) use ports::Held;
@@ -31,6 +33,8 @@ use rules::{Nets, TABLE};
 pub(super) struct Gateways {
     table: firewall::Table,
     held: Held,
+    /// As the kernel follows them.
+    ways: follow::Ways,
     /// What is not as it should be, and the way out.
     pub faults: Vec<String>,
 }
@@ -112,6 +116,7 @@ impl Host {
             Ok(table) => self.gateways.table = table,
             Err(e) => faults.push(format!("containers do not reach the world: {e}")),
         }
+        faults.extend(self.follow_ports().await?);
         let nets: Vec<IpNet> = self.gateway_nets().collect();
         faults.extend(
             forward::ensure(&nets).err().map(|e| {
@@ -123,6 +128,24 @@ impl Host {
         }
         self.gateways.faults = faults;
         Ok(())
+    }
+
+    /// After the rules: from then on a conversation that begins anew goes the new way. Returns what
+    /// is not as it should be.
+    async fn follow_ports(&mut self) -> Result<Option<String>, HostError> {
+        let ways = follow::ways(self.state.endpoints.values().filter(|e| self.is_gateway_of(e)));
+        if ways == self.gateways.ways {
+            return Ok(None);
+        }
+        let own: Vec<IpAddr> =
+            self.net.addresses().await?.iter().map(crate::net::Address::ip).collect();
+        if let Err(e) = follow::follow(&self.gateways.ways, &ways, &own) {
+            return Ok(Some(format!(
+                "who keeps sending to a port in UDP may not get to its container of now: {e}"
+            )));
+        }
+        self.gateways.ways = ways;
+        Ok(None)
     }
 
     fn gateway_nets(&self) -> impl Iterator<Item = IpNet> {
@@ -203,7 +226,7 @@ fn is_dockers(link: &Link) -> bool {
         && (matches!(link.name.as_str(), "docker0" | "docker_gwbridge") || is_chosen(&link.name))
 }
 
-/// With it the host may ask for a published port at 127.0.0.1; the program keeps containers from that.
+/// With it the host may ask for a published port at 127.0.0.1 (at `[::1]`: [`proxy`]); the program keeps containers from that.
 const LOCALNET: &str = "route_localnet";
 
 /// A setting of an interface of ours, for IPv4.

@@ -11,7 +11,10 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt},
 };
 
-use super::super::{Host, HostError};
+use super::{
+    super::{Host, HostError},
+    proxy::Proxy,
+};
 use crate::state::{Proto, Published, State};
 
 /// A port of a container that is to be one of the host's.
@@ -28,10 +31,17 @@ pub struct PortRequest {
 }
 
 /// A socket for each port, so that no program of the host gets it, and for one that has it to be
-/// noticed. Nothing ever arrives there: it is rewritten before.
+/// noticed. What is for the port is rewritten before it arrives there, but for what is asked of `[::1]`.
 #[derive(Debug, Default)]
 pub struct Held {
-    sockets: BTreeMap<Key, OwnedFd>,
+    sockets: BTreeMap<Key, Socket>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    fd: OwnedFd,
+    /// Of one that `[::1]` leads to.
+    proxy: Option<Proxy>,
 }
 
 type Key = (Proto, IpAddr, u16);
@@ -95,30 +105,46 @@ impl Held {
         let mut wanted = BTreeMap::new();
         for (name, endpoint) in &state.endpoints {
             for port in &endpoint.ports {
-                for ip in &endpoint.addresses {
+                let fits =
+                    |ip: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == ip.is_ipv4());
+                for ip in endpoint.addresses.iter().filter(fits) {
                     let at = port.host_ip.unwrap_or_else(|| any(ip.is_ipv4()));
-                    wanted.insert((port.proto, at, port.host_port), name);
+                    let to = SocketAddr::new(*ip, port.port);
+                    wanted.insert((port.proto, at, port.host_port), (name, to));
                 }
             }
         }
         self.sockets.retain(|key, _| wanted.contains_key(key));
         let mut faults = Vec::new();
-        for (key, name) in wanted {
-            if self.sockets.contains_key(&key) {
+        for (key, (name, to)) in wanted {
+            let (proto, ip, port) = key;
+            let at = SocketAddr::new(ip, port);
+            if let Err(e) = self.ensure(key) {
+                faults.push(format!(
+                    "{name} has the port {at}/{proto}, which a program of this host took: {e}"
+                ));
                 continue;
             }
-            match hold(key) {
-                Ok((_, socket)) => drop(self.sockets.insert(key, socket)),
-                Err(e) => {
-                    let (proto, ip, port) = key;
-                    let at = SocketAddr::new(ip, port);
-                    faults.push(format!(
-                        "{name} has the port {at}/{proto}, which a program of this host took: {e}"
-                    ));
-                }
+            let Some(socket) = self.sockets.get_mut(&key) else { continue };
+            if has_loopback(ip) && to.is_ipv6() && !socket.leads_to(to) {
+                let started = socket.fd.try_clone().and_then(|fd| Proxy::start(proto, fd, to));
+                socket.proxy = started
+                    .map_err(|e| {
+                        let port = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+                        faults.push(format!("{name} is not reached by {port}/{proto}: {e}"));
+                    })
+                    .ok();
             }
         }
         faults
+    }
+
+    fn ensure(&mut self, key: Key) -> Result<(), Errno> {
+        if !self.sockets.contains_key(&key) {
+            let (_, fd) = hold(key)?;
+            self.sockets.insert(key, Socket { fd, proxy: None });
+        }
+        Ok(())
     }
 
     /// The first port that is free. `families`: the unspecified address of each that the container
@@ -160,13 +186,24 @@ impl Held {
             if self.sockets.contains_key(&key) {
                 return Err(Errno::ADDRINUSE);
             }
-            let (got, socket) = hold(key)?;
+            let (got, fd) = hold(key)?;
             port = got;
-            taken.push(((proto, *ip, got), socket));
+            taken.push(((proto, *ip, got), Socket { fd, proxy: None }));
         }
         self.sockets.extend(taken);
         Ok(port)
     }
+}
+
+impl Socket {
+    fn leads_to(&self, to: SocketAddr) -> bool {
+        self.proxy.as_ref().is_some_and(|proxy| proxy.leads_to(to))
+    }
+}
+
+/// Does `[::1]` lead to a socket at this address?
+fn has_loopback(at: IpAddr) -> bool {
+    matches!(at, IpAddr::V6(ip) if ip.is_unspecified() || ip.is_loopback())
 }
 
 /// Bound, but not listening. Port 0: the kernel chooses one.
@@ -179,6 +216,10 @@ fn hold((proto, ip, port): Key) -> Result<(u16, OwnedFd), Errno> {
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     if ip.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if has_loopback(ip) && proto == Proto::Tcp {
+        // Connections that an agent before us took may linger. It will listen, so nobody else gets it.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     bind(&socket, &SocketAddr::new(ip, port))?;
     let got = SocketAddr::try_from(getsockname(&socket)?).map_or(port, |at| at.port());

@@ -19,7 +19,7 @@ pub(super) struct Nets {
     pub overlay: Vec<IpNet>,
 }
 
-/// The chains. `bridges`: with containers that are not to be reached. `ports`: each with the
+/// The chains. `[::1]` is the proxy's ([`super::proxy`]). `bridges`: with containers that are not to be reached. `ports`: each with the
 /// container's addresses.
 ///
 /// Ports are rewritten before Docker looks for its own (-100), and sources before it masquerades
@@ -60,6 +60,7 @@ pub(super) fn rules<'a>(
              {family} saddr {{ {gateway} }} {family} daddr != {{ {all} }} masquerade"
         );
     }
+    let loopback = of_family(&nets.gateway, false).map_or("", |_| "ip6 daddr ::1 accept");
     let mesh0 = mesh0::NAME;
     format!(
         "chain prerouting {{
@@ -68,6 +69,7 @@ pub(super) fn rules<'a>(
         }}
         chain output {{
             type nat hook output priority -110; policy accept;
+            {loopback}
             fib daddr type local jump ports
         }}
         chain ports {{
