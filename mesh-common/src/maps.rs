@@ -13,9 +13,18 @@ pub const VNI_MAX: u32 = 0xff_ffff;
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2): four words, each in
 /// network byte order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct Addr(pub [u32; 4]);
+
+/// Word by word, as it was stored. The derived one reads pairs of words, and such a read of what was
+/// stored just now waits until all stores before have reached the cache: to put a key into a table
+/// took 190 ns instead of 60.
+impl core::hash::Hash for Addr {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|word| state.write_u32(*word));
+    }
+}
 
 impl Addr {
     /// `v4`: in network byte order, as it stands in the header.

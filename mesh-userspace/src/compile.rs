@@ -276,7 +276,10 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
         netns: facts.netns,
         ports: udp_ports(&whole.tunnels, &facts.foreign_ports),
     };
-    desired.reserve(&room(cluster));
+    let room = room(cluster);
+    desired.reserve(&room);
+    // Put in at the end: what was stored long ago is read quickly (see the hash of `Addr`).
+    let mut exact = Vec::with_capacity(room.prefixes as usize);
     desired.maps.node.insert(0, node);
     for network in &cluster.networks {
         let outer = whole.outer.get(&network.vni).copied().unwrap_or_default();
@@ -293,11 +296,12 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
     }
     for (vni, subnet) in &me.subnets {
         let local = FibInfo { kind: FibInfo::LOCAL, ..FibInfo::default() };
-        desired.add_prefix(*vni, subnet, local);
+        desired.add_prefix(&mut exact, *vni, subnet, local);
     }
     for peer in cluster.nodes.iter().filter(|n| n.name != me.name) {
-        desired.add_peer(cluster, me, peer, facts);
+        desired.add_peer(&mut exact, cluster, me, peer, facts);
     }
+    desired.maps.fib.extend(exact);
     for attachment in &facts.attachments {
         desired.add_attachment(me, attachment);
     }
@@ -383,6 +387,9 @@ fn commonest_first(counts: [usize; 129]) -> [u8; 4] {
     list
 }
 
+/// Of FIB.
+type Prefixes = Vec<(FibKey, FibInfo)>;
+
 impl Desired {
     /// Growing step by step would move each entry once more.
     fn reserve(&mut self, room: &Room) {
@@ -395,7 +402,8 @@ impl Desired {
         self.maps.networks.get(&vni.get()).map(|n| n.lens).unwrap_or_default()
     }
 
-    fn add_prefix(&mut self, vni: Vni, net: &IpNet, info: FibInfo) {
+    /// To `exact`, or to the trie if the network's lengths are too many.
+    fn add_prefix(&mut self, exact: &mut Prefixes, vni: Vni, net: &IpNet, info: FibInfo) {
         let (len, addr) = (long_len(net), Addr::from(net.network()));
         let lens = self.lens(vni);
         let list = if net.addr().is_ipv4() { lens.v4 } else { lens.v6 };
@@ -403,11 +411,18 @@ impl Desired {
             let key = LpmKey { vni_be: vni.get().to_be(), addr };
             self.maps.fib_lpm.insert(LpmPrefix { bits: 32 + u32::from(len), key }, info);
         } else {
-            self.maps.fib.insert(FibKey::new(vni.get(), len, addr), info);
+            exact.push((FibKey::new(vni.get(), len, addr), info));
         }
     }
 
-    fn add_peer(&mut self, cluster: &Cluster, me: &Node, peer: &Node, facts: &Facts) {
+    fn add_peer(
+        &mut self,
+        exact: &mut Prefixes,
+        cluster: &Cluster,
+        me: &Node,
+        peer: &Node,
+        facts: &Facts,
+    ) {
         let Some(&index) = self.peer_indices.get(&peer.underlay) else { return };
         let path = facts.paths.get(&peer.underlay);
         self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
@@ -440,7 +455,7 @@ impl Desired {
                 vni: wire_vni(peer, *vni),
                 ..FibInfo::default()
             };
-            self.add_prefix(*vni, net, to_peer);
+            self.add_prefix(exact, *vni, net, to_peer);
         }
     }
 

@@ -58,6 +58,10 @@ pub struct VmArgs {
     /// Seconds until it is ended, with exit status 124
     #[arg(long, default_value_t = 600)]
     timeout: u64,
+    /// The machine's clock counts instructions, one a nanosecond, of one processor: what is timed in
+    /// there repeats whatever else runs here, and is a count
+    #[arg(long)]
+    count_instructions: bool,
     /// What to run, as root, in the folder where this is called
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -80,7 +84,8 @@ pub fn run(args: VmArgs) -> Result<ExitCode> {
     let own = ["PWD", "OLDPWD", "SHLVL", "TMPDIR", "_"];
     command.envs(env::vars_os().filter(|(name, _)| !own.iter().any(|own| name == own)));
     let guest = Guest {
-        cpus: args.cpus,
+        cpus: if args.count_instructions { 1 } else { args.cpus },
+        counts_instructions: args.count_instructions,
         memory_mib: args.memory,
         limit: Duration::from_secs(args.timeout),
         ..Guest::new(&kernel)

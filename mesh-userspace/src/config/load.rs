@@ -57,8 +57,10 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     check_kind(path, &path.metadata().map_err(io)?)?;
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
-    check_kind(path, &file.metadata().map_err(io)?)?;
-    let mut bytes = Vec::new();
+    let metadata = file.metadata().map_err(io)?;
+    check_kind(path, &metadata)?;
+    // One more than there are: to find the end takes no larger buffer.
+    let mut bytes = Vec::with_capacity(metadata.len().min(SIZE_MAX_BYTES) as usize + 1);
     file.take(SIZE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > SIZE_MAX_BYTES {
         return Err(ReadError::TooLarge { path: path.to_owned() });

@@ -123,11 +123,16 @@ impl<'t> Reader<'t> {
         if !value.starts_with('[') {
             return Some(vec![self.prefix(value)?]);
         }
-        list(value)?.split(',').map(|item| self.prefix(trim(item))).collect()
+        let mut prefixes = Vec::with_capacity(value.len() / PREFIX_BYTES + 1);
+        for item in list(value)?.split(',') {
+            prefixes.push(self.prefix(trim(item))?);
+        }
+        Some(prefixes)
     }
 
     fn prefix(&self, value: &str) -> Option<At<IpNet>> {
-        let net: IpNet = string(value)?.parse().ok()?;
+        let (address, len) = string(value)?.split_once('/')?;
+        let net = IpNet::new(address.parse().ok()?, prefix_len(len)?).ok()?;
         let is_fine = net == net.trunc() && value::prefix_fault(net).is_none();
         is_fine.then(|| self.at(value, net))
     }
@@ -257,6 +262,15 @@ fn string(value: &str) -> Option<&str> {
     let (inner, after) = rest.split_at(end);
     let is_closed = after.as_bytes()[0] == quote && without_comment(&after[1..]).is_empty();
     is_closed.then_some(inner)
+}
+
+/// The shortest prefix in a list takes this much of its line.
+const PREFIX_BYTES: usize = r#""1.0.0.0/8","#.len();
+
+/// What is behind the slash of a prefix.
+fn prefix_len(text: &str) -> Option<u8> {
+    let is_odd = text.starts_with('+') || text.len() > 1 && text.starts_with('0');
+    text.parse().ok().filter(|_| !is_odd)
 }
 
 /// A number as most people write it.

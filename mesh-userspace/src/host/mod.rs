@@ -77,6 +77,8 @@ const ALIAS: &str = "mesh:";
 pub struct Host {
     run: RunDir,
     pub state: State,
+    /// As this process last wrote it.
+    saved: Option<State>,
     net: Net,
     pins: Pins,
     /// What was applied last.
@@ -131,6 +133,7 @@ impl Host {
         Ok(Self {
             run,
             state,
+            saved: None,
             net: Net::here()?,
             pins,
             cluster: None,
@@ -519,9 +522,15 @@ impl Host {
         if endpoint.netkit { Mode::Netkit } else { self.mode() }
     }
 
+    /// On a disk, to put a file in the place of another takes 2 to 200 ms; it is not done for nothing.
     fn save(&mut self) -> Result<(), HostError> {
         self.revision += 1;
-        Ok(self.run.save(&self.state)?)
+        if self.saved.as_ref() != Some(&self.state) {
+            self.saved = None;
+            self.run.save(&self.state)?;
+            self.saved = Some(self.state.clone());
+        }
+        Ok(())
     }
 }
 

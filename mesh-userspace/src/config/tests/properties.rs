@@ -366,3 +366,17 @@ fn fault_among_many_nodes_is_found_also_behind_a_broken_line() {
     let worse = bad.replacen("[[node]]\n", "[[node]]\nbroken\n", 1);
     assert_eq!(places(&worse), ["5 node[0].broken", "8004 node[1999].subnet[0]"]);
 }
+
+#[test]
+fn plain_prefix_lengths_are_written_plainly() {
+    let with = |len: &str| {
+        let cidr = format!("cidr = \"10.0.0.0/{len}\"");
+        let text = format!(
+            "[cluster]\nname = \"t\"\n{cidr}\n[[node]]\nname = \"a\"\nunderlay = \"192.0.2.1\"\n"
+        );
+        assert_agree(text.as_bytes());
+        parse_plain(text.as_bytes()).is_some()
+    };
+    assert!(with("8"));
+    assert!(!["", "08", "+8", "-8", " 8", "8 ", "0x8", "8/8", "33", "256"].into_iter().any(with));
+}
