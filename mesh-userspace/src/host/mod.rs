@@ -522,7 +522,7 @@ impl Host {
         if endpoint.netkit { Mode::Netkit } else { self.mode() }
     }
 
-    /// On a disk, to put a file in the place of another takes 2 to 200 ms; it is not done for nothing.
+    /// On a disk, to put a file in the place of another takes 2 to 11 ms; it is not done for nothing.
     fn save(&mut self) -> Result<(), HostError> {
         self.revision += 1;
         if self.saved.as_ref() != Some(&self.state) {
