@@ -238,7 +238,11 @@ impl Host {
     fn wait_ended(&mut self, cause: &str) -> Result<ExitStatus> {
         let ended = wait::until(&format!("the agent to end after {cause}"), READY, || {
             let child = self.agent.as_mut().ok_or("there is none")?;
-            child.try_wait().ok().flatten().ok_or_else(|| "it still runs".to_owned())
+            child
+                .try_wait()
+                .ok()
+                .flatten()
+                .ok_or_else(|| format!("it still runs: {}", at(child.id())))
         });
         self.kill9();
         ended.with_context(|| self.log_tail())
@@ -318,4 +322,15 @@ fn peers(status: &Value) -> BTreeSet<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let peers = status["peers"].as_array().into_iter().flatten();
     peers.map(|peer| (text(&peer["name"]), text(&peer["underlay"]))).collect()
+}
+
+/// Where in the kernel each thread of a process is.
+fn at(pid: u32) -> String {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return "no threads".into() };
+    let thread = |task: std::io::Result<fs::DirEntry>| {
+        let path = task.ok()?.path();
+        let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
+        Some(format!("{} in {}\n{}", read("comm").trim(), read("wchan"), read("stack")))
+    };
+    tasks.filter_map(thread).collect::<Vec<_>>().join("; ")
 }

@@ -257,7 +257,11 @@ fn flood_is_what_the_file_says_of_each_network() {
         assert_eq!(floods, expected);
         assert_eq!(parse_plain(text.as_bytes()), Some(document), "{text}");
     }
-    assert_only(&both("flood = 'some'", ""), "5 cluster.flood", "write \"none\", \"arp\" or \"all\"");
+    assert_only(
+        &both("flood = 'some'", ""),
+        "5 cluster.flood",
+        "write \"none\", \"arp\" or \"all\"",
+    );
     assert_only(&both("", "flood = true"), "19 network[0].flood", "must be a string");
 }
 
