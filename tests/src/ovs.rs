@@ -20,6 +20,12 @@ pub const ROOT: &str = "MESH_OVS";
 const OUTER: &str = "br-phy";
 const READY: Duration = Duration::from_secs(10);
 
+/// Is the kernel's datapath there, or a module of that name?
+pub fn kernel_has_datapath() -> bool {
+    let load = Command::new("modprobe").arg("openvswitch").stderr(Stdio::null()).status();
+    Path::new("/sys/module/openvswitch").exists() || load.is_ok_and(|status| status.success())
+}
+
 /// One host's switch. Ended when it is dropped.
 #[derive(Debug)]
 pub struct Switch {
