@@ -383,6 +383,8 @@ fn without_dockers_word_addresses_are_learned_from_traffic() {
             })?;
             docker.run(0, "exec taker ip addr add 10.42.1.77/32 dev eth0")?;
             docker.refused(0, &format!("exec taker ping -I 10.42.1.77 -c 2 -i 0.2 -W 1 {far}"))?;
+            // It asked for the far one's MAC as somebody else, and goes on so for three seconds.
+            docker.wait_for(0, &format!("exec taker ping -c 1 -W 1 {far}"), |_| true)?;
             return ping(docker, 0, "taker", far);
         }
 

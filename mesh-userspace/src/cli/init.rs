@@ -96,7 +96,6 @@ mod tests {
             (vec!["10.44.1.0/24".into()], vec!["10.44.2.0/24".into()])
         );
         assert_eq!(cluster(&["2001:db8::1", "2001:db8::2"]).nodes.len(), 2);
-        assert_eq!(cluster(&vec!["h=192.0.2.1"; 1]).nodes.len(), 1);
     }
 
     #[test]

@@ -226,7 +226,8 @@ fn is_dockers(link: &Link) -> bool {
         && (matches!(link.name.as_str(), "docker0" | "docker_gwbridge") || is_chosen(&link.name))
 }
 
-/// With it the host may ask for a published port at 127.0.0.1 (at `[::1]`: [`proxy`]); the program keeps containers from that.
+/// With it the host may ask for a published port at 127.0.0.1 (at `[::1]` there is the [`proxy`]); the
+/// program keeps containers from that.
 const LOCALNET: &str = "route_localnet";
 
 /// A setting of an interface of ours, for IPv4.

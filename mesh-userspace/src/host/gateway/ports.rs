@@ -1,7 +1,7 @@
 //! Ports of the host that are a container's: chosen, held against others, and let go.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
 };
@@ -119,13 +119,15 @@ impl Held {
         for (key, (name, to)) in wanted {
             let (proto, ip, port) = key;
             let at = SocketAddr::new(ip, port);
-            if let Err(e) = self.ensure(key) {
-                faults.push(format!(
-                    "{name} has the port {at}/{proto}, which a program of this host took: {e}"
-                ));
-                continue;
-            }
-            let Some(socket) = self.sockets.get_mut(&key) else { continue };
+            let socket = match self.ensure(key) {
+                Ok(socket) => socket,
+                Err(e) => {
+                    faults.push(format!(
+                        "{name} has the port {at}/{proto}, which a program of this host took: {e}"
+                    ));
+                    continue;
+                }
+            };
             if has_loopback(ip) && to.is_ipv6() && !socket.leads_to(to) {
                 let started = socket.fd.try_clone().and_then(|fd| Proxy::start(proto, fd, to));
                 socket.proxy = started
@@ -139,12 +141,11 @@ impl Held {
         faults
     }
 
-    fn ensure(&mut self, key: Key) -> Result<(), Errno> {
-        if !self.sockets.contains_key(&key) {
-            let (_, fd) = hold(key)?;
-            self.sockets.insert(key, Socket { fd, proxy: None });
-        }
-        Ok(())
+    fn ensure(&mut self, key: Key) -> Result<&mut Socket, Errno> {
+        Ok(match self.sockets.entry(key) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(free) => free.insert(Socket { fd: hold(key)?.1, proxy: None }),
+        })
     }
 
     /// The first port that is free. `families`: the unspecified address of each that the container
