@@ -85,11 +85,14 @@ pub fn find(
     Found::Records(addresses.into_iter().map(record).collect())
 }
 
-/// `NAME.NETWORK` is ours to deny. A name without a dot may be one of a host in the network around us,
+/// `NAME.NETWORK` is ours to deny, unless the world may have a domain of the network's name. A name without a dot may be one of a host in the network around us,
 /// and is asked for there, as Docker does; it is not worth a long wait.
 fn unknown(asked: &str, kind: RecordType, visible: &[&str]) -> Found {
     match asked.split_once('.') {
-        Some((_, rest)) if visible.iter().any(|network| rest.eq_ignore_ascii_case(network)) => {
+        Some((_, rest))
+            if !can_be_top_level(rest)
+                && visible.iter().any(|network| rest.eq_ignore_ascii_case(network)) =>
+        {
             Found::Refused(ResponseCode::NXDomain)
         }
         None if !asked.is_empty() && matches!(kind, RecordType::A | RecordType::AAAA) => {
@@ -97,6 +100,12 @@ fn unknown(asked: &str, kind: RecordType, visible: &[&str]) -> Found {
         }
         _ => Found::NotOurs,
     }
+}
+
+/// Top-level domains are of letters alone, but for those that are written so in another alphabet
+/// (RFC 3696, 2; RFC 5890, 2.3.2.1). Whether there is one of this name changes from day to day.
+fn can_be_top_level(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphabetic()) || name.to_ascii_lowercase().starts_with("xn--")
 }
 
 /// Who has an address? Those of the visible networks are nobody else's to say.
@@ -229,5 +238,8 @@ mod tests {
             assert_eq!(ask(None, name, RecordType::AAAA, 0), Found::Doubtful, "{name}");
             assert_eq!(ask(None, name, RecordType::NS, 0), Found::NotOurs, "{name}");
         }
+        // The network may be called as a domain of the world's.
+        let other = ask(Some(&["my-net", "other"]), "nobody.other.", RecordType::A, 0);
+        assert_eq!(other, Found::NotOurs);
     }
 }
