@@ -1,0 +1,199 @@
+//! The host brought to what a config file says, and kept there.
+
+use super::{Host, HostError, find, own_inode, with_added};
+use crate::{
+    bpf::{
+        attach::{self, Mode},
+        load::{self, Identity, Loaded, Room},
+        sync,
+        tables::Tables,
+    },
+    compile::{self, Difference},
+    config::Cluster,
+    plan::Observed,
+};
+
+impl Host {
+    /// Brings the host to what `cluster` says, from whatever it is now. `bytes`: the file it came
+    /// from, kept for a restart.
+    pub async fn apply(
+        &mut self,
+        cluster: Cluster,
+        bytes: &[u8],
+        node: &str,
+        mode: Mode,
+    ) -> Result<(), HostError> {
+        let done = self.apply_all(cluster, bytes, node, mode).await;
+        if done.is_err() {
+            // They may be of maps that never came into use.
+            self.tables = None;
+            self.contents = None;
+        }
+        done
+    }
+
+    async fn apply_all(
+        &mut self,
+        cluster: Cluster,
+        bytes: &[u8],
+        node: &str,
+        mode: Mode,
+    ) -> Result<(), HostError> {
+        self.check()?;
+        let cluster = with_added(cluster, &self.state.networks);
+        let me = find(&cluster, node)?;
+        // Everything that can be wrong is looked at before anything is changed.
+        let underlay = self.underlay(&me).await?;
+        self.check_mtu(&cluster, &underlay)?;
+        self.bridges = self.look_at_bridges(&cluster, &me).await?;
+        self.check_routes(&cluster, &me).await?;
+        self.check_owner()?;
+
+        self.pins.prepare()?;
+        self.state.pin_dir = Some(self.pins.dir().to_owned());
+        let old_mode = self.state.mode.replace(mode);
+        self.save()?;
+
+        let pinned =
+            self.state.pinned.take().filter(|p| Identity::of(&self.pins).as_ref() == Some(p));
+        let contents = self.contents.take().filter(|_| pinned.is_some());
+        // What was applied last is what the maps contain.
+        let last = self.cluster.as_ref().filter(|_| contents.is_some() && self.state.node == node);
+        let difference = last.and_then(|last| Difference::of(last, &cluster, node));
+        let observed = contents.or_else(|| self.observe_pinned());
+        let room = compile::room(&cluster).beside(&held(observed.as_ref()));
+        let staged = match pinned.filter(|pinned| pinned.is_in_use(&self.pins, &room)) {
+            Some(pinned) => {
+                self.state.pinned = Some(pinned);
+                None
+            }
+            None => Some(load::stage(&self.pins, &room)?),
+        };
+        let fresh = staged.as_ref().is_some_and(|staged| staged.maps == Loaded::Fresh);
+        let maps = if fresh { self.pins.next_maps() } else { self.pins.maps() };
+        let tables = Tables::open(&maps)?;
+        let observed = match observed {
+            Some(observed) if !fresh => observed,
+            _ => sync::observe(&tables)?,
+        };
+        self.tables = Some(tables);
+        self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
+        if self.state.endpoints.is_empty() {
+            self.recover().await?;
+        }
+        self.ensure_headroom().await?;
+        self.ensure_ports().await?;
+        // Also the routes to nodes that are gone are forgotten now and then.
+        let is_small = self.hops.len() <= 2 * cluster.nodes.len();
+        match difference.filter(|_| is_small && staged.is_none()) {
+            Some(difference) => self.fill_difference(&difference, &me, observed).await?,
+            None => self.fill(&cluster, &me, observed).await?,
+        }
+        if let Some(staged) = staged {
+            load::commit(&self.pins, staged)?;
+            self.state.pinned = Identity::of(&self.pins);
+        }
+        self.attach_all(&me).await?;
+        self.gro_failed.forget();
+        self.ensure_gro(&cluster).await?;
+        if let Some(old) = old_mode.filter(|old| *old != mode) {
+            self.detach_all(old)?;
+        }
+        self.ensure_host_routes(&cluster, &me).await?;
+        self.ensure_firewall();
+        self.follow_mtu(&cluster, underlay.mtu).await;
+        self.ensure_gateways(&cluster, &me).await?;
+        // Ours are attached behind them, and take over as they go.
+        for e in self.pins.remove_other_versions() {
+            tracing::warn!("{e}");
+        }
+
+        if self.run.cluster().as_deref() != Some(bytes) {
+            self.run.save_cluster(bytes)?;
+            self.state.generation += 1;
+        }
+        self.cluster = Some(cluster);
+        // Only now: until here the last good file, which may name this node otherwise, is in effect.
+        self.state.node = node.to_owned();
+        self.save()
+    }
+
+    /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched,
+    /// what somebody took away comes back.
+    pub async fn refresh(&mut self) -> Result<(), HostError> {
+        let cluster = self.adopt()?;
+        let done = self.refresh_all(&cluster).await;
+        self.cluster = Some(cluster);
+        done
+    }
+
+    /// Brings the host to what the last good file says, from whatever is left of it.
+    pub async fn restore(&mut self) -> Result<(), HostError> {
+        let (Some(cluster), Some(bytes)) = (self.file_cluster(), self.last_config()) else {
+            return Err(HostError::User("the last config file that was good is gone".into()));
+        };
+        let node = self.state.node.clone();
+        self.contents = None;
+        self.apply(cluster, &bytes, &node, self.mode()).await
+    }
+
+    pub(super) async fn refresh_all(&mut self, cluster: &Cluster) -> Result<(), HostError> {
+        let me = find(cluster, &self.state.node)?;
+        let before = self.state.clone();
+        let mtu = self.underlay(&me).await?.mtu;
+        self.forget_gone().await?;
+        self.ensure_mesh0(cluster, &me, mtu).await?;
+        self.ensure_headroom().await?;
+        self.bridges = self.look_at_bridges(cluster, &me).await?;
+        self.ensure_ports().await?;
+        // Also what somebody else did to the maps is put right.
+        self.contents = None;
+        let observed = sync::observe(self.tables()?)?;
+        self.fill(cluster, &me, observed).await?;
+        self.attach_all(&me).await?;
+        self.ensure_gro(cluster).await?;
+        self.ensure_host_routes(cluster, &me).await?;
+        self.ensure_firewall();
+        self.ensure_gateways(cluster, &me).await?;
+        if self.state != before { self.save() } else { Ok(()) }
+    }
+
+    /// What the pinned maps contain, if they can be read.
+    fn observe_pinned(&self) -> Option<Observed> {
+        Tables::open(&self.pins.maps()).and_then(|tables| sync::observe(&tables)).ok()
+    }
+
+    /// Pins of another namespace's mesh are left alone while it lives, and cleared away when its
+    /// interfaces are gone.
+    fn check_owner(&self) -> Result<(), HostError> {
+        let Ok(tables) = Tables::open(&self.pins.maps()) else { return Ok(()) };
+        let owner = sync::observe_node(&tables)?.netns;
+        if owner == 0 || owner == own_inode()? {
+            return Ok(());
+        }
+        if attach::any_live(&self.pins) {
+            let dir = self.pins.dir().display();
+            return Err(HostError::User(format!(
+                "{dir} belongs to the mesh of another network namespace on this machine: give each \
+                 a --pin-dir of its own"
+            )));
+        }
+        match self.pins.remove().into_iter().next() {
+            Some(e) => Err(e.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The room that is taken already: what is new is set before what is old is removed.
+fn held(observed: Option<&Observed>) -> Room {
+    let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    observed.map_or_else(Room::default, |o| Room {
+        endpoints: len(o.endpoints.len()),
+        peers: len(o.peers.len()),
+        prefixes: len(o.fib.len().max(o.fib_lpm.len())),
+        peer_networks: len(o.peer_by_addr.len()),
+        networks: len(o.networks.len()),
+        flood: len(o.flood.len()),
+    })
+}
