@@ -321,7 +321,8 @@ fn to_peer(
     if bytes > route.mtu(port.mtu) && packet.gso_size() == 0 {
         return Err(DropReason::TooBig);
     }
-    let inner = Inner { proto, tos, bytes, macs: toward(&peer.inner_macs, mac) };
+    let macs = toward(&peer.inner_macs, mac);
+    let inner = Inner { proto, tos, bytes, macs: &macs };
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(entry.target, bytes);
     Ok(done)
