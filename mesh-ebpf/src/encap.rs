@@ -57,14 +57,14 @@ impl<'a> Route<'a> {
 }
 
 /// What a packet is, as far as the outer headers say so.
-pub struct Inner {
+pub struct Inner<'a> {
     /// Network byte order.
     pub proto: u16,
     pub tos: u8,
     /// Without an Ethernet header.
     pub bytes: u32,
     /// Of the inner Ethernet header, where the peer wants one.
-    pub macs: [u32; 3],
+    pub macs: &'a [u32; 3],
 }
 
 /// Encapsulates and sends. `mark`: the kernel is told where the inner headers are; what is marked it
@@ -73,7 +73,7 @@ pub struct Inner {
 pub fn send(
     packet: &Packet,
     route: &Route<'_>,
-    inner: &Inner,
+    inner: &Inner<'_>,
     mark: bool,
 ) -> Result<Done, DropReason> {
     let peer = route.peer;
@@ -139,13 +139,18 @@ pub fn send_own(
     proto: u16,
     bytes: usize,
 ) -> Result<Done, DropReason> {
-    let inner = Inner { proto: proto.to_be(), tos: 0, bytes: bytes as u32, macs };
+    let inner = Inner { proto: proto.to_be(), tos: 0, bytes: bytes as u32, macs: &macs };
     fill(packet, route, &inner, 0)
 }
 
 /// Writes the headers, for which there is room, and sends. `hash`: of the flow.
 #[inline(always)]
-fn fill(packet: &Packet, route: &Route<'_>, inner: &Inner, hash: u32) -> Result<Done, DropReason> {
+fn fill(
+    packet: &Packet,
+    route: &Route<'_>,
+    inner: &Inner<'_>,
+    hash: u32,
+) -> Result<Done, DropReason> {
     let peer = route.peer;
     let tos = inner.tos & peer.tos_mask | peer.tos_set;
     // A super-packet may be longer than the field: each segment gets its own length later.
@@ -190,7 +195,7 @@ fn put_tunnel(
     packet: &Packet,
     at: usize,
     route: &Route<'_>,
-    inner: &Inner,
+    inner: &Inner<'_>,
     hash: u32,
     len: u32,
 ) -> Result<(), DropReason> {
@@ -204,7 +209,7 @@ fn put_tunnel(
         part.put32::<4>(packet::word_of([(len as u16).to_be(), 0]));
         part.put32::<8>(peer.tunnel);
         part.put32::<12>((vni << 8).to_be());
-        part.put_eth::<16>(&inner.macs, inner.proto);
+        part.put_eth::<16>(inner.macs, inner.proto);
         return Ok(());
     }
     let ethernet = peer.flags & PeerInfo::ETHERNET != 0;
@@ -212,7 +217,7 @@ fn put_tunnel(
     if vni == 0 {
         packet.part::<GRE_LEN>(at)?.put32::<0>(peer.tunnel | proto);
         if ethernet {
-            packet.part::<ETH_LEN>(at + GRE_LEN)?.put_eth::<0>(&inner.macs, inner.proto);
+            packet.part::<ETH_LEN>(at + GRE_LEN)?.put_eth::<0>(inner.macs, inner.proto);
         }
         return Ok(());
     }
@@ -221,7 +226,7 @@ fn put_tunnel(
     part.put32::<4>(vni.to_be());
     if ethernet {
         let at = at + GRE_LEN + GRE_KEY_LEN;
-        packet.part::<ETH_LEN>(at)?.put_eth::<0>(&inner.macs, inner.proto);
+        packet.part::<ETH_LEN>(at)?.put_eth::<0>(inner.macs, inner.proto);
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ use crate::{
     maps, neighbour,
     packet::{self, Packet},
     switch::toward,
-    underlay,
+    underlay::{self, Left},
 };
 
 const SENT: Done = (Verdict::Flood, TC_ACT_SHOT);
@@ -105,15 +105,15 @@ pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
 /// Goes on with what an endpoint sends to many, in [`send`].
 #[inline(always)]
 pub fn go_on_sending(packet: &Packet, hook: Hook) -> i32 {
-    packet.go_on(TAIL_FLOOD_SEND, [hook as u32, 0, 0, 0, 0]);
+    packet.leave([hook as u32, 0, 0, 0, 0]);
+    packet.go_on(TAIL_FLOOD_SEND);
     end(hook, NOT_CARRIED)
 }
 
 /// Goes on with what a peer sent to many, in [`receive`].
 #[inline(always)]
-pub fn go_on_receiving(packet: &Packet, key: &PeerKey, at: usize) -> i32 {
-    let [a, b, c, d] = key.outer_source.0;
-    packet.go_on(TAIL_FLOOD_RECEIVE, [a, b, c, d, key.vni << 8 | at as u32]);
+pub fn go_on_receiving(packet: &Packet) -> i32 {
+    packet.go_on(TAIL_FLOOD_RECEIVE);
     end(Hook::FromUnderlay, NOT_CARRIED)
 }
 
@@ -133,9 +133,8 @@ pub fn send(packet: &Packet) -> i32 {
 /// What a peer sent to many.
 #[inline(always)]
 pub fn receive(packet: &Packet) -> i32 {
-    let [a, b, c, d, rest] = packet.words();
-    let key = PeerKey { outer_source: Addr([a, b, c, d]), vni: rest >> 8 };
-    end(Hook::FromUnderlay, receive_all(packet, &key, (rest & 0xff) as usize))
+    let Left { key, at } = Left::of(packet);
+    end(Hook::FromUnderlay, receive_all(packet, &key, at))
 }
 
 /// Sends a copy to its peer.
@@ -322,7 +321,8 @@ fn to_peer(
     if bytes > route.mtu(port.mtu) && packet.gso_size() == 0 {
         return Err(DropReason::TooBig);
     }
-    let inner = Inner { proto, tos, bytes, macs: toward(&peer.inner_macs, mac) };
+    let macs = toward(&peer.inner_macs, mac);
+    let inner = Inner { proto, tos, bytes, macs: &macs };
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(entry.target, bytes);
     Ok(done)

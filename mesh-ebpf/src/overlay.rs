@@ -119,12 +119,12 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, to.vni);
     icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
-    let mut inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: peer.inner_macs };
+    let inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: &peer.inner_macs };
     if peer.flags & PeerInfo::CLAMP != 0 {
         mss::of_sent::<F>(packet, header, &route, port.mtu);
     }
     if peer.flags & PeerInfo::SWITCH != 0 {
-        return switch::send::<F>(packet, port, to.peer, &route, &mut inner, &dst);
+        return switch::send::<F>(packet, port, to.peer, &route, inner, dst);
     }
     let done = encap::send(packet, &route, &inner, true)?;
     count::peer_tx(to.peer, bytes);

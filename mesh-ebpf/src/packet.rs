@@ -223,13 +223,9 @@ impl Packet {
         unsafe { bpf_clone_redirect(self.skb, ifindex, flags) == 0 }
     }
 
-    /// Goes on in another program, for which `words` are left beside the packet: [`Self::words`]. Returns
-    /// where there is none.
+    /// Leaves `words` beside the packet, for [`Self::words`] here or in the next program.
     #[inline(always)]
-    pub fn go_on(&self, program: u32, words: [u32; 5]) {
-        if TAIL_CALLS.load() == 0 {
-            return;
-        }
+    pub fn leave(&self, words: [u32; 5]) {
         let [a, b, c, d, e] = words;
         // SAFETY: as above; the kernel lets a program write this field. Nothing here needs to be dropped.
         unsafe {
@@ -240,11 +236,21 @@ impl Packet {
             (&raw mut (*cb)[2]).write_volatile(c);
             (&raw mut (*cb)[3]).write_volatile(d);
             (&raw mut (*cb)[4]).write_volatile(e);
-            bpf_tail_call(self.skb.cast(), (&raw const TAILS).cast_mut().cast(), program);
         }
     }
 
-    /// What the program before left.
+    /// Goes on in another program, for which there is what [`Self::leave`] left. Returns where there is
+    /// none.
+    #[inline(always)]
+    pub fn go_on(&self, program: u32) {
+        if TAIL_CALLS.load() == 0 {
+            return;
+        }
+        // SAFETY: a helper call with a valid context.
+        unsafe { bpf_tail_call(self.skb.cast(), (&raw const TAILS).cast_mut().cast(), program) };
+    }
+
+    /// What [`Self::leave`] left.
     #[inline(always)]
     pub fn words(&self) -> [u32; 5] {
         // SAFETY: as above.

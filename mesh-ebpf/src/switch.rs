@@ -48,16 +48,17 @@ pub fn send<F: Family>(
     port: &PortInfo,
     index: u32,
     route: &Route<'_>,
-    inner: &mut Inner,
-    dst: &Addr,
+    inner: Inner<'_>,
+    dst: Addr,
 ) -> Result<Done, Refusal> {
-    let key = NeighbourKey { vni: port.vni, addr: *dst };
+    let key = NeighbourKey { vni: port.vni, addr: dst };
     let Some(known) = maps::neighbour(&key).filter(|n| n.peer == index) else {
-        let (_, code) = ask::<F>(packet, port, route, dst)?;
+        let (_, code) = ask::<F>(packet, port, route, &dst)?;
         return Err(Refusal { reason: DropReason::Unresolved, code });
     };
     let (mac, heard, asked) = (known.mac, known.heard, known.asked);
-    inner.macs = toward(&route.peer.inner_macs, mac);
+    let macs = toward(&route.peer.inner_macs, mac);
+    let inner = Inner { macs: &macs, ..inner };
     let now = packet::seconds();
     // A copy of it goes where it would have, and it asks. A super-packet is one, and the next may not
     // be.
@@ -65,7 +66,7 @@ pub fn send<F: Family>(
         && now != asked
         && route.peer.flags & PeerInfo::MAC_KNOWN != 0
         && packet.gso_size() == 0;
-    let done = encap::send(packet, route, inner, !asks)?;
+    let done = encap::send(packet, route, &inner, !asks)?;
     count::peer_tx(index, inner.bytes);
     if !asks {
         return Ok(done);
@@ -73,7 +74,7 @@ pub fn send<F: Family>(
     maps::learn(&key, &NeighbourInfo { peer: index, mac, _pad: 0, heard, asked: now });
     packet.send_copy(route.peer.ifindex);
     // If it can not ask, the copy is on its way all the same.
-    let code = ask::<F>(packet, port, route, dst).map_or(TC_ACT_SHOT, |(_, code)| code);
+    let code = ask::<F>(packet, port, route, &dst).map_or(TC_ACT_SHOT, |(_, code)| code);
     Ok((Verdict::Encap, code))
 }
 

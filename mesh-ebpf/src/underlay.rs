@@ -68,13 +68,6 @@ struct Outer {
     is_v4: bool,
 }
 
-impl Outer {
-    #[inline(always)]
-    fn key(&self) -> PeerKey {
-        PeerKey { outer_source: self.src, vni: self.vni }
-    }
-}
-
 /// What is not a packet for this node, or one that it refuses.
 enum Not {
     Ours,
@@ -84,54 +77,76 @@ enum Not {
 /// Gives the kernel's code.
 #[inline(always)]
 pub fn receive(packet: &Packet) -> i32 {
-    let mut asked = Asked::default();
-    match judge(packet, &mut asked) {
-        // From here, and not from where it is found: the two would need the stack at once.
-        ASKED if asked.is_arp => end(HOOK, switch::arp(packet, &asked.key, asked.at)),
-        ASKED => end(HOOK, switch::nd(packet, &asked.key, asked.at)),
-        GROUP => flood::go_on_receiving(packet, &asked.key, asked.at),
+    // From here, and not from where it is found: the two would need the stack at once.
+    match judge(packet) {
+        ARP => {
+            let Left { key, at } = Left::of(packet);
+            end(HOOK, switch::arp(packet, &key, at))
+        }
+        ND => {
+            let Left { key, at } = Left::of(packet);
+            end(HOOK, switch::nd(packet, &key, at))
+        }
+        GROUP => flood::go_on_receiving(packet),
         code => code,
     }
 }
 
 const HOOK: Hook = Hook::FromUnderlay;
 
-/// An ARP or neighbour message from behind a peer that is a switch, or what is for many.
-#[derive(Default)]
-struct Asked {
-    key: PeerKey,
-    at: usize,
-    is_arp: bool,
+/// An ARP or neighbour message from behind a peer that is a switch, or what is for many. None of
+/// these is a code of the kernel's; with each goes what [`Left::leave`] left beside the packet.
+const ARP: i32 = 1000;
+const ND: i32 = 1001;
+/// To all of the network, or to a group of it.
+const GROUP: i32 = 1002;
+
+/// What is known of a packet that is not done with here.
+pub struct Left {
+    pub key: PeerKey,
+    /// Where the inner packet begins.
+    pub at: usize,
 }
 
-/// No code of the kernel's.
-const ASKED: i32 = 1000;
-/// Nor this: to all of the network, or to a group of it.
-const GROUP: i32 = 1001;
+impl Left {
+    /// Beside the packet and not on the stack, where each packet would have to pay for its room: it
+    /// is to be written before a function is told of it.
+    #[inline(always)]
+    fn leave(packet: &Packet, outer: &Outer, at: usize) {
+        let [a, b, c, d] = outer.src.0;
+        packet.leave([a, b, c, d, outer.vni << 8 | at as u32]);
+    }
+
+    #[inline(always)]
+    pub fn of(packet: &Packet) -> Self {
+        let [a, b, c, d, rest] = packet.words();
+        let key = PeerKey { outer_source: Addr([a, b, c, d]), vni: rest >> 8 };
+        Self { key, at: (rest & 0xff) as usize }
+    }
+}
 
 #[inline(never)]
-fn judge(packet: &Packet, asked: &mut Asked) -> i32 {
-    match sort(packet, asked) {
-        Ok((_, code @ (ASKED | GROUP))) => code,
+fn judge(packet: &Packet) -> i32 {
+    match sort(packet) {
+        Ok((_, code @ (ARP | ND | GROUP))) => code,
         outcome => end(HOOK, outcome),
     }
 }
 
-/// All but what ends with [`ASKED`] or [`GROUP`]: that is in `asked`.
 #[inline(always)]
-fn sort(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
+fn sort(packet: &Packet) -> Result<Done, Refusal> {
     if !packet.is_for_us() || packet.is_vlan() {
         return Ok(PASS);
     }
     match u16::from_be(packet.protocol()) {
-        ETH_P_IP => outer::<V4>(packet, asked),
-        ETH_P_IPV6 => outer::<V6>(packet, asked),
+        ETH_P_IP => outer::<V4>(packet),
+        ETH_P_IPV6 => outer::<V6>(packet),
         _ => Ok(PASS),
     }
 }
 
 #[inline(always)]
-fn outer<O: Family>(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal> {
+fn outer<O: Family>(packet: &Packet) -> Result<Done, Refusal> {
     let Ok(ip) = packet.need::<O::Header>(ETH_LEN) else { return Ok(PASS) };
     // SAFETY: `need` checked the bounds.
     let ip = unsafe { *ip };
@@ -141,7 +156,7 @@ fn outer<O: Family>(packet: &Packet, asked: &mut Asked) -> Result<Done, Refusal>
         _ => return Ok(PASS),
     };
     match read {
-        Ok(tunnel) => known::<O>(packet, &ip, &tunnel, asked),
+        Ok(tunnel) => known::<O>(packet, &ip, &tunnel),
         Err(Not::Ours) => Ok(PASS),
         Err(Not::Good(kind, reason)) => stranger::<O>(&ip, kind, reason),
     }
@@ -232,12 +247,7 @@ fn udp_port(port: u16) -> Option<UdpPort> {
 
 /// Headers that we read: find the peer, then the inner packet.
 #[inline(always)]
-fn known<O: Family>(
-    packet: &Packet,
-    ip: &O::Header,
-    t: &Tunnel,
-    asked: &mut Asked,
-) -> Result<Done, Refusal> {
+fn known<O: Family>(packet: &Packet, ip: &O::Header, t: &Tunnel) -> Result<Done, Refusal> {
     let src = O::src(ip);
     if O::is_mapped(&src) {
         return Ok(PASS);
@@ -261,18 +271,18 @@ fn known<O: Family>(
     // Any form is taken from a peer, so that a change of `encap` loses nothing while one host has it
     // and the other not yet.
     match u16::from_be(t.proto) {
-        ETH_P_IP => decap::<V4>(packet, &outer, asked, at),
-        ETH_P_IPV6 => decap::<V6>(packet, &outer, asked, at),
+        ETH_P_IP => decap::<V4>(packet, &outer, at),
+        ETH_P_IPV6 => decap::<V6>(packet, &outer, at),
         ETH_P_TEB => {
             let outer = Outer { ethernet: true, ..outer };
             let eth: *mut Eth = packet.need(at)?;
             // SAFETY: `need` checked the bounds.
             match u16::from_be(unsafe { (*eth).proto }) {
-                ETH_P_IP => decap::<V4>(packet, &outer, asked, at + ETH_LEN),
-                ETH_P_IPV6 => decap::<V6>(packet, &outer, asked, at + ETH_LEN),
+                ETH_P_IP => decap::<V4>(packet, &outer, at + ETH_LEN),
+                ETH_P_IPV6 => decap::<V6>(packet, &outer, at + ETH_LEN),
                 ETH_P_ARP if source.flags & PeerSource::SWITCH != 0 => {
-                    *asked = Asked { key: outer.key(), at: at + ETH_LEN, is_arp: true };
-                    Ok((Verdict::Learn, ASKED))
+                    Left::leave(packet, &outer, at + ETH_LEN);
+                    Ok((Verdict::Learn, ARP))
                 }
                 _ => Err(DropReason::NotIp.into()),
             }
@@ -283,12 +293,7 @@ fn known<O: Family>(
 
 /// The inner packet at `at`: check, take off what is in front, hand over.
 #[inline(always)]
-fn decap<F: Family>(
-    packet: &Packet,
-    outer: &Outer,
-    asked: &mut Asked,
-    at: usize,
-) -> Result<Done, Refusal> {
+fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, Refusal> {
     let header: *mut F::Header = packet.need(at)?;
     // SAFETY: `need` checked the bounds.
     let header = unsafe { &mut *header };
@@ -300,12 +305,12 @@ fn decap<F: Family>(
     // Without Ethernet there is no MAC to speak of.
     let is_switch = source.flags & PeerSource::SWITCH != 0 && outer.ethernet;
     if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
-        *asked = Asked { key: outer.key(), at, is_arp: false };
-        return Ok((Verdict::Learn, ASKED));
+        Left::leave(packet, outer, at);
+        return Ok((Verdict::Learn, ND));
     }
     if !is_peers::<F>(source, &src) {
         if flood::is_on_link::<F>(source, &src, &dst) {
-            return group::<F>(packet, outer, header, asked, at);
+            return group::<F>(packet, outer, header, at);
         }
         return Err(DropReason::SourceNotPeers.into());
     }
@@ -315,7 +320,7 @@ fn decap<F: Family>(
     let to = match maps::endpoint(source.vni, dst) {
         Ok(to) => to,
         Err(_) if flood::is_for_many::<F>(source, &dst) => {
-            return group::<F>(packet, outer, header, asked, at);
+            return group::<F>(packet, outer, header, at);
         }
         Err(_) if F::is_multicast(&dst) => return Err(DropReason::Multicast.into()),
         Err(reason) => {
@@ -343,7 +348,6 @@ fn group<F: Family>(
     packet: &Packet,
     outer: &Outer,
     header: &mut F::Header,
-    asked: &mut Asked,
     at: usize,
 ) -> Result<Done, Refusal> {
     let src = F::src(header);
@@ -351,7 +355,7 @@ fn group<F: Family>(
     if outer.source.flags & PeerSource::SWITCH != 0 && outer.ethernet {
         switch::learn(packet, outer.source, src, at);
     }
-    *asked = Asked { key: outer.key(), at, is_arp: false };
+    Left::leave(packet, outer, at);
     Ok((Verdict::Flood, GROUP))
 }
 
