@@ -98,7 +98,7 @@ fn changes_lose_nothing(underlay: Underlay) {
             let flows = flow::start_all(&paths)?;
             let (from, to, target) = (a.netns.clone(), b.netns.clone(), b.address(false)?);
             let stream = thread::spawn(move || {
-                traffic::tcp_throughput(&from, &to, target, Duration::from_secs(3))
+                traffic::tcp_throughput(&from, &to, target, Duration::from_secs(8))
             });
             let pings = Pings::start(&a.netns, b.address(true)?);
             change_one_by_one(mesh, encap)?;
