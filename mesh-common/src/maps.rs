@@ -169,10 +169,10 @@ impl PortInfo {
     /// The agent knows its IPv4 address: no other is learned.
     pub const BOUND4: u32 = 2;
     pub const BOUND6: u32 = 4;
-    /// Its network carries broadcast and multicast.
-    pub const FLOOD: u32 = 16;
     /// A netkit pair: the program runs while the container sends, and not where its packets arrive.
     pub const NETKIT: u32 = 8;
+    /// Its network carries broadcast and multicast.
+    pub const FLOOD: u32 = 16;
 }
 
 /// `LEARNED`: whose traffic told its address. One of each family for each port.
@@ -332,10 +332,10 @@ impl PeerSource {
     pub const MORE: u32 = 1;
     /// As [`PeerInfo::SWITCH`]: it asks by ARP and neighbour discovery, and MACs are learned.
     pub const SWITCH: u32 = 2;
-    /// The network carries broadcast and multicast.
-    pub const FLOOD: u32 = 8;
     /// As [`PeerInfo::CLAMP`].
     pub const CLAMP: u32 = 4;
+    /// The network carries broadcast and multicast.
+    pub const FLOOD: u32 = 8;
 }
 
 /// `NEIGHBOURS`: an address behind a peer that is a switch.
@@ -399,6 +399,8 @@ impl FloodKey {
     /// As many of each list get copies.
     pub const PEERS_MAX: u32 = 64;
     pub const LOCAL_MAX: u32 = 64;
+    /// So many a network has at most that carries broadcast.
+    pub const NODES_MAX: usize = Self::PEERS_MAX as usize + 1;
 
     #[inline(always)]
     pub const fn new(list: u32, vni: u32, index: u32) -> Self {

@@ -73,8 +73,7 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
     {
         return Ok(slot);
     }
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
+    port_by_hash(ifindex)
 }
 
 /// The same, off the fast path: what comes from one of two maps the verifier follows twice.

@@ -143,11 +143,11 @@ impl Packet {
     }
 
     /// Corrects the checksum of TCP or UDP at `offset` for two bytes that changed, if it is there
-    /// already. For the slow paths.
+    /// already. For the slow paths. Is it there, or the packet's end before it?
     #[inline(always)]
-    pub fn resum(&self, offset: usize, old: u16, new: u16) {
-        // SAFETY: a helper call with a valid context. It fails where the packet ends before.
-        unsafe { bpf_l4_csum_replace(self.skb, offset as u32, old.into(), new.into(), 2) };
+    pub fn resum(&self, offset: usize, old: u16, new: u16) -> bool {
+        // SAFETY: a helper call with a valid context.
+        unsafe { bpf_l4_csum_replace(self.skb, offset as u32, old.into(), new.into(), 2) == 0 }
     }
 
     /// Makes room for `bytes` behind the Ethernet header. `flags`: BPF_F_ADJ_ROOM_*, besides that
@@ -189,27 +189,11 @@ impl Packet {
         if r == 0 { Ok(()) } else { Err(DropReason::NoRoom) }
     }
 
-    /// Sends a copy of the packet out of an interface.
-    #[inline(always)]
-    pub fn send_copy(&self, ifindex: u32) {
-        // SAFETY: a helper call with a valid context. What fails is a packet lost on the way.
-        unsafe { bpf_clone_redirect(self.skb, ifindex, 0) };
-    }
-
     /// Makes a word at `at` another, and the checksum over it at `sum_at` right.
     #[inline(always)]
     pub fn replace_word(&self, sum_at: usize, at: usize, old: u16, new: u16) {
-        // SAFETY: a helper call with a valid context. What is not there stays as it is.
-        let r = unsafe {
-            bpf_l4_csum_replace(
-                self.skb,
-                sum_at as u32,
-                old.into(),
-                new.into(),
-                size_of::<u16>() as u64,
-            )
-        };
-        if r == 0 {
+        // What is not there stays as it is.
+        if self.resum(sum_at, old, new) {
             let _ = self.store(at, &new);
         }
     }

@@ -72,7 +72,7 @@ pub fn send<F: Family>(
         return Ok(done);
     }
     maps::learn(&key, &NeighbourInfo { peer: index, mac, _pad: 0, heard, asked: now });
-    packet.send_copy(route.peer.ifindex);
+    packet.copy_to(route.peer.ifindex, false);
     // If it can not ask, the copy is on its way all the same.
     let code = ask::<F>(packet, port, route, &dst).map_or(TC_ACT_SHOT, |(_, code)| code);
     Ok((Verdict::Encap, code))

@@ -2,7 +2,7 @@
 //!
 //! `perf_*` are for the table of ns per packet. BPF_PROG_TEST_RUN repeats a program on one packet
 //! and never restores it, so each of these puts back what it did; the others measure what that
-//! costs. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
+//! costs; how many bytes, the test says by the packet's mark. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
 #![no_std]
 #![no_main]
 #![allow(dead_code, reason = "the modules are those of main.rs, whose programs need more of them")]
@@ -89,7 +89,7 @@ pub fn perf_encap(ctx: TcContext) -> i32 {
 pub fn perf_encap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
-        packet.shrink(mark(&ctx), 0)?;
+        packet.shrink(packet.mark(), 0)?;
         Ok(TC_ACT_OK)
     }))
 }
@@ -113,8 +113,8 @@ pub fn perf_decap(ctx: TcContext) -> i32 {
 pub fn perf_decap_undo(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Outer>(&packet, || {
-        packet.shrink(mark(&ctx), 0)?;
-        packet.grow(mark(&ctx), 0)?;
+        packet.shrink(packet.mark(), 0)?;
+        packet.grow(packet.mark(), 0)?;
         Ok(TC_ACT_OK)
     }))
 }
@@ -123,7 +123,8 @@ pub fn perf_decap_undo(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
-    let (packet, bytes) = (Packet::new(&ctx), mark(&ctx));
+    let packet = Packet::new(&ctx);
+    let bytes = packet.mark();
     code(packet.grow(bytes, 0).and_then(|()| packet.shrink(bytes, 0)).map(|()| TC_ACT_OK))
 }
 
@@ -131,7 +132,8 @@ pub fn perf_grow_shrink(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn perf_shrink(ctx: TcContext) -> i32 {
-    code(Packet::new(&ctx).shrink(mark(&ctx), 0).map(|()| TC_ACT_OK))
+    let packet = Packet::new(&ctx);
+    code(packet.shrink(packet.mark(), 0).map(|()| TC_ACT_OK))
 }
 
 /// `from_container` on the first bytes of the packet, as many as its mark says.
@@ -139,7 +141,7 @@ pub fn perf_shrink(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn cut_from_container(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match packet.trim(mark(&ctx)) {
+    match packet.trim(packet.mark()) {
         Ok(()) => sent(&packet),
         Err(_) => TC_ACT_OK,
     }
@@ -150,7 +152,7 @@ pub fn cut_from_container(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn cut_from_underlay(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match packet.trim(mark(&ctx)) {
+    match packet.trim(packet.mark()) {
         Ok(()) => underlay::receive(&packet),
         Err(_) => TC_ACT_OK,
     }
@@ -198,13 +200,6 @@ fn restored<T: Copy>(
 #[inline(always)]
 fn code(outcome: Result<i32, DropReason>) -> i32 {
     outcome.unwrap_or(TC_ACT_SHOT)
-}
-
-/// A number that the test says: here bytes.
-#[inline(always)]
-fn mark(ctx: &TcContext) -> u32 {
-    // SAFETY: the context is valid for the program's run.
-    unsafe { (*ctx.skb.skb).mark }
 }
 
 #[inline(always)]

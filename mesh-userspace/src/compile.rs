@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodKey, LpmKey, NODE_PORTS,
-        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PortInfo, PrefixLens, UdpPort,
+        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens, UdpPort,
     },
     wire::{mac_pair, mac_words},
 };
@@ -433,7 +433,7 @@ impl Desired {
             // Where it is nobody it has nothing to ask.
             let mut flags = if subnets.is_empty() { 0 } else { flags };
             if !subnets.is_empty() && flood::is_on(&self.maps.networks, vni) {
-                flags |= mesh_common::maps::PeerSource::FLOOD;
+                flags |= PeerSource::FLOOD;
             }
             let source = peer_source(index, me, vni, flags, subnets);
             self.maps.peer_by_addr.insert(key, source);

@@ -104,7 +104,12 @@ fn tail_calls() -> Feature {
         // The function returns, as the program does: it is the last two instructions.
         load(&[low, high, mov(R3, 0), call(BPF_FUNC_TAIL_CALL), FUNCTION, EXIT, MOV_R0_0, EXIT])
     });
-    match known {
+    accepted(known)
+}
+
+/// What the kernel's answer to a program says.
+fn accepted(loaded: io::Result<OwnedFd>) -> Feature {
+    match loaded {
         Ok(_) => Feature::Present,
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Feature::Absent,
         Err(e) => Feature::Unseen(errno(&e)),
@@ -132,11 +137,7 @@ fn errno(e: &io::Error) -> i32 {
 /// Does a tc program that calls this helper pass the verifier?
 fn calls(id: i32, args: &[Insn]) -> Feature {
     let program = [args, &[call(id), MOV_R0_0, EXIT]].concat();
-    match load(&program) {
-        Ok(_) => Feature::Present,
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Feature::Absent,
-        Err(e) => Feature::Unseen(errno(&e)),
-    }
+    accepted(load(&program))
 }
 
 /// One instruction (Documentation/bpf/standardization/instruction-set.rst).

@@ -10,7 +10,7 @@ use std::{net::IpAddr, str::Lines};
 use ipnet::IpNet;
 
 use super::{
-    Dscp,
+    Dscp, Flood,
     overrides::{FOREIGN_KEYS, ForeignSpec, LINK_KEYS, LinkSpec},
     spec::{ClusterSpec, NetworkSpec, NodeSpec, Spec},
     text::{At, Place},
@@ -149,7 +149,7 @@ fn cluster(reader: &mut Reader<'_>) -> Option<ClusterSpec> {
         port: reader.optional(port, |text| wire::parse_port(integer(text)?).ok())?,
         ttl: reader.optional(ttl, |text| wire::parse_ttl(integer(text)?).ok())?,
         dscp: reader.optional(dscp, parse_dscp)?,
-        flood: reader.optional(flood, |text| wire::parse_flood(string(text)?).ok())?,
+        flood: reader.optional(flood, parse_flood)?,
     })
 }
 
@@ -158,6 +158,10 @@ fn parse_dscp(text: &str) -> Option<Dscp> {
         Some(word) => wire::parse_dscp(word).ok(),
         None => wire::dscp_of(integer(text)?).ok(),
     }
+}
+
+fn parse_flood(text: &str) -> Option<Flood> {
+    wire::parse_flood(string(text)?).ok()
 }
 
 fn link(reader: &mut Reader<'_>) -> Option<LinkSpec> {
@@ -178,7 +182,7 @@ fn network(reader: &mut Reader<'_>) -> Option<NetworkSpec> {
     let [name, vni, cidr, flood] = reader.table(super::spec::NETWORK_KEYS)?;
     let name = reader.name(name?, value::network_name_fault)?;
     let vni = Some(reader.at(vni?, value::parse_vni(integer(vni?)?).ok()?));
-    let flood = reader.optional(flood, |text| wire::parse_flood(string(text)?).ok())?;
+    let flood = reader.optional(flood, parse_flood)?;
     Some(NetworkSpec { name, vni, cidr: reader.prefixes(cidr?)?, flood })
 }
 

@@ -231,7 +231,7 @@ fn check_shares(segment: &Segment<'_>, findings: &mut Findings<'_>) {
 
 /// Each packet to all becomes a copy for each node.
 fn check_flood(segment: &Segment<'_>, findings: &mut Findings<'_>) {
-    let most = FloodKey::PEERS_MAX as usize + 1;
+    let most = FloodKey::NODES_MAX;
     // A node may give nothing for a network, where it has no part of it.
     let has_part = |given: &&Option<&[At<IpNet>]>| given.is_none_or(|given| !given.is_empty());
     let nodes = segment.given.iter().filter(has_part).count();

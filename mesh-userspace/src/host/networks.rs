@@ -27,7 +27,7 @@ impl AddedNetwork {
     /// A cidr that is too small for this cluster, or more nodes than can be sent copies.
     pub fn size_fault(&self, cluster: &Cluster) -> Option<String> {
         let nodes = cluster.nodes.len();
-        let most = FloodKey::PEERS_MAX as usize + 1;
+        let most = FloodKey::NODES_MAX;
         if self.flood == Flood::All && nodes > most {
             return Some(format!("flood=all: broadcast goes to at most {most} nodes, not {nodes}"));
         }
