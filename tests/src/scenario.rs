@@ -41,7 +41,6 @@ pub fn skip(cause: &str) {
 /// As [`bare`].
 pub fn scenario(options: Options, body: impl FnOnce(&mut Topology) -> Result<()>) {
     bare(options, |topology| {
-        topology.wait_underlay()?;
         topology.up()?;
         body(topology)
     });

@@ -8,22 +8,14 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    net::IpAddr,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{
-    ClusterFile, Container, Encap, Host, Netns, Underlay, netns::ip_batch, ping::ping, removal,
-    wait,
-};
-
-/// For a host of the underlay to be there.
-const HEARD: Duration = Duration::from_secs(20);
+use crate::{ClusterFile, Container, Encap, Host, Netns, Underlay, netns::ip_batch, removal};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -143,22 +135,6 @@ impl Topology {
             cluster: ClusterFile::on(options.underlay, options.hosts, options.encap, options.ipv6),
             lock: Some(lock),
         })
-    }
-
-    /// Waits until each host reaches each other on the underlay. Over IPv6 that takes a while where other
-    /// namespaces come and go: the kernel takes addresses into use in the background.
-    pub fn wait_underlay(&self) -> Result<()> {
-        for host in &self.hosts {
-            for other in (1..=self.hosts.len()).filter(|other| host.name != format!("h{other}")) {
-                let address: IpAddr = self.options.underlay.address(other).parse()?;
-                let what = format!("{address} to answer {} on the underlay", host.name);
-                wait::until_true(&what, HEARD, || {
-                    let report = ping(&host.netns, address, 1, 56, Duration::from_secs(1));
-                    report.is_ok_and(|report| report.received() == 1)
-                })?;
-            }
-        }
-        Ok(())
     }
 
     /// Starts the agents of all hosts that `self.cluster` names and that run mesh, waits until they

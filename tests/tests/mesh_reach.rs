@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use mesh_tests::{
-    Encap, Options, Topology, Underlay, party::pairs, ping, scenario, scenario::bare,
+    Encap, Options, Topology, Underlay, party::pairs, ping, scenario, scenario::bare, wait,
 };
 
 fn all_pairs(hosts: usize, encap: Encap, underlay: Underlay) {
@@ -68,6 +68,25 @@ fn containers_over_vxlan_over_ipv6_all_reach_each_other() {
 #[test]
 fn containers_over_geneve_over_ipv6_all_reach_each_other() {
     all_pairs(2, Encap::Geneve, Underlay::V6);
+}
+
+/// Linux asks for a neighbour of its own accord only from a link-local address. A question that it can
+/// not put fails after three seconds, and takes the packets with it that came to wait for the answer.
+#[test]
+fn a_peer_is_asked_for_before_the_first_packet_only_where_the_kernel_can_ask() {
+    bare(Options { underlay: Underlay::V6, ..Options::default() }, |mesh| {
+        mesh.up()?;
+        let host = &mesh.hosts[0];
+        let peer = || host.netns.exec("ip -6 neigh show dev eth0");
+        let before = peer()?;
+        ensure!(before.is_empty(), "no address to ask from, and yet there is {before}");
+        host.netns.ip_batch("addr add fe80::1/64 dev eth0 nodad\n")?;
+        wait::until_true("the peer to be found", Duration::from_secs(10), || {
+            peer().is_ok_and(|all| all.contains("REACHABLE"))
+        })?;
+        let (a, b) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        a.expect_reaches(&b)
+    });
 }
 
 #[test]

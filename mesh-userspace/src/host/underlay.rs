@@ -93,22 +93,29 @@ impl Host {
         let paths: ByAddress<Path> = nodes.iter().filter_map(path).collect();
         let next_hops: NextHops =
             paths.values().map(|p| ((p.ifindex, p.next_hop), p.next_hop_mac)).collect();
-        for (ifindex, ip) in next_hops.keys() {
-            // What is not known is asked for, what may be old is confirmed: the answer is an event.
-            // Who does not answer is not asked again and again: the first packet to it asks.
-            if neighbours.get(&(*ifindex, *ip)).is_none_or(|n| n.stale) {
-                self.confirm(*ifindex, *ip).await;
-            }
-        }
+        // What is not known is asked for, what may be old is confirmed: the answer is an event. Who
+        // does not answer is not asked again and again: the first packet to it asks.
+        let asked = next_hops.keys().filter(|hop| neighbours.get(hop).is_none_or(|n| n.stale));
+        self.confirm(&asked.copied().collect::<Vec<_>>()).await;
         self.next_hops.extend(next_hops);
         Ok(paths)
     }
 
-    /// Has the kernel find out, or confirm, the MAC of a next hop.
-    pub(super) async fn confirm(&self, ifindex: u32, ip: IpAddr) {
-        if let Err(e) = self.net.resolve_neighbour(ifindex, ip).await {
-            // A full neighbour table, say: no reason to give up on all the others.
-            tracing::debug!("{e}");
+    /// Has the kernel find out, or confirm, the MACs of next hops. Where it can not ask of its own
+    /// accord, the first packet does.
+    async fn confirm(&self, hops: &[(u32, IpAddr)]) {
+        let mut asking = HashSet::new();
+        if hops.iter().any(|(_, ip)| ip.is_ipv6()) {
+            asking = self.net.with_link_local().await.unwrap_or_else(|e| {
+                tracing::debug!("{e}");
+                HashSet::new()
+            });
+        }
+        for (ifindex, ip) in hops.iter().filter(|(i, ip)| ip.is_ipv4() || asking.contains(i)) {
+            if let Err(e) = self.net.resolve_neighbour(*ifindex, *ip).await {
+                // A full neighbour table, say: no reason to give up on all the others.
+                tracing::debug!("{e}");
+            }
         }
     }
 
@@ -159,7 +166,7 @@ impl Host {
             return true;
         }
         if now.is_some_and(|n| n.stale) {
-            self.confirm(ifindex, ip).await;
+            self.confirm(&[(ifindex, ip)]).await;
         }
         false
     }

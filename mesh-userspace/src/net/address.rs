@@ -1,13 +1,13 @@
 //! Addresses of interfaces.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressFlags, AddressMessage},
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
     },
 };
 
@@ -38,6 +38,29 @@ impl Net {
             .await
             .map_err(|e| e.during("list the addresses"))?;
         Ok(all.into_iter().filter_map(address).collect())
+    }
+
+    /// The interfaces that have a link-local IPv6 address which duplicate address detection has passed.
+    pub async fn with_link_local(&self) -> Result<HashSet<u32>, NetError> {
+        let mut all = AddressMessage::default();
+        all.header.family = AddressFamily::Inet6;
+        let all = self
+            .dump(RouteNetlinkMessage::GetAddress(all))
+            .await
+            .map_err(|e| e.during("list the IPv6 addresses"))?;
+        let ready = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewAddress(m) => !m
+                .header
+                .flags
+                .intersects(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed),
+            _ => false,
+        };
+        let link_local = |address: &Address| match address.ip() {
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+            IpAddr::V4(_) => false,
+        };
+        let all = all.into_iter().filter(ready).filter_map(address).filter(link_local);
+        Ok(all.map(|address| address.ifindex).collect())
     }
 
     /// Adds an address. IPv6: without duplicate address detection, so that it can be used as soon as

@@ -42,8 +42,9 @@ impl Net {
     }
 
     /// Has the kernel find out the MAC of an address, or confirm the one that it has. Returns at
-    /// once; the answer is seen by [`Net::watch`]. IPv6: the kernel asks only from a link-local
-    /// address (ndisc_send_ns), so the interface must have one.
+    /// once; the answer is seen by [`Net::watch`]. IPv6: without a packet to send, the kernel asks
+    /// only from a link-local address (ndisc_send_ns). On an interface that has none this asks
+    /// nobody, and the entry fails after three seconds, with all packets that came to wait on it.
     pub async fn resolve_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<(), NetError> {
         // NTF_USE takes the state "permanent" off an entry (__neigh_update, since Linux 5.16), so
         // what an administrator fixed must not be touched.
