@@ -5,13 +5,15 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
+    panic::resume_unwind,
     path::Path,
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::ProgramArray,
-    programs::{ProgramInfo, SchedClassifier},
+    programs::{Program, ProgramError, ProgramInfo, SchedClassifier},
 };
 use mesh_common::{
     maps::{TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND},
@@ -137,10 +139,24 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     loader.override_global("TAIL_CALLS", &tail_calls, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
     let tails = TAILS.iter().map(|(name, _)| *name).filter(|_| has_tails);
-    for name in PROGRAMS.into_iter().chain(tails) {
-        classifier(&mut object, name)?.load().map_err(|e| BpfError::Load(e.into()))?;
-    }
+    verify(&mut object, &PROGRAMS.into_iter().chain(tails).collect::<Vec<_>>())?;
     Ok(Staged { object, has_tails, maps })
+}
+
+/// Has the kernel take these programs, side by side: its verifier needs some tenths of a second for
+/// each, on one CPU.
+fn verify(object: &mut Ebpf, names: &[&'static str]) -> Result<(), BpfError> {
+    let programs = object.programs_mut().filter(|(name, _)| names.contains(name));
+    let loaded: Vec<Result<(), ProgramError>> = thread::scope(|scope| {
+        let load = |program: &'_ mut Program| <&mut SchedClassifier>::try_from(program)?.load();
+        let threads: Vec<_> = programs.map(|(_, p)| scope.spawn(move || load(p))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|e| resume_unwind(e))).collect()
+    });
+    let missing = || io::Error::new(io::ErrorKind::NotFound, "a program is not in the object");
+    if loaded.len() != names.len() {
+        return Err(BpfError::Load(missing().into()));
+    }
+    loaded.into_iter().try_for_each(|result| result.map_err(|e| BpfError::Load(e.into())))
 }
 
 /// Puts staged programs, and the maps if they are new, in place of the old: every pinned link goes
@@ -185,7 +201,7 @@ fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// What is pinned and from which object it was loaded. The kernel takes 50 ms to verify the programs;
+/// What is pinned and from which object it was loaded. The kernel takes up to a second to verify the programs;
 /// those that are known to be the same are not loaded to find that out. The numbers are the kernel's
 /// and are good until it boots, when the pins are gone as well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,7 +246,7 @@ fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClass
         .program_mut(name)
         .ok_or_else(|| BpfError::Load(missing().into()))?
         .try_into()
-        .map_err(|e: aya::programs::ProgramError| BpfError::Load(e.into()))
+        .map_err(|e: ProgramError| BpfError::Load(e.into()))
 }
 
 /// Is the pinned program the same, by the kernel's own digest of the instructions, with the pinned
