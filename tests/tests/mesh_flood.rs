@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Encap, Options, Party, Topology, Underlay,
+    Encap, Options, Party, Topology, Underlay, flow,
     foreign::{self, Net},
     packet::{PacketSocket, is_timeout},
     scenario::bare,
@@ -266,6 +266,36 @@ fn group_is_heard_by_its_members_and_carried_to_their_nodes_only() {
             })?;
         }
         Ok(())
+    });
+}
+
+/// The programs that make the copies are there only where they are wanted.
+#[test]
+fn broadcast_is_switched_on_and_off_and_nobody_loses_a_packet() {
+    bare(Options { hosts: 2, ..THREE }, |mesh| {
+        let without = mesh.cluster.clone();
+        let with = without.clone().with_setting(ALL);
+        mesh.up()?;
+        let [one, other] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let path =
+            |from: &Party, to: &Party, target| (from.netns.clone(), to.netns.clone(), target);
+        let flows = flow::start_all(&[
+            path(&one, &other, other.address(false)?),
+            path(&other, &one, one.address(true)?),
+        ])?;
+        mesh.apply(&with)?;
+        expect_broadcast(mesh)?;
+        mesh.apply(&without)?;
+        let deaf = listener(&other, None)?;
+        say(&one, Ipv4Addr::BROADCAST.into(), b"off")?;
+        ensure!(hear(&deaf, BRIEFLY)?.is_none(), "it was switched off");
+        drop(deaf);
+        // Loaded anew by an agent whose file wants none, over maps that had room for it.
+        mesh.hosts[0].kill9();
+        mesh.hosts[0].up(&without)?;
+        mesh.apply(&with)?;
+        expect_broadcast(mesh)?;
+        flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
     });
 }
 

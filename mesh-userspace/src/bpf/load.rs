@@ -95,7 +95,6 @@ pub enum Loaded {
 /// The programs, loaded but not yet in place of those that are pinned.
 pub struct Staged {
     object: Ebpf,
-    has_tails: bool,
     pub maps: Loaded,
 }
 
@@ -116,10 +115,11 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     // Of a program that is refused only the reason: with each instruction a log may be longer than the
     // kernel has room for, which then says that instead.
     loader.verifier_log_level(VerifierLogLevel::STATS);
+    let floods = room.flood > 0 || (maps == Loaded::Kept && can_flood(pins));
     for (name, needed) in room.entries() {
-        // The least sizes are those in the object.
         let entries = needed.saturating_mul(2).checked_next_power_of_two().unwrap_or(needed);
-        loader.map_max_entries(name, entries.max(least(name)));
+        let is_used = name != names::FLOOD || floods;
+        loader.map_max_entries(name, if is_used { entries.max(least(name)) } else { UNUSED });
     }
     for name in names::ALL_MAPS {
         loader.map_pin_path(name, dir.join(name));
@@ -134,13 +134,17 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     loader.override_global("ROOM_FLAGS", &room_flags, true);
     let short_move = short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
-    let has_tails = features.tail_calls.is_present();
-    let tail_calls = u32::from(has_tails);
+    let tail_calls = u32::from(features.tail_calls.is_present());
     loader.override_global("TAIL_CALLS", &tail_calls, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
+    let has_tails = floods && features.tail_calls.is_present();
     let tails = TAILS.iter().map(|(name, _)| *name).filter(|_| has_tails);
     verify(&mut object, &PROGRAMS.into_iter().chain(tails).collect::<Vec<_>>())?;
-    Ok(Staged { object, has_tails, maps })
+    if has_tails {
+        // Of kept maps this has the old programs go on in the new: either pair can.
+        set_tails(&mut object)?;
+    }
+    Ok(Staged { object, maps })
 }
 
 /// Has the kernel take these programs, side by side: its verifier needs some tenths of a second for
@@ -162,10 +166,6 @@ fn verify(object: &mut Ebpf, names: &[&'static str]) -> Result<(), BpfError> {
 /// Puts staged programs, and the maps if they are new, in place of the old: every pinned link goes
 /// over in one step, so that each packet meets either the old pair or the new.
 pub fn commit(pins: &Pins, mut staged: Staged) -> Result<(), BpfError> {
-    // Either pair can go on in these.
-    if staged.has_tails {
-        set_tails(&mut staged.object)?;
-    }
     for name in PROGRAMS {
         let program = classifier(&mut staged.object, name)?;
         let pin = pins.program(name);
@@ -279,6 +279,17 @@ fn fits(pins: &Pins, room: &Room) -> bool {
     })
 }
 
+/// Entries of a map that nobody has a use for.
+const UNUSED: u32 = 1;
+
+/// Were the pinned maps made for a network that carries broadcast? Only then are there the programs
+/// that make its copies, which are half of the verifier's work: the first such network does not fit.
+fn can_flood(pins: &Pins) -> bool {
+    let map = raw::open_pin(&pins.map(names::FLOOD)).and_then(|fd| raw::map_info(&fd));
+    map.is_ok_and(|info| info.max_entries > UNUSED)
+}
+
+/// Those that are in the object.
 fn least(name: &str) -> u32 {
     match name {
         names::PEERS | names::PEER_STATS | names::NETWORKS => 1024,
