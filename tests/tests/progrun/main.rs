@@ -26,6 +26,7 @@ mod outer;
 mod outside;
 mod packet;
 mod perf;
+mod place;
 mod slots;
 mod switch;
 mod toobig;

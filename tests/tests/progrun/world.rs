@@ -3,18 +3,18 @@
 use std::{
     cell::OnceCell,
     collections::HashMap,
-    io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
-    process::{Command, Stdio},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{Map, MapData, MapType},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use mesh_common::{
+    maps::{GroupInfo, GroupKey, LearnedInfo, LearnedKey},
     names,
     verdict::{DropReason, Hook, Verdict},
 };
@@ -33,6 +33,7 @@ use mesh_userspace::{
 use super::{
     counters::{Counter, Counters},
     packet::{Mac, eth, ethertype, may_be_answered},
+    place::Place,
 };
 
 /// An interface with something behind it.
@@ -207,8 +208,8 @@ pub const NEXT: i32 = -1;
 pub const SHOT: i32 = 2;
 pub const REDIRECT: i32 = 7;
 
-/// Runs `test` in a world of its own, on a thread whose namespaces end with it: no pin, mount or
-/// interface outlives the test, however it ends.
+/// Runs `test` in a world of its own, on a thread in namespaces that no other test is in: no pin, mount
+/// or interface outlives the process, however it ends.
 pub fn world(spec: Spec, test: impl FnOnce(&World) + Send) {
     worlds([spec], |[world]| test(world));
 }
@@ -220,10 +221,10 @@ pub fn worlds<const N: usize>(specs: [Spec; N], test: impl FnOnce([&World; N]) +
     }
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            isolate();
-            let mut number = 0..;
-            let worlds = specs.map(|spec| World::new(spec, number.next().unwrap_or(0)));
+            let mut place = Place::enter();
+            let worlds = specs.map(|spec| place.world(spec));
             test(worlds.each_ref());
+            place.leave(worlds);
         });
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
@@ -241,39 +242,9 @@ fn able() -> bool {
     root
 }
 
-/// Gives this thread a network and a mount namespace, and in that a bpf file system.
-fn isolate() {
-    // SAFETY: only this thread gets other namespaces, and it ends with the test.
-    let done = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
-    assert_eq!(done, 0, "unshare: {}", std::io::Error::last_os_error());
-    use rustix::mount::{MountFlags, MountPropagationFlags as Propagation, mount, mount_change};
-    mount_change("/", Propagation::REC | Propagation::PRIVATE).unwrap();
-    mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None).unwrap();
-    let mut batch = format!("link add u index {UNDERLAY} type veth peer u1\n");
-    batch += &format!("link add s index {STRAY} type veth peer s1\n");
-    for port in PORTS.into_iter().chain([TELLS, TOLD]) {
-        let i = port.ifindex;
-        // Up, so that copies get through.
-        batch += &format!("link add p{i} index {i} type veth peer q{i}\n");
-        batch += &format!("link set p{i} addrgenmode none up\nlink set q{i} addrgenmode none up\n");
-    }
-    let mac = UNDERLAY_MAC.map(|b| format!("{b:02x}")).join(":");
-    batch += &format!("link set dev u address {mac}\n");
-    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    ip.stdin.take().unwrap().write_all(batch.as_bytes()).unwrap();
-    assert!(ip.wait().unwrap().success());
-}
-
 impl World {
-    fn new(spec: Spec, number: u32) -> Self {
-        let file = super::cluster::config(spec);
-        let cluster = config::parse(file.as_bytes()).unwrap_or_else(|faults| panic!("{faults}"));
-        let me = cluster.node("h1").unwrap();
-        let desired = compile::compile(&cluster, me, &facts(spec));
-        for peer in spec.peers() {
-            assert_eq!(desired.peer_indices[&peer.at(spec)], peer.index);
-        }
-
+    pub fn new(spec: Spec, number: usize) -> Self {
+        let (cluster, desired) = compiled(spec);
         let pins = Pins::new(Path::new(&format!("/sys/fs/bpf/mesh{number}")));
         pins.prepare().unwrap();
         let more = Room {
@@ -284,8 +255,7 @@ impl World {
         };
         let staged = load::stage(&pins, &compile::room(&cluster).beside(&more)).unwrap();
         let tables = Tables::open(&pins.next_maps()).unwrap();
-        let changes = plan(&desired, &sync::observe(&tables).unwrap());
-        sync::apply(&tables, &changes).unwrap();
+        fill(&tables, &desired);
         load::commit(&pins, staged).unwrap();
         let programs = [
             (Hook::FromContainer, names::FROM_CONTAINER),
@@ -304,6 +274,25 @@ impl World {
         }
     }
 
+    /// Do the programs and maps of this world do for another? For one that needs more room they are
+    /// made anew, by the next test as well: it does not want to pay for what it has no use for.
+    pub fn does_for(&self, spec: Spec) -> bool {
+        self.spec.flood == spec.flood && self.spec.entries == 0 && spec.entries == 0
+    }
+
+    /// The same programs and maps as another world, without a trace of what happened in this one but
+    /// the counters, which only go on.
+    pub fn made(mut self, spec: Spec) -> Self {
+        let pinned = |name| MapData::from_pin(self.pins.map(name)).unwrap();
+        empty::<{ size_of::<LearnedKey>() }, { size_of::<LearnedInfo>() }>(pinned(names::LEARNED));
+        empty::<{ size_of::<GroupKey>() }, { size_of::<GroupInfo>() }>(pinned(names::GROUPS));
+        empty::<20, 20>(pinned(names::NEIGHBOURS));
+        (self.cluster, self.desired) = compiled(spec);
+        self.spec = spec;
+        fill(&self.tables, &self.desired);
+        self
+    }
+
     /// A program by its name: one of the real ones, or of those for tests.
     pub fn program(&self, name: &str) -> &SchedClassifier {
         match self.programs.iter().find(|(hook, _)| hook.label() == name) {
@@ -316,14 +305,14 @@ impl World {
     }
 
     /// A map that only the programs fill.
-    pub fn neighbours(&self) -> aya::maps::HashMap<aya::maps::MapData, [u8; 20], [u8; 20]> {
-        let pin = aya::maps::MapData::from_pin(self.pins.map(names::NEIGHBOURS)).unwrap();
-        aya::maps::Map::LruHashMap(pin).try_into().unwrap()
+    pub fn neighbours(&self) -> aya::maps::HashMap<MapData, [u8; 20], [u8; 20]> {
+        let pin = MapData::from_pin(self.pins.map(names::NEIGHBOURS)).unwrap();
+        Map::LruHashMap(pin).try_into().unwrap()
     }
 
     /// Bytes of kernel memory that a map takes.
     pub fn memory(&self, map: &str) -> u64 {
-        let map = aya::maps::MapData::from_pin(self.pins.map(map)).unwrap();
+        let map = MapData::from_pin(self.pins.map(map)).unwrap();
         let fd = map.fd().as_fd().as_raw_fd();
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
         let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
@@ -395,6 +384,33 @@ impl World {
         assert_eq!(code, expected, "{moved:?}");
         Ran { verdict: moved.verdict, reason: moved.reason, code, frame, traffic: moved.traffic }
     }
+}
+
+/// The config file of a world, and what the maps are to contain.
+fn compiled(spec: Spec) -> (Cluster, Desired) {
+    let file = super::cluster::config(spec);
+    let cluster = config::parse(file.as_bytes()).unwrap_or_else(|faults| panic!("{faults}"));
+    let me = cluster.node("h1").unwrap();
+    let desired = compile::compile(&cluster, me, &facts(spec));
+    for peer in spec.peers() {
+        assert_eq!(desired.peer_indices[&peer.at(spec)], peer.index);
+    }
+    (cluster, desired)
+}
+
+/// As the agent does it, whatever they contained.
+fn fill(tables: &Tables, desired: &Desired) {
+    let changes = plan(desired, &sync::observe(tables).unwrap());
+    sync::apply(tables, &changes).unwrap();
+}
+
+/// Empties a map that the programs fill.
+fn empty<const K: usize, const V: usize>(map: MapData) {
+    let is_lru = map.info().unwrap().map_type().unwrap() == MapType::LruHash;
+    let map = if is_lru { Map::LruHashMap(map) } else { Map::HashMap(map) };
+    let mut map: aya::maps::HashMap<MapData, [u8; K], [u8; V]> = map.try_into().unwrap();
+    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
+    keys.iter().for_each(|key| map.remove(key).unwrap());
 }
 
 /// The programs for tests, on the maps of the world.
