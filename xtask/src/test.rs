@@ -105,7 +105,7 @@ fn tiers(args: TestArgs, report: &mut Report) -> Result<()> {
         tiers.native(&unit, &upper, no_privilege.as_ref(), report)?;
         tiers.oldest(&upper, report)?;
     } else {
-        let upper: Vec<_> = upper.iter().collect();
+        let upper: Vec<_> = upper.iter().filter(|test| !needs_runtimes(test)).collect();
         let mut matrix = Matrix::default();
         for name in kernels::named(&args.kernel) {
             matrix.run(&name, &upper, &mut tiers, report)?;

@@ -80,12 +80,13 @@ impl<'a> Fuzz<'a> {
         let counted: Vec<_> = ran.traffic.iter().map(|(counter, _)| *counter).collect();
         assert_eq!(
             (ran.verdict, ran.reason, counted),
-            (expected.verdict, expected.reason, expected.counted)
+            (expected.verdict, expected.reason, expected.counted),
+            "{case:?}"
         );
         match expected.frame {
             Frame::Any if ran.verdict == Verdict::Answer => drop(assert_well_formed(&ran.frame)),
             Frame::Any => {}
-            Frame::Bytes(bytes) => assert_eq!(ran.frame, bytes),
+            Frame::Bytes(bytes) => assert_eq!(ran.frame, bytes, "{case:?}"),
             Frame::To(carried) => carried.assert_in(self.w.spec, &ran.frame),
         }
         if self.w.spec.foreign {
