@@ -25,7 +25,9 @@ pub(super) fn read(text: &str) -> Option<Spec> {
         return None;
     }
     let mut reader = Reader { text, lines: text.lines(), header: None };
+    // At once: to make room for some more again and again was a sixth of the time.
     let mut spec = Spec::default();
+    spec.nodes.reserve_exact(text.len() / NODE_BYTES);
     // Nothing may stand above the first header.
     match reader.next() {
         Some(Line::Header) => {}
@@ -268,6 +270,8 @@ fn string(value: &str) -> Option<&str> {
     is_closed.then_some(inner)
 }
 
+/// The shortest node takes this much of the file.
+const NODE_BYTES: usize = "[[node]]\nname=\"a\"\nunderlay=\"::1\"\n".len();
 /// The shortest prefix in a list takes this much of its line.
 const PREFIX_BYTES: usize = r#""1.0.0.0/8","#.len();
 
