@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use mesh_tests::{
     Capture, Encap, Netns, Options, Topology, Underlay, flow, party::pairs, ping, scenario::bare,
-    traffic,
+    traffic, wait,
 };
 
 #[test]
@@ -97,9 +97,8 @@ fn changes_lose_nothing(underlay: Underlay) {
         for encap in [Encap::Vxlan, Encap::Geneve, Encap::Gretap, Encap::Gre] {
             let flows = flow::start_all(&paths)?;
             let (from, to, target) = (a.netns.clone(), b.netns.clone(), b.address(false)?);
-            let stream = thread::spawn(move || {
-                traffic::tcp_throughput(&from, &to, target, Duration::from_secs(8))
-            });
+            let time = wait::patient(Duration::from_secs(8));
+            let stream = thread::spawn(move || traffic::tcp_throughput(&from, &to, target, time));
             let pings = Pings::start(&a.netns, b.address(true)?);
             change_one_by_one(mesh, encap)?;
             flows.iter().try_for_each(|flow| flow.wait_for(50))?;

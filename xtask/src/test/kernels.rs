@@ -43,7 +43,7 @@ pub const ALWAYS: (&str, &str, &[&str]) = (
 );
 
 /// Emulation takes 20 to 40 times as long.
-const LIMIT: Duration = Duration::from_secs(40 * 60);
+const LIMIT: Duration = Duration::from_secs(90 * 60);
 /// Random packets for a fuzzer, unless the caller says.
 const FUZZ_PACKETS: (&str, &str) = ("MESH_FUZZ_PACKETS", "300");
 /// By what a test's deadlines are multiplied.

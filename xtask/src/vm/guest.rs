@@ -99,7 +99,9 @@ impl<'a> Guest<'a> {
             qemu.args(["-cpu", "max,la57=off,erms=off,fsrm=off"]);
             qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
         } else {
-            qemu.args(["-cpu", "max,la57=off", "-accel", "tcg,thread=multi"]);
+            // Without cmpxchg16b, whose outcome this emulator gets wrong now and then when two CPUs
+            // meet in it: kernels died in the allocator, with a part of its operand for flags.
+            qemu.args(["-cpu", "max,la57=off,cx16=off", "-accel", "tcg,thread=multi"]);
         }
         qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
         qemu.arg("-kernel").arg(self.kernel.image());
