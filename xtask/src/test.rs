@@ -175,13 +175,12 @@ impl Tiers {
 
     /// The part that every run tests on another kernel too.
     fn oldest(&mut self, upper: &[Built], report: &mut Report) -> Result<()> {
-        let (name, test, only) = kernels::ALWAYS;
+        let (name, test) = kernels::ALWAYS;
         let tests: Vec<_> = upper.iter().filter(|built| built.name == test).collect();
         if tests.is_empty() {
             return Ok(());
         }
-        // A filter says what else is wanted.
-        let mut matrix = Matrix::of(if self.filter.is_none() { only } else { &[] });
+        let mut matrix = Matrix::default();
         matrix.run(name, &tests, self, report)?;
         matrix.finish(false, report);
         Ok(())
@@ -194,7 +193,7 @@ impl Tiers {
         no_privilege: Option<&anyhow::Error>,
         report: &mut Report,
     ) -> Result<()> {
-        let count = self.count(test, &[])?;
+        let count = self.count(test)?;
         if count == 0 {
             return Ok(());
         }
@@ -324,9 +323,9 @@ impl Tiers {
     }
 
     /// Tests of a binary that the filter leaves, and whose names have one of these in them.
-    fn count(&self, test: &Built, only: &[&str]) -> Result<usize> {
+    fn count(&self, test: &Built) -> Result<usize> {
         let mut list = Command::new(&test.path);
-        list.args(["--list", "--format=terse"]).args(self.filter(test)).args(only);
+        list.args(["--list", "--format=terse"]).args(self.filter(test));
         list.current_dir(&test.package);
         let out = list.output().with_context(|| exec::line(&list))?;
         if !out.status.success() {

@@ -21,26 +21,9 @@ use crate::{
 
 /// What `--kernel all` means.
 const ALL: &str = "all";
-/// Where the plain `cargo xtask test` goes besides this kernel: as old as mesh takes it, without
-/// tcx and without the flags of newer kernels. What the tests there ask is the programs' alone, and
-/// these are those in which the kernels differ: do the programs load, and does the kernel make and
-/// take room for each form of packet?
-pub const ALWAYS: (&str, &str, &[&str]) = (
-    "5.10",
-    "progrun",
-    &[
-        "verified::",
-        "features::",
-        "encap::packets_to_a_peer",
-        "decap::packets_of_a_peer",
-        "decap::smallest",
-        "deliver::endpoints",
-        "answer::",
-        "toobig::packet",
-        "switch::unknown_destination",
-        "bridge::what_arrives",
-    ],
-);
+/// Where the plain `cargo xtask test` goes besides this kernel, and with which tests: as old as mesh
+/// takes it, without tcx and without the flags of newer kernels.
+pub const ALWAYS: (&str, &str) = ("5.10", "progrun");
 
 /// Emulation takes 20 to 40 times as long.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
@@ -54,8 +37,6 @@ const NOT_EMULATED: [&str; 2] = ["--skip", "perf"];
 /// What became of each test binary on each kernel.
 #[derive(Default)]
 pub struct Matrix {
-    /// Parts of the names of the tests to run; empty for all.
-    only: &'static [&'static str],
     kernels: Vec<String>,
     /// The test, and a cell for each kernel.
     rows: Vec<(String, Vec<String>)>,
@@ -71,11 +52,6 @@ pub fn named(list: &[String]) -> Vec<String> {
 }
 
 impl Matrix {
-    /// Of these tests alone, unless the caller asks for others.
-    pub fn of(only: &'static [&'static str]) -> Self {
-        Self { only, ..Self::default() }
-    }
-
     /// Runs the tests on one kernel, a step for each. Without that kernel, or qemu, and a way to
     /// get them they are skipped.
     pub fn run(
@@ -87,7 +63,7 @@ impl Matrix {
     ) -> Result<()> {
         let mut chosen = Vec::new();
         for test in tests {
-            let count = tiers.count(test, self.only)?;
+            let count = tiers.count(test)?;
             if count > 0 {
                 chosen.push((test, count));
             }
@@ -126,7 +102,7 @@ impl Matrix {
         let mut cell = "FAILED";
         report.step(&name, || {
             let guest = Guest { limit: LIMIT, ..Guest::new(kernel) };
-            let outcome = match guest.run(&command(tiers, test, self.only), &mut output)? {
+            let outcome = match guest.run(&command(tiers, test), &mut output)? {
                 Ended::Exited(0) => {
                     cell = "passed";
                     Outcome::Passed(format!("{count} tests"))
@@ -186,11 +162,11 @@ impl Matrix {
     }
 }
 
-fn command(tiers: &Tiers, test: &Built, only: &[&str]) -> Command {
+fn command(tiers: &Tiers, test: &Built) -> Command {
     let mut command = Command::new(&test.path);
     let given: Vec<(OsString, OsString)> = tiers.vars(test, None);
     command.envs([FUZZ_PACKETS, PATIENCE]).envs(given).current_dir(&test.package);
-    command.arg("--show-output").args(tiers.filter(test)).args(only).args(NOT_EMULATED);
+    command.arg("--show-output").args(tiers.filter(test)).args(NOT_EMULATED);
     command
 }
 
