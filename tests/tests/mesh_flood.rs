@@ -38,7 +38,10 @@ fn listener(party: &Party, group: Option<IpAddr>) -> Result<UdpSocket> {
             Some(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
             _ => Ipv4Addr::UNSPECIFIED.into(),
         };
-        let bound = UdpSocket::bind(SocketAddr::new(any, PORT))?;
+        // What was closed is shared for an instant with a program that another test just starts.
+        let bound = wait::until("the port to be free", SOON, || {
+            UdpSocket::bind(SocketAddr::new(any, PORT)).map_err(|e| e.to_string())
+        })?;
         let ifindex = socket::ifindex("eth0")?;
         match group {
             Some(IpAddr::V4(group)) => bound.join_multicast_v4(&group, &own_v4(party)?)?,
@@ -85,7 +88,8 @@ fn hear(socket: &UdpSocket, limit: Duration) -> Result<Option<(Vec<u8>, IpAddr)>
 /// All hear it once, with the sender's own address.
 fn expect_all_hear(listeners: &[(&str, UdpSocket)], text: &[u8], from: IpAddr) -> Result<()> {
     for (name, listener) in listeners {
-        let heard = hear(listener, SOON)?.with_context(|| format!("{name} heard nothing"))?;
+        let heard = hear(listener, wait::patient(SOON))?
+            .with_context(|| format!("{name} heard nothing"))?;
         ensure!(heard == (text.to_vec(), from), "{name} heard {heard:?}, not of {from}");
     }
     for (name, listener) in listeners {
