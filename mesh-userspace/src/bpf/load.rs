@@ -152,7 +152,7 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
 fn verify(object: &mut Ebpf, names: &[&'static str]) -> Result<(), BpfError> {
     let programs = object.programs_mut().filter(|(name, _)| names.contains(name));
     let loaded: Vec<Result<(), ProgramError>> = thread::scope(|scope| {
-        let load = |program: &'_ mut Program| <&mut SchedClassifier>::try_from(program)?.load();
+        let load = |program: &mut Program| <&mut SchedClassifier>::try_from(program)?.load();
         let threads: Vec<_> = programs.map(|(_, p)| scope.spawn(move || load(p))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|e| resume_unwind(e))).collect()
     });
@@ -201,9 +201,9 @@ fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// What is pinned and from which object it was loaded. The kernel takes up to a second to verify the programs;
-/// those that are known to be the same are not loaded to find that out. The numbers are the kernel's
-/// and are good until it boots, when the pins are gone as well.
+/// What is pinned and from which object it was loaded. The kernel takes up to a second to verify the
+/// programs; those that are known to be the same are not loaded to find that out. The numbers are the
+/// kernel's and are good until it boots, when the pins are gone as well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     object: u64,
