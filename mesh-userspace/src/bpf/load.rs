@@ -270,7 +270,7 @@ fn is_in_place(pins: &Pins, name: &str, program: &SchedClassifier) -> bool {
 }
 
 /// Do the pinned maps have the right sizes, and room enough?
-fn fits(pins: &Pins, room: &Room) -> bool {
+pub fn fits(pins: &Pins, room: &Room) -> bool {
     let needed: HashMap<_, _> = room.entries().into_iter().collect();
     names::ALL_MAPS.iter().all(|name| {
         raw::open_pin(&pins.map(name))

@@ -6,7 +6,11 @@ use mesh_common::maps::FloodKey;
 use serde::{Deserialize, Serialize};
 
 use super::{Host, HostError};
-use crate::config::{self, Cluster, Flood, Network, Vni, share};
+use crate::{
+    bpf::load,
+    compile,
+    config::{self, Cluster, Flood, Network, Vni, share},
+};
 
 /// A network that is not in the config file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,14 +100,15 @@ impl Host {
         self.state.networks = added;
         self.cluster = None;
         self.save()?;
-        // More than the maps have room for: they are made anew.
-        match self.refresh().await {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                tracing::debug!("{e}");
-                self.restore().await
+        let cluster = self.last_cluster();
+        if cluster.is_some_and(|c| load::fits(&self.pins, &compile::room(&c))) {
+            match self.refresh().await {
+                Ok(()) => return Ok(()),
+                Err(e) => tracing::debug!("{e}"),
             }
         }
+        // With room for more the maps are made anew.
+        self.restore().await
     }
 
     /// The cluster as the file that was good last has it.
