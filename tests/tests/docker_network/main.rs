@@ -133,6 +133,36 @@ fn names_come_and_go_with_their_containers() {
     });
 }
 
+/// What changed on both sides while the hosts did not hear each other is known to both when they do.
+#[test]
+fn hosts_that_were_cut_off_agree_again_on_names_and_networks() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, "run -d --network my-net --name one bb sleep 1000")?;
+        docker.run(1, "run -d --network my-net --name two bb sleep 1000")?;
+        let (one, two) = (address(docker, 0, "one")?, address(docker, 1, "two")?);
+        let knows = |docker: &Docker, at, who: &str, name: &str, ip: Ipv4Addr| {
+            let line = format!("exec {who} nslookup {name}");
+            docker.wait_for(at, &line, |text| text.contains(&format!("Address: {ip}"))).map(drop)
+        };
+        knows(docker, 1, "two", "one", one)?;
+        knows(docker, 0, "one", "two", two)?;
+        docker.topology.switch.exec("ip link set h1 down")?;
+        docker.run(0, "rm -f one")?;
+        docker.run(0, "run -d --network my-net --name three bb sleep 1000")?;
+        docker.run(0, "network create -d mesh --subnet 10.0.8.0/24 late")?;
+        docker.run(1, "run -d --network my-net --name four bb sleep 1000")?;
+        docker.topology.switch.exec("ip link set h1 up")?;
+        let (three, four) = (address(docker, 0, "three")?, address(docker, 1, "four")?);
+        knows(docker, 1, "two", "three", three)?;
+        knows(docker, 0, "three", "four", four)?;
+        docker.wait_network("late")?;
+        docker.refused(1, "exec two nslookup one")?;
+        Ok(())
+    });
+}
+
 #[test]
 fn a_name_that_nobody_has_is_denied_and_the_world_is_not_waited_for() {
     scenario(2, |docker| {
