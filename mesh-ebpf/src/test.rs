@@ -2,7 +2,8 @@
 //!
 //! `perf_*` are for the table of ns per packet. BPF_PROG_TEST_RUN repeats a program on one packet
 //! and never restores it, so each of these puts back what it did; the others measure what that
-//! costs; how many bytes, the test says by the packet's mark. `cut_*` and `tagged_*` run the real thing on packets that BPF_PROG_TEST_RUN does not make.
+//! costs; how many bytes, the test says by the packet's mark. `cut_*` and `tagged_*` run the real thing
+//! on packets that BPF_PROG_TEST_RUN does not make.
 #![no_std]
 #![no_main]
 #![allow(dead_code, reason = "the modules are those of main.rs, whose programs need more of them")]

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
-    Netns,
+    Netns, Party,
     packet::is_timeout,
     socket,
     socket::Fragment,
@@ -157,10 +157,19 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) -> Vec<u6
     numbers
 }
 
-/// Flows between all the given ones, started together.
-pub fn start_all(paths: &[(Netns, Netns, IpAddr)]) -> Result<Vec<Flow>> {
-    let start = |(from, to, target): &(Netns, Netns, IpAddr)| {
-        Flow::start(from, to, *target).with_context(|| format!("flow from {}", from.name()))
-    };
-    paths.iter().map(start).collect()
+/// Flows from the first of each pair to all addresses of the second, started together.
+pub fn start_all(pairs: &[(&Party, &Party)]) -> Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    for (from, to) in pairs {
+        for target in &to.addresses {
+            let flow = Flow::start(&from.netns, &to.netns, *target);
+            flows.push(flow.with_context(|| format!("flow from {}", from.netns.name()))?);
+        }
+    }
+    Ok(flows)
+}
+
+/// Stops all of them.
+pub fn expect_no_loss(flows: Vec<Flow>) -> Result<()> {
+    flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
 }

@@ -281,12 +281,7 @@ fn broadcast_is_switched_on_and_off_and_nobody_loses_a_packet() {
         let with = without.clone().with_setting(ALL);
         mesh.up()?;
         let [one, other] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
-        let path =
-            |from: &Party, to: &Party, target| (from.netns.clone(), to.netns.clone(), target);
-        let flows = flow::start_all(&[
-            path(&one, &other, other.address(false)?),
-            path(&other, &one, one.address(true)?),
-        ])?;
+        let flows = flow::start_all(&[(&one, &other), (&other, &one)])?;
         mesh.apply(&with)?;
         expect_broadcast(mesh)?;
         mesh.apply(&without)?;
@@ -299,7 +294,7 @@ fn broadcast_is_switched_on_and_off_and_nobody_loses_a_packet() {
         mesh.hosts[0].up(&without)?;
         mesh.apply(&with)?;
         expect_broadcast(mesh)?;
-        flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
+        flow::expect_no_loss(flows)
     });
 }
 

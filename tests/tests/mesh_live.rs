@@ -12,19 +12,14 @@ const THREE: Options = Options { hosts: 3, ..Options::DEFAULT };
 /// Both families, both ways.
 fn flows_between(mesh: &Topology, a: &str, b: &str) -> Result<Vec<Flow>> {
     let (a, b) = (mesh.party(a)?, mesh.party(b)?);
-    let mut paths = Vec::new();
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        let one = |target: &_| (from.netns.clone(), to.netns.clone(), *target);
-        paths.extend(to.addresses.iter().map(one));
-    }
-    flow::start_all(&paths)
+    flow::start_all(&[(&a, &b), (&b, &a)])
 }
 
 fn expect_no_loss(flows: Vec<Flow>) -> Result<()> {
     for flow in &flows {
         flow.wait_for(50)?;
     }
-    flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
+    flow::expect_no_loss(flows)
 }
 
 #[test]

@@ -9,21 +9,12 @@ const TWO: Options = Options { containers: 2, ..Options::DEFAULT };
 
 /// Between hosts, both ways and families, and between the containers of one host.
 fn flows(mesh: &Topology) -> Result<Vec<Flow>> {
-    let mut paths = Vec::new();
-    for (from, to) in [("h1c1", "h2c1"), ("h2c1", "h1c1"), ("h1c1", "h1c2")] {
-        let (from, to) = (mesh.party(from)?, mesh.party(to)?);
-        let one = |target: &_| (from.netns.clone(), to.netns.clone(), *target);
-        paths.extend(to.addresses.iter().map(one));
-    }
-    flow::start_all(&paths)
+    let (one, neighbour, far) = (mesh.party("h1c1")?, mesh.party("h1c2")?, mesh.party("h2c1")?);
+    flow::start_all(&[(&one, &far), (&far, &one), (&one, &neighbour)])
 }
 
 fn wait_for(flows: &[Flow], count: u64) -> Result<()> {
     flows.iter().try_for_each(|flow| flow.wait_for(count))
-}
-
-fn expect_no_loss(flows: Vec<Flow>) -> Result<()> {
-    flows.into_iter().try_for_each(|flow| flow.stop()?.expect_no_loss())
 }
 
 #[test]
@@ -36,7 +27,7 @@ fn agents_killed_and_restarted_under_traffic_lose_nothing() {
             mesh.hosts.iter_mut().try_for_each(|host| host.up(&cluster))?;
             wait_for(&flows, 50)?;
         }
-        expect_no_loss(flows)
+        flow::expect_no_loss(flows)
     });
 }
 
@@ -46,7 +37,7 @@ fn agent_asked_to_end_exits_with_success_and_traffic_flows_on() {
         let flows = flows(mesh)?;
         mesh.hosts.iter_mut().try_for_each(Host::stop)?;
         wait_for(&flows, 50)?;
-        expect_no_loss(flows)
+        flow::expect_no_loss(flows)
     });
 }
 

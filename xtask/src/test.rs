@@ -322,7 +322,7 @@ impl Tiers {
         self.filter.as_ref().filter(|filter| !test.name.contains(filter.as_str()))
     }
 
-    /// Tests of a binary that the filter leaves, and whose names have one of these in them.
+    /// Tests of a binary that the filter leaves.
     fn count(&self, test: &Built) -> Result<usize> {
         let mut list = Command::new(&test.path);
         list.args(["--list", "--format=terse"]).args(self.filter(test));

@@ -134,10 +134,11 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     loader.override_global("ROOM_FLAGS", &room_flags, true);
     let short_move = short_move();
     loader.override_global("SHORT_MOVE", &short_move, true);
-    let tail_calls = u32::from(features.tail_calls.is_present());
+    let has_tail_calls = features.tail_calls.is_present();
+    let tail_calls = u32::from(has_tail_calls);
     loader.override_global("TAIL_CALLS", &tail_calls, true);
     let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(e.into()))?;
-    let has_tails = floods && features.tail_calls.is_present();
+    let has_tails = floods && has_tail_calls;
     let tails = TAILS.iter().map(|(name, _)| *name).filter(|_| has_tails);
     verify(&mut object, &PROGRAMS.into_iter().chain(tails).collect::<Vec<_>>())?;
     if has_tails {
@@ -217,7 +218,7 @@ impl Identity {
         let mut hasher = DefaultHasher::new();
         OBJECT.hash(&mut hasher);
         let program = |name: &&str| Some(ProgramInfo::from_pin(pins.program(name)).ok()?.id());
-        let map = |name: &&str| Some(raw::map_info(&raw::open_pin(&pins.map(name)).ok()?).ok()?.id);
+        let map = |name: &&str| Some(pinned_map(pins, name).ok()?.id);
         Some(Self {
             object: hasher.finish(),
             programs: PROGRAMS.iter().map(program).collect::<Option<_>>()?,
@@ -257,7 +258,7 @@ fn is_in_place(pins: &Pins, name: &str, program: &SchedClassifier) -> bool {
     };
     let maps: HashSet<u32> = names::ALL_MAPS
         .iter()
-        .filter_map(|name| raw::open_pin(&pins.map(name)).and_then(|fd| raw::map_info(&fd)).ok())
+        .filter_map(|name| pinned_map(pins, name).ok())
         .map(|info| info.id)
         .collect();
     let pinned_maps = |program: &ProgramInfo| -> HashSet<u32> {
@@ -273,8 +274,7 @@ fn is_in_place(pins: &Pins, name: &str, program: &SchedClassifier) -> bool {
 pub fn fits(pins: &Pins, room: &Room) -> bool {
     let needed: HashMap<_, _> = room.entries().into_iter().collect();
     names::ALL_MAPS.iter().all(|name| {
-        raw::open_pin(&pins.map(name))
-            .and_then(|fd| raw::map_info(&fd))
+        pinned_map(pins, name)
             .is_ok_and(|info| info.max_entries >= needed.get(name).copied().unwrap_or(0))
     })
 }
@@ -285,8 +285,11 @@ const UNUSED: u32 = 1;
 /// Were the pinned maps made for a network that carries broadcast? Only then are there the programs
 /// that make its copies, which are half of the verifier's work: the first such network does not fit.
 fn can_flood(pins: &Pins) -> bool {
-    let map = raw::open_pin(&pins.map(names::FLOOD)).and_then(|fd| raw::map_info(&fd));
-    map.is_ok_and(|info| info.max_entries > UNUSED)
+    pinned_map(pins, names::FLOOD).is_ok_and(|info| info.max_entries > UNUSED)
+}
+
+fn pinned_map(pins: &Pins, name: &str) -> io::Result<raw::MapInfo> {
+    raw::map_info(&raw::open_pin(&pins.map(name))?)
 }
 
 /// Those that are in the object.

@@ -25,8 +25,8 @@ pub(super) fn read(text: &str) -> Option<Spec> {
         return None;
     }
     let mut reader = Reader { text, lines: text.lines(), header: None };
-    // At once: to make room for some more again and again was a sixth of the time.
     let mut spec = Spec::default();
+    // At once: to make room for some more again and again was a sixth of the time.
     spec.nodes.reserve_exact(text.len() / NODE_BYTES);
     // Nothing may stand above the first header.
     match reader.next() {

@@ -150,9 +150,8 @@ impl Neighbours {
         if self.set.get().is_some_and(|set| set.elapsed() < Self::FRESH) {
             return;
         }
+        w.forget_neighbours();
         let mut map = w.neighbours();
-        let stale: Vec<_> = map.keys().map(Result::unwrap).collect();
-        stale.iter().for_each(|key| map.remove(key).unwrap());
         for (key, value) in known() {
             map.insert(key, neighbour_value(value, seconds(), 0), 0).unwrap();
         }

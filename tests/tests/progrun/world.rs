@@ -10,11 +10,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapType},
+    maps::{Map, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use mesh_common::{
-    maps::{GroupInfo, GroupKey, LearnedInfo, LearnedKey},
     names,
     verdict::{DropReason, Hook, Verdict},
 };
@@ -27,7 +26,7 @@ use mesh_userspace::{
     },
     compile::{self, Attachment, AttachmentKind, ByAddress, Desired, Facts},
     config::{self, Cluster, Dscp, Encap, Vni},
-    plan::plan,
+    plan::{Changes, plan},
 };
 
 use super::{
@@ -283,10 +282,11 @@ impl World {
     /// The same programs and maps as another world, without a trace of what happened in this one but
     /// the counters, which only go on.
     pub fn made(mut self, spec: Spec) -> Self {
-        let pinned = |name| MapData::from_pin(self.pins.map(name)).unwrap();
-        empty::<{ size_of::<LearnedKey>() }, { size_of::<LearnedInfo>() }>(pinned(names::LEARNED));
-        empty::<{ size_of::<GroupKey>() }, { size_of::<GroupInfo>() }>(pinned(names::GROUPS));
-        empty::<20, 20>(pinned(names::NEIGHBOURS));
+        let learned: Vec<_> = sync::learned(&self.tables).unwrap().into_keys().collect();
+        sync::forget_learned(&self.tables, &learned).unwrap();
+        let groups = sync::groups(&self.tables).unwrap().into_keys().collect();
+        sync::change_groups(&self.tables, &Changes { set: Vec::new(), remove: groups }).unwrap();
+        self.forget_neighbours();
         (self.cluster, self.desired) = compiled(spec);
         self.spec = spec;
         fill(&self.tables, &self.desired);
@@ -308,6 +308,13 @@ impl World {
     pub fn neighbours(&self) -> aya::maps::HashMap<MapData, [u8; 20], [u8; 20]> {
         let pin = MapData::from_pin(self.pins.map(names::NEIGHBOURS)).unwrap();
         Map::LruHashMap(pin).try_into().unwrap()
+    }
+
+    /// Empties it.
+    pub fn forget_neighbours(&self) {
+        let mut map = self.neighbours();
+        let known: Vec<_> = map.keys().map(Result::unwrap).collect();
+        known.iter().for_each(|key| map.remove(key).unwrap());
     }
 
     /// Bytes of kernel memory that a map takes.
@@ -402,15 +409,6 @@ fn compiled(spec: Spec) -> (Cluster, Desired) {
 fn fill(tables: &Tables, desired: &Desired) {
     let changes = plan(desired, &sync::observe(tables).unwrap());
     sync::apply(tables, &changes).unwrap();
-}
-
-/// Empties a map that the programs fill.
-fn empty<const K: usize, const V: usize>(map: MapData) {
-    let is_lru = map.info().unwrap().map_type().unwrap() == MapType::LruHash;
-    let map = if is_lru { Map::LruHashMap(map) } else { Map::HashMap(map) };
-    let mut map: aya::maps::HashMap<MapData, [u8; K], [u8; V]> = map.try_into().unwrap();
-    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
-    keys.iter().for_each(|key| map.remove(key).unwrap());
 }
 
 /// The programs for tests, on the maps of the world.
