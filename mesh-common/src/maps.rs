@@ -173,6 +173,8 @@ impl PortInfo {
     pub const NETKIT: u32 = 8;
     /// Its network carries broadcast and multicast.
     pub const FLOOD: u32 = 16;
+    /// `mesh0`: the program is at its egress, and what it sends is the host's own.
+    pub const HOST: u32 = 32;
 }
 
 /// `LEARNED`: whose traffic told its address. One of each family for each port.

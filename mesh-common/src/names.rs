@@ -1,16 +1,25 @@
 //! Names of programs and maps, as in the object file and under the pin folder.
 //! The kernel keeps at most 15 characters.
 
-/// tcx ingress on the host side of a container's veth.
-pub const FROM_CONTAINER: &str = "from_container";
+use crate::verdict::Hook;
+
+/// tcx ingress on the host side of a container's veth, and egress on `mesh0`, the host's own
+/// interface to the overlay.
+pub const FROM_ENDPOINT: &str = "from_endpoint";
 /// tcx ingress on the underlay's network card.
 pub const FROM_UNDERLAY: &str = "from_underlay";
-/// tcx egress on `mesh0`, the host's own interface to the overlay.
-pub const FROM_HOST: &str = "from_host";
-/// Where `from_container` and `from_host` go on with what is for many.
+/// Where `from_endpoint` goes on with what is for many.
 pub const FLOOD_SEND: &str = "flood_send";
 /// Where `from_underlay` goes on with what is for many.
 pub const FLOOD_RECEIVE: &str = "flood_receive";
+
+/// The program at a hook.
+pub const fn program(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromContainer | Hook::FromHost => FROM_ENDPOINT,
+        Hook::FromUnderlay => FROM_UNDERLAY,
+    }
+}
 
 pub const PORTS: &str = "PORTS";
 pub const PORT_SLOTS: &str = "PORT_SLOTS";

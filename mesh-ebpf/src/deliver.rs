@@ -2,7 +2,7 @@
 
 use mesh_common::{
     maps::{EndpointInfo, PortInfo},
-    verdict::{DropReason, Hook, Verdict},
+    verdict::{DropReason, Verdict},
     wire::ETH_LEN,
 };
 
@@ -16,13 +16,12 @@ use crate::{
 #[inline(always)]
 pub fn local(
     packet: &Packet,
-    hook: Hook,
     port: &PortInfo,
     to: &EndpointInfo,
     bytes: u32,
 ) -> Result<Done, DropReason> {
     packet.front::<ETH_LEN>()?.put_macs::<0>(&to.macs);
-    Ok(hand_over(to, bytes, hook != Hook::FromHost && port.flags & PortInfo::NETKIT == 0))
+    Ok(hand_over(to, bytes, port.flags & (PortInfo::HOST | PortInfo::NETKIT) == 0))
 }
 
 /// The frame has its Ethernet header for `to`: hand it over. `at_ingress`: the hook is one from

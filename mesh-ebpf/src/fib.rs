@@ -6,7 +6,7 @@ use crate::{inner::Family, maps};
 
 /// Subnets of a network do not overlap, so the first hit is the only one.
 #[inline(always)]
-pub fn lookup<F: Family>(lens: &PrefixLens, vni: u32, dst: &Addr) -> Option<&'static FibInfo> {
+pub fn lookup<F: Family>(lens: &PrefixLens, vni: u32, dst: &Addr) -> Option<FibInfo> {
     let lens = F::lens(lens);
     let mut i = 0;
     while i < lens.len() {

@@ -104,10 +104,9 @@ pub fn is_own_link_local<F: Family>(port: &PortInfo, src: &Addr) -> bool {
 
 /// Goes on with what an endpoint sends to many, in [`send`].
 #[inline(always)]
-pub fn go_on_sending(packet: &Packet, hook: Hook) -> i32 {
-    packet.leave([hook as u32, 0, 0, 0, 0]);
+pub fn go_on_sending(packet: &Packet) -> i32 {
     packet.go_on(TAIL_FLOOD_SEND);
-    end(hook, NOT_CARRIED)
+    end(hook(packet), NOT_CARRIED)
 }
 
 /// Goes on with what a peer sent to many, in [`receive`].
@@ -117,17 +116,20 @@ pub fn go_on_receiving(packet: &Packet) -> i32 {
     end(Hook::FromUnderlay, NOT_CARRIED)
 }
 
+/// From where an endpoint's packet is. It was looked up once, so it is there.
+#[inline(always)]
+fn hook(packet: &Packet) -> Hook {
+    maps::port_by_hash(packet.ifindex()).map_or(Hook::FromContainer, maps::hook)
+}
+
 /// The program to go on in is not there.
 const NOT_CARRIED: Result<Done, DropReason> = Err(DropReason::Multicast);
 
 /// What an endpoint sends to many: the packet itself, or a copy of it for one peer.
 #[inline(always)]
 pub fn send(packet: &Packet) -> i32 {
-    let [hook, ..] = packet.words();
-    let is_host = hook == Hook::FromHost as u32;
-    let hook = if is_host { Hook::FromHost } else { Hook::FromContainer };
     let is_copy = packet.mark() & FLOOD_MARK_MASK == FLOOD_MARK;
-    end(hook, if is_copy { send_copy(packet) } else { send_all(packet, hook) })
+    end(hook(packet), if is_copy { send_copy(packet) } else { send_all(packet) })
 }
 
 /// What a peer sent to many.
@@ -161,7 +163,7 @@ fn face<F: Family>(packet: &Packet) -> Result<([u16; 3], u8), DropReason> {
 
 /// Copies for all who get what an endpoint sends.
 #[inline(never)]
-fn send_all(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
+fn send_all(packet: &Packet) -> Result<Done, DropReason> {
     let port = maps::port_by_hash(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let (to, fits) = if proto == V4::PROTO {
@@ -183,7 +185,7 @@ fn send_all(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
         packet.front::<ETH_LEN>()?.put_macs::<0>(&macs);
         here = deliver(packet, &to.wanted(port.vni), port.ifindex, bytes);
     }
-    let away = spread(packet, &to.wanted(port.vni), hook);
+    let away = spread(packet, &to.wanted(port.vni), maps::hook(port));
     packet.set_mark(mark);
     match here + away {
         0 if to.report.is_some() => Ok(NOTED),

@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::bpf_csum_diff};
 use mesh_common::{
     maps::PortInfo,
-    verdict::{DropReason, Hook},
+    verdict::DropReason,
     wire::{
         ETH_LEN, Eth, ICMP_FRAG_NEEDED, ICMP_UNREACH, ICMPV6_TOO_BIG, IPPROTO_ICMP, IPPROTO_ICMPV6,
         IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, OUTER_TTL, fold, sum_words,
@@ -40,7 +40,6 @@ struct Icmp {
 #[inline(always)]
 pub fn fits<F: Family>(
     packet: &Packet,
-    hook: Hook,
     port: &PortInfo,
     header: &F::Header,
     mtu: u32,
@@ -51,7 +50,7 @@ pub fn fits<F: Family>(
     if !may_be_answered::<F>(packet, header) {
         return Err(DropReason::TooBig.into());
     }
-    let code = if F::IS_V4 { v4(packet, hook, port, mtu) } else { v6(packet, hook, port, mtu) };
+    let code = if F::IS_V4 { v4(packet, port, mtu) } else { v6(packet, port, mtu) };
     Err(Refusal { reason: DropReason::TooBig, code })
 }
 
@@ -95,13 +94,13 @@ fn headers_len<F: Family>(packet: &Packet, header: &F::Header) -> u32 {
 
 /// Turns the packet into "fragmentation needed", from the gateway.
 #[inline(never)]
-fn v4(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
+fn v4(packet: &Packet, port: &PortInfo, mtu: u32) -> i32 {
     // Not the result itself: the verifier would not know that it is never the one for "it fits".
-    needed(packet, hook, port, mtu).unwrap_or(TC_ACT_SHOT)
+    needed(packet, port, mtu).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]
-fn needed(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
+fn needed(packet: &Packet, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV4_LEN + size_of::<Icmp>();
     let (to, sender): (Eth, Ipv4) = (packet.load(0)?, packet.load(ETH_LEN)?);
     packet.trim((ETH_LEN + QUOTE) as u32)?;
@@ -123,18 +122,18 @@ fn needed(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32,
     packet.store(ETH_LEN + IPV4_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
     packet.store(0, &front(port, &to, crate::inner::V4::PROTO))?;
-    Ok(back(packet, hook))
+    Ok(back(packet, port))
 }
 
 /// Turns the packet into "packet too big", from the gateway.
 #[inline(never)]
-fn v6(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> i32 {
+fn v6(packet: &Packet, port: &PortInfo, mtu: u32) -> i32 {
     // Not the result itself: the verifier would not know that it is never the one for "it fits".
-    too_big(packet, hook, port, mtu).unwrap_or(TC_ACT_SHOT)
+    too_big(packet, port, mtu).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]
-fn too_big(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
+fn too_big(packet: &Packet, port: &PortInfo, mtu: u32) -> Result<i32, DropReason> {
     const ROOM: usize = IPV6_LEN + size_of::<Icmp>();
     let (to, sender): (Eth, Ipv6) = (packet.load(0)?, packet.load(ETH_LEN)?);
     packet.trim((ETH_LEN + QUOTE) as u32)?;
@@ -154,7 +153,7 @@ fn too_big(packet: &Packet, hook: Hook, port: &PortInfo, mtu: u32) -> Result<i32
     packet.store(ETH_LEN + IPV6_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
     packet.store(0, &front(port, &to, crate::inner::V6::PROTO))?;
-    Ok(back(packet, hook))
+    Ok(back(packet, port))
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! over [`Family`], and compiled for each.
 
 use mesh_common::{
-    maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens},
+    maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens, mask_word},
     wire::{
         ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, resum,
     },
@@ -249,9 +249,22 @@ impl Family for V6 {
 
     #[inline(always)]
     fn fib_key(vni: u32, len: u8, dst: &Addr) -> FibKey {
-        FibKey::new(vni, len, *dst)
+        let ([a, b, c, d], [p, q, r, s]) = (dst.0, MASKS[usize::from(len.wrapping_sub(1)) & 127]);
+        FibKey { len_vni: u32::from(len) << 24 | vni, addr: Addr([a & p, b & q, c & r, d & s]) }
     }
 }
+
+/// The mask of each length from 1, in network byte order. To compute one takes a branch for each word,
+/// and the verifier follows both ways of each.
+static MASKS: [[u32; 4]; 128] = {
+    let (mut masks, mut len) = ([[0; 4]; 128], 1);
+    while len <= 128 {
+        masks[len as usize - 1] =
+            [mask_word(len, 0), mask_word(len, 1), mask_word(len, 2), mask_word(len, 3)];
+        len += 1;
+    }
+    masks
+};
 
 /// The ECN field of a TOS byte.
 #[inline(always)]

@@ -1,12 +1,12 @@
-//! The data plane: three programs, named by where the packet comes from, and two in which they go on
+//! The data plane: two programs, named by where the packet comes from, and two in which they go on
 //! where it is for many.
 //!
 //! ```text
-//! from_container  tcx ingress, host side of a container's veth  \  overlay.rs -> encap.rs
-//! from_host       tcx egress,  mesh0                            /             -> deliver.rs
-//! from_underlay   tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
-//! flood_send      broadcast and multicast, from the first two   \  flood.rs -> group.rs
-//! flood_receive   broadcast and multicast, from the third       /
+//! from_endpoint  tcx ingress, host side of a container's veth  \  overlay.rs -> encap.rs
+//!                tcx egress,  mesh0, the host's own            /             -> deliver.rs
+//! from_underlay  tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
+//! flood_send     broadcast and multicast, from the first       \  flood.rs -> group.rs
+//! flood_receive  broadcast and multicast, from the second      /
 //! ```
 //!
 //! Where the veth is a port of somebody else's bridge, `bridge.rs` says what stays the bridge's.
@@ -16,7 +16,6 @@
 #![feature(asm_experimental_arch)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use mesh_common::verdict::Hook;
 use packet::Packet;
 
 mod bridge;
@@ -42,14 +41,8 @@ const TELL_INNER: bool = true;
 
 #[classifier]
 #[inline(always)]
-pub fn from_container(ctx: TcContext) -> i32 {
-    overlay::send(&Packet::new(&ctx), Hook::FromContainer)
-}
-
-#[classifier]
-#[inline(always)]
-pub fn from_host(ctx: TcContext) -> i32 {
-    overlay::send(&Packet::new(&ctx), Hook::FromHost)
+pub fn from_endpoint(ctx: TcContext) -> i32 {
+    overlay::send(&Packet::new(&ctx))
 }
 
 #[classifier]

@@ -15,7 +15,7 @@ use mesh_common::{
         TAILS as TAIL_COUNT, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
-    verdict::{DROP_COLUMNS, DropReason, HOOKS, VERDICT_COLUMNS},
+    verdict::{DROP_COLUMNS, DropReason, HOOKS, Hook, VERDICT_COLUMNS},
 };
 
 #[map]
@@ -83,6 +83,12 @@ pub fn port_by_hash(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
     unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
 }
 
+/// Where what this port sends is looked at.
+#[inline(always)]
+pub fn hook(port: &PortInfo) -> Hook {
+    if port.flags & PortInfo::HOST != 0 { Hook::FromHost } else { Hook::FromContainer }
+}
+
 #[inline(always)]
 pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReason> {
     find(&ENDPOINT_SLOTS, &ENDPOINTS, &EndpointKey { vni, addr }).ok_or(DropReason::NoEndpoint)
@@ -96,14 +102,26 @@ pub fn is_learned(key: &LearnedKey, endpoint: &EndpointKey) -> bool {
 }
 
 #[inline(always)]
-pub fn fib(key: &FibKey) -> Option<&'static FibInfo> {
-    find(&FIB_SLOTS, &FIB, key)
+pub fn fib(key: &FibKey) -> Option<FibInfo> {
+    find(&FIB_SLOTS, &FIB, key).map(read)
 }
 
 /// The longest matching prefix, for networks with many prefix lengths.
 #[inline(always)]
-pub fn fib_lpm(vni: u32, addr: Addr) -> Option<&'static FibInfo> {
-    FIB_LPM.get(Key::new(160, LpmKey { vni_be: vni.to_be(), addr }))
+pub fn fib_lpm(vni: u32, addr: Addr) -> Option<FibInfo> {
+    FIB_LPM.get(Key::new(160, LpmKey { vni_be: vni.to_be(), addr })).map(read)
+}
+
+/// Here and not later, from wherever it is: the verifier follows a way for each map that a pointer may
+/// be into, for as long as the pointer is of use.
+#[inline(always)]
+fn read(info: &FibInfo) -> FibInfo {
+    let word = |at: &u32| {
+        // SAFETY: a reference. Volatile, so that it is not put off.
+        unsafe { core::ptr::from_ref(at).read_volatile() }
+    };
+    let (kind, peer, vni) = (word(&info.kind), word(&info.peer), word(&info.vni));
+    FibInfo { kind, peer, vni, backup: info.backup }
 }
 
 #[inline(always)]

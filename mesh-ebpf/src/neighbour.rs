@@ -14,7 +14,7 @@ use mesh_common::{
 use crate::{
     bridge::{self, Source},
     encap::REST,
-    end::Done,
+    end::{Done, end},
     fib,
     icmp::pseudo_sum,
     inner::{Family, V4, V6},
@@ -26,20 +26,27 @@ use crate::{
 pub const ND_HOPS: u8 = 255;
 const ND_AT: usize = ETH_LEN + IPV6_LEN;
 
-/// A message of either protocol, from an endpoint.
+/// A message of either protocol, from an endpoint. Gives the kernel's code.
 #[inline(always)]
-pub fn answer(packet: &Packet, hook: Hook) -> Result<Done, DropReason> {
-    let port = maps::port(packet.ifindex())?;
+pub fn answer(packet: &Packet) -> i32 {
+    match maps::port(packet.ifindex()) {
+        Ok(port) => end(maps::hook(port), reply(packet, port)),
+        Err(reason) => end(Hook::FromContainer, Err(reason)),
+    }
+}
+
+#[inline(always)]
+fn reply(packet: &Packet, port: &PortInfo) -> Result<Done, DropReason> {
     let eth: Eth = packet.load(0)?;
     match u16::from_be(eth.proto) {
-        ETH_P_ARP => arp(packet, hook, port),
-        _ => nd(packet, hook, port),
+        ETH_P_ARP => arp(packet, port),
+        _ => nd(packet, port),
     }
 }
 
 /// Answers an ARP request for an address of the overlay.
 #[inline(never)]
-fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+fn arp(packet: &Packet, port: &PortInfo) -> Result<Done, DropReason> {
     let ask: Arp = packet.load(ETH_LEN)?;
     let kind = (u16::from_be(ask.htype), u16::from_be(ask.ptype), ask.hlen, ask.plen);
     let is_request = u16::from_be(ask.op) == ARP_REQUEST;
@@ -68,7 +75,7 @@ fn arp(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason>
     };
     packet.store(ETH_LEN, &reply)?;
     packet.store(0, &front(port, ask.sender_mac, ETH_P_ARP))?;
-    Ok((Verdict::Answer, back(packet, hook)))
+    Ok((Verdict::Answer, back(packet, port)))
 }
 
 /// An IPv6 packet at `at` that is ICMPv6: a neighbour message, or the rest of that protocol?
@@ -83,7 +90,7 @@ pub fn is_nd(packet: &Packet, at: usize) -> bool {
 
 /// Answers a neighbour solicitation for an address of the overlay.
 #[inline(never)]
-fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> {
+fn nd(packet: &Packet, port: &PortInfo) -> Result<Done, DropReason> {
     let ip: Ipv6 = packet.load(ETH_LEN)?;
     let kind: u8 = packet.load(ND_AT)?;
     let from = Addr(ip.src);
@@ -107,7 +114,7 @@ fn nd(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, DropReason> 
     packet.trim((ND_AT + size_of::<NeighbourMessage>()) as u32)?;
     advertise(packet, ETH_LEN, port.gateway_mac, ip.src, target)?;
     packet.store(0, &front(port, eth.src, ETH_P_IPV6))?;
-    Ok((Verdict::Answer, back(packet, hook)))
+    Ok((Verdict::Answer, back(packet, port)))
 }
 
 /// Bytes of a neighbour message with its IPv6 header.
@@ -226,8 +233,8 @@ fn front(port: &PortInfo, dst: [u16; 3], proto: u16) -> Eth {
 
 /// Sends the packet back to where it came from.
 #[inline(always)]
-pub fn back(packet: &Packet, hook: Hook) -> i32 {
-    match hook {
+pub fn back(packet: &Packet, port: &PortInfo) -> i32 {
+    match maps::hook(port) {
         Hook::FromHost => packet::redirect_ingress(packet.ifindex()),
         _ => packet::redirect(packet.ifindex()),
     }

@@ -1,4 +1,4 @@
-//! What an endpoint sends: a container (`from_container`) or the host itself (`from_host`).
+//! What an endpoint sends: a container, or the host itself on `mesh0`.
 
 use mesh_common::{
     maps::{Addr, FibInfo, PeerInfo, PortInfo},
@@ -20,11 +20,11 @@ use crate::{
 
 /// Gives the kernel's code.
 #[inline(always)]
-pub fn send(packet: &Packet, hook: Hook) -> i32 {
-    match judge(packet, hook) {
+pub fn send(packet: &Packet) -> i32 {
+    match judge(packet) {
         // From here, and not from where it is found: the two would need the stack at once.
-        NEIGHBOUR => end(hook, neighbour::answer(packet, hook)),
-        GROUP => flood::go_on_sending(packet, hook),
+        NEIGHBOUR => neighbour::answer(packet),
+        GROUP => flood::go_on_sending(packet),
         code => code,
     }
 }
@@ -37,16 +37,19 @@ const GROUP: i32 = 1001;
 const GROUPED: Done = (Verdict::Flood, GROUP);
 
 #[inline(never)]
-fn judge(packet: &Packet, hook: Hook) -> i32 {
-    match sort(packet, hook) {
+fn judge(packet: &Packet) -> i32 {
+    let port = match maps::port(packet.ifindex()) {
+        Ok(port) => port,
+        Err(reason) => return end(Hook::FromContainer, Err(reason)),
+    };
+    match sort(packet, port) {
         Ok((_, code @ (NEIGHBOUR | GROUP))) => code,
-        outcome => end(hook, outcome),
+        outcome => end(maps::hook(port), outcome),
     }
 }
 
 #[inline(always)]
-fn sort(packet: &Packet, hook: Hook) -> Result<Done, Refusal> {
-    let port = maps::port(packet.ifindex())?;
+fn sort(packet: &Packet, port: &PortInfo) -> Result<Done, Refusal> {
     // The tag is not in the bytes: encapsulated with it, the packet would enter a VLAN of the
     // underlay.
     if packet.is_vlan() {
@@ -55,15 +58,15 @@ fn sort(packet: &Packet, hook: Hook) -> Result<Done, Refusal> {
     let eth: *mut Eth = packet.need(0)?;
     // SAFETY: `need` checked the bounds.
     match u16::from_be(unsafe { (*eth).proto }) {
-        ETH_P_IP => forward::<V4>(packet, hook, port),
-        ETH_P_IPV6 => forward::<V6>(packet, hook, port),
+        ETH_P_IP => forward::<V4>(packet, port),
+        ETH_P_IPV6 => forward::<V6>(packet, port),
         ETH_P_ARP => Ok(ASKED),
         _ => Ok(bridge::pass_or(port, DropReason::NotIp)?),
     }
 }
 
 #[inline(always)]
-fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Done, Refusal> {
+fn forward<F: Family>(packet: &Packet, port: &PortInfo) -> Result<Done, Refusal> {
     let at: *mut F::Header = packet.need(ETH_LEN)?;
     // SAFETY: `need` checked the bounds.
     let header = unsafe { &*at };
@@ -110,7 +113,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     // The way to a peer is to be compared once, whatever kinds there are.
     if to.kind != FibInfo::PEER {
         if to.kind == FibInfo::LOCAL {
-            return here::<F>(packet, hook, port, header, &dst);
+            return here::<F>(packet, port, header, &dst);
         }
         if flood::is_broadcast::<F>(port.vni, &dst) {
             return Ok(GROUPED);
@@ -118,7 +121,7 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
     }
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, to.vni);
-    icmp::fits::<F>(packet, hook, port, header, route.mtu(port.mtu))?;
+    icmp::fits::<F>(packet, port, header, route.mtu(port.mtu))?;
     let inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: &peer.inner_macs };
     if peer.flags & PeerInfo::CLAMP != 0 {
         mss::of_sent::<F>(packet, header, &route, port.mtu);
@@ -135,7 +138,6 @@ fn forward<F: Family>(packet: &Packet, hook: Hook, port: &PortInfo) -> Result<Do
 #[inline(always)]
 fn here<F: Family>(
     packet: &Packet,
-    hook: Hook,
     port: &PortInfo,
     header: &F::Header,
     dst: &Addr,
@@ -153,15 +155,15 @@ fn here<F: Family>(
         }
         Err(reason) => {
             let network = bridge::of(port.vni).ok_or(reason)?;
-            icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
+            icmp::fits::<F>(packet, port, header, port.mtu)?;
             return Ok(bridge::ask::<F>(network, dst));
         }
     };
     if endpoint.ifindex == port.ifindex {
         return Err(DropReason::Hairpin.into());
     }
-    icmp::fits::<F>(packet, hook, port, header, port.mtu)?;
-    Ok(deliver::local(packet, hook, port, endpoint, packet.l3_len())?)
+    icmp::fits::<F>(packet, port, header, port.mtu)?;
+    Ok(deliver::local(packet, port, endpoint, packet.l3_len())?)
 }
 
 /// To the host's stack, where this host is the network's gateway. The frame has its MAC already.

@@ -1,7 +1,8 @@
 //! The one module that touches an skb: bounds checks, room, redirects.
 //!
 //! Every pointer into the packet is void after a call that moves it ([`Packet::need`] of bytes that
-//! are not linear, [`Packet::grow`], [`Packet::shrink`], [`Packet::trim`]); get it anew.
+//! are not linear, [`Packet::grow`], [`Packet::shrink`], [`Packet::trim`], [`Packet::become_v4`]); get
+//! it anew.
 
 use aya_ebpf::{
     Global,
@@ -13,13 +14,17 @@ use aya_ebpf::{
     helpers::{
         bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_l4_csum_replace,
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
-        bpf_tail_call,
+        bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_tail_call,
     },
     programs::TcContext,
 };
 use core::{arch::asm, mem::MaybeUninit};
-use mesh_common::{maps::Addr, verdict::DropReason, wire::ETH_LEN};
+use mesh_common::{
+    maps::Addr,
+    verdict::DropReason,
+    wire::{ETH_LEN, ETH_P_IP, IPV4_LEN, IPV6_LEN},
+};
 
 use crate::maps::TAILS;
 
@@ -168,6 +173,15 @@ impl Packet {
             return self.adjust(-(far as i32), flags);
         }
         self.adjust(-(bytes as i32), flags)
+    }
+
+    /// Has the kernel take a packet of IPv6, which is no super-packet, for one of IPv4; the bytes by which
+    /// that header is shorter go, and are what this gives.
+    #[inline(always)]
+    pub fn become_v4(&self) -> Result<u32, DropReason> {
+        // SAFETY: a helper call with a valid context.
+        let r = unsafe { bpf_skb_change_proto(self.skb, ETH_P_IP.to_be(), 0) };
+        if r == 0 { Ok((IPV6_LEN - IPV4_LEN) as u32) } else { Err(DropReason::NoRoom) }
     }
 
     #[inline(always)]

@@ -16,10 +16,7 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use mesh_common::{
-    verdict::{DropReason, Hook},
-    wire::ETH_LEN,
-};
+use mesh_common::{verdict::DropReason, wire::ETH_LEN};
 use packet::Packet;
 
 mod bridge;
@@ -59,26 +56,26 @@ pub fn perf_empty(_: TcContext) -> i32 {
     TC_ACT_OK
 }
 
-/// `from_container` to a peer, and then `from_underlay` on what it made: the packet is as before.
+/// `from_endpoint` to a peer, and then `from_underlay` on what it made: the packet is as before.
 #[classifier]
 #[inline(always)]
 pub fn perf_pair(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    let code = sent(&packet);
+    let code = overlay::send(&packet);
     if code == TC_ACT_SHOT {
         return code;
     }
     underlay::receive(&packet)
 }
 
-/// `from_container` to a peer, and back.
+/// `from_endpoint` to a peer, and back.
 #[classifier]
 #[inline(always)]
 pub fn perf_encap(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     code(restored::<Ethernet>(&packet, || {
         let before = packet.len();
-        let code = sent(&packet);
+        let code = overlay::send(&packet);
         packet.shrink(packet.len() - before, 0)?;
         Ok(code)
     }))
@@ -137,13 +134,13 @@ pub fn perf_shrink(ctx: TcContext) -> i32 {
     code(packet.shrink(packet.mark(), 0).map(|()| TC_ACT_OK))
 }
 
-/// `from_container` on the first bytes of the packet, as many as its mark says.
+/// `from_endpoint` on the first bytes of the packet, as many as its mark says.
 #[classifier]
 #[inline(always)]
-pub fn cut_from_container(ctx: TcContext) -> i32 {
+pub fn cut_from_endpoint(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
     match packet.trim(packet.mark()) {
-        Ok(()) => sent(&packet),
+        Ok(()) => overlay::send(&packet),
         Err(_) => TC_ACT_OK,
     }
 }
@@ -159,12 +156,12 @@ pub fn cut_from_underlay(ctx: TcContext) -> i32 {
     }
 }
 
-/// `from_container` on a packet with a VLAN tag beside its bytes.
+/// `from_endpoint` on a packet with a VLAN tag beside its bytes.
 #[classifier]
 #[inline(always)]
-pub fn tagged_from_container(ctx: TcContext) -> i32 {
+pub fn tagged_from_endpoint(ctx: TcContext) -> i32 {
     tag(&ctx);
-    sent(&Packet::new(&ctx))
+    overlay::send(&Packet::new(&ctx))
 }
 
 /// `from_underlay` on a packet with a VLAN tag beside its bytes.
@@ -173,12 +170,6 @@ pub fn tagged_from_container(ctx: TcContext) -> i32 {
 pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     tag(&ctx);
     underlay::receive(&Packet::new(&ctx))
-}
-
-/// What `from_container` does.
-#[inline(always)]
-fn sent(packet: &Packet) -> i32 {
-    overlay::send(packet, Hook::FromContainer)
 }
 
 /// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after

@@ -63,8 +63,8 @@ struct Outer {
     /// On the wire.
     vni: u32,
     tos: u8,
-    /// The inner packet has an Ethernet header.
-    ethernet: bool,
+    /// The peer is a switch, and the inner packet has an Ethernet header: there is a MAC to speak of.
+    is_switch: bool,
     is_v4: bool,
 }
 
@@ -265,27 +265,25 @@ fn known<O: Family>(packet: &Packet, ip: &O::Header, t: &Tunnel) -> Result<Done,
         // What is taken out is the front, of which all is known; then everything is in its place.
         packet.shrink(t.more, 0)?;
     }
-    let at = packet::any_offset(packet, t.at);
-    let outer =
-        Outer { source, src, vni: t.vni, tos: O::tos(ip), ethernet: false, is_v4: O::IS_V4 };
     // Any form is taken from a peer, so that a change of `encap` loses nothing while one host has it
-    // and the other not yet.
-    match u16::from_be(t.proto) {
+    // and the other not yet. From here on all are alike, and what comes after is there once.
+    let (mut proto, mut at, mut switch) = (t.proto, t.at, 0);
+    if proto == ETH_P_TEB.to_be() {
+        let eth: *mut Eth = packet.need(packet::any_offset(packet, at))?;
+        // SAFETY: `need` checked the bounds.
+        proto = unsafe { (*eth).proto };
+        at += ETH_LEN;
+        switch = source.flags & PeerSource::SWITCH;
+    }
+    let at = packet::any_offset(packet, at);
+    let (tos, is_switch, is_v4) = (O::tos(ip), switch != 0, O::IS_V4);
+    let outer = Outer { source, src, vni: t.vni, tos, is_switch, is_v4 };
+    match u16::from_be(proto) {
         ETH_P_IP => decap::<V4>(packet, &outer, at),
         ETH_P_IPV6 => decap::<V6>(packet, &outer, at),
-        ETH_P_TEB => {
-            let outer = Outer { ethernet: true, ..outer };
-            let eth: *mut Eth = packet.need(at)?;
-            // SAFETY: `need` checked the bounds.
-            match u16::from_be(unsafe { (*eth).proto }) {
-                ETH_P_IP => decap::<V4>(packet, &outer, at + ETH_LEN),
-                ETH_P_IPV6 => decap::<V6>(packet, &outer, at + ETH_LEN),
-                ETH_P_ARP if source.flags & PeerSource::SWITCH != 0 => {
-                    Left::leave(packet, &outer, at + ETH_LEN);
-                    Ok((Verdict::Learn, ARP))
-                }
-                _ => Err(DropReason::NotIp.into()),
-            }
+        ETH_P_ARP if is_switch => {
+            Left::leave(packet, &outer, at);
+            Ok((Verdict::Learn, ARP))
         }
         _ => Err(DropReason::NotIp.into()),
     }
@@ -302,9 +300,11 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         return Err(DropReason::Truncated.into());
     }
     let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
-    // Without Ethernet there is no MAC to speak of.
-    let is_switch = source.flags & PeerSource::SWITCH != 0 && outer.ethernet;
-    if !F::IS_V4 && is_switch && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
+    if !F::IS_V4
+        && outer.is_switch
+        && F::next(header) == IPPROTO_ICMPV6
+        && neighbour::is_nd(packet, at)
+    {
         Left::leave(packet, outer, at);
         return Ok((Verdict::Learn, ND));
     }
@@ -333,7 +333,7 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         }
     };
     amend::<F>(packet, outer, header, at)?;
-    if is_switch {
+    if outer.is_switch {
         switch::learn(packet, source, src, at);
     }
     take_off::<F>(packet, outer.is_v4, at, bytes)?;
@@ -352,7 +352,7 @@ fn group<F: Family>(
 ) -> Result<Done, Refusal> {
     let src = F::src(header);
     amend::<F>(packet, outer, header, at)?;
-    if outer.source.flags & PeerSource::SWITCH != 0 && outer.ethernet {
+    if outer.is_switch {
         switch::learn(packet, outer.source, src, at);
     }
     Left::leave(packet, outer, at);
@@ -362,7 +362,7 @@ fn group<F: Family>(
 /// Does the kernel know what the inner packet is, once all in front of it is off?
 #[inline(always)]
 fn keeps_protocol<F: Family>(is_outer_v4: bool) -> bool {
-    F::IS_V4 == is_outer_v4 || DECAP_L3.load() != 0
+    DECAP_L3.load() != 0 || F::IS_V4 == is_outer_v4
 }
 
 /// What is changed inside: congestion that was met outside is told, and what a peer that needs it
@@ -400,11 +400,13 @@ pub fn take_off<F: Family>(
         (_, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         (_, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
     };
+    let mut front = (at - ETH_LEN) as u32;
     if F::IS_V4 && !keeps_protocol::<F>(is_outer_v4) && bytes < IPV6_LEN as u32 {
-        // To the kernel it stays IPv6, of which it leaves no less than the header: padding.
-        packet.trim((at + IPV6_LEN) as u32)?;
+        // To the kernel it stays IPv6, of which it leaves no less than the header. Padding is no way out:
+        // what was encapsulated on this very machine can not be made longer.
+        front -= packet.become_v4()?;
     }
-    packet.shrink((at - ETH_LEN) as u32, flags.into())
+    packet.shrink(front, flags.into())
 }
 
 /// The bridge that may have an address which nobody is known to have.

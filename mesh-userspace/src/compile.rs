@@ -478,7 +478,8 @@ impl Desired {
             gateway4: gateway_of(true).unwrap_or_default().0[3],
             gateway6: gateway_of(false).unwrap_or_default().0,
             flags: match a.kind {
-                AttachmentKind::Host | AttachmentKind::Container => 0,
+                AttachmentKind::Host => PortInfo::HOST,
+                AttachmentKind::Container => 0,
                 AttachmentKind::Netkit => PortInfo::NETKIT,
                 AttachmentKind::Bridged => PortInfo::BRIDGED,
             } | if flood::is_on(&self.maps.networks, a.vni.get()) {

@@ -29,7 +29,7 @@ fn has_netkit(netns: &Netns) -> bool {
 fn sides(host: &Host) -> Result<Vec<String>> {
     let status = host.status()?;
     let programs = status["programs"].as_array().into_iter().flatten();
-    let of_containers = programs.filter(|p| p["name"] == "from_container");
+    let of_containers = programs.filter(|p| p["hook"] == "from_container");
     Ok(of_containers.filter_map(|p| p["side"].as_str().map(str::to_owned)).collect())
 }
 

@@ -12,7 +12,7 @@ use aya::programs::{
     links::{FdLink, Link},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
-use mesh_common::names;
+use mesh_common::{names, verdict::Hook};
 
 use super::{BpfError, Pins, load, pins::remove_link, raw};
 
@@ -59,69 +59,69 @@ pub struct Interface {
 const PRIORITY: u16 = 28_005;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-fn side(program: &str) -> TcAttachType {
-    if program == names::FROM_HOST { TcAttachType::Egress } else { TcAttachType::Ingress }
+fn side(hook: Hook) -> TcAttachType {
+    if hook == Hook::FromHost { TcAttachType::Egress } else { TcAttachType::Ingress }
 }
 
 fn error(
-    program: &'static str,
+    hook: Hook,
     interface: &Interface,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> BpfError {
-    BpfError::Attach { program, ifname: interface.name.clone(), source: source.into() }
+    BpfError::Attach {
+        program: names::program(hook),
+        ifname: interface.name.clone(),
+        source: source.into(),
+    }
 }
 
-/// Attaches a pinned program behind what is there already. Nothing happens if it is attached.
+/// Attaches the pinned program of a hook behind what is there already. Nothing happens if it is attached.
 /// Returns whether a clsact qdisc had to be made for it.
 pub fn attach(
     pins: &Pins,
     mode: Mode,
-    program: &'static str,
+    hook: Hook,
     interface: &Interface,
 ) -> Result<bool, BpfError> {
     match mode {
-        Mode::Tcx => attach_tcx(pins, program, interface).map(|()| false),
-        Mode::Clsact => attach_clsact(pins, program, interface),
-        Mode::Netkit => attach_netkit(pins, program, interface).map(|()| false),
+        Mode::Tcx => attach_tcx(pins, hook, interface).map(|()| false),
+        Mode::Clsact => attach_clsact(pins, hook, interface),
+        Mode::Netkit => attach_netkit(pins, hook, interface).map(|()| false),
     }
 }
 
-fn attach_tcx(pins: &Pins, program: &'static str, interface: &Interface) -> Result<(), BpfError> {
-    let pin = pins.link(program, interface.index);
+fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
+    let pin = pins.link(hook, interface.index);
     if is_live(&pin, interface.index) {
         return Ok(());
     }
     // What is left of an interface that had this number before.
     let _ = fs::remove_file(&pin);
-    let mut prog = load::pinned(pins, program)?;
+    let mut prog = load::pinned(pins, names::program(hook))?;
     let id = prog
         .attach_with_options(
             &interface.name,
-            side(program),
+            side(hook),
             TcAttachOptions::TcxOrder(LinkOrder::last()),
         )
-        .map_err(|e| error(program, interface, e))?;
-    let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
-    let link: FdLink = link.try_into().map_err(|e| error(program, interface, format!("{e}")))?;
-    link.pin(&pin).map_err(|e| error(program, interface, e))?;
+        .map_err(|e| error(hook, interface, e))?;
+    let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
+    let link: FdLink = link.try_into().map_err(|e| error(hook, interface, format!("{e}")))?;
+    link.pin(&pin).map_err(|e| error(hook, interface, e))?;
     Ok(())
 }
 
-fn attach_netkit(
-    pins: &Pins,
-    program: &'static str,
-    interface: &Interface,
-) -> Result<(), BpfError> {
-    let pin = pins.link(program, interface.index);
+fn attach_netkit(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
+    let pin = pins.link(hook, interface.index);
     if is_live(&pin, interface.index) {
         return Ok(());
     }
     let _ = fs::remove_file(&pin);
     let attach = || {
-        let program = raw::open_pin(&pins.program(program))?;
+        let program = raw::open_pin(&pins.program(names::program(hook)))?;
         raw::pin(&raw::attach_netkit_peer(&program, interface.index)?, &pin)
     };
-    attach().map_err(|e: io::Error| error(program, interface, e))
+    attach().map_err(|e: io::Error| error(hook, interface, e))
 }
 
 /// Is the pin a link on the interface that has this number now?
@@ -129,74 +129,55 @@ pub fn is_live(pin: &Path, ifindex: u32) -> bool {
     interface_of(pin) == Some(ifindex)
 }
 
-fn attach_clsact(
-    pins: &Pins,
-    program: &'static str,
-    interface: &Interface,
-) -> Result<bool, BpfError> {
+fn attach_clsact(pins: &Pins, hook: Hook, interface: &Interface) -> Result<bool, BpfError> {
     // Fails where there is one already, which is all the same; the filter tells.
     let made = tc::qdisc_add_clsact(&interface.name).is_ok();
-    let mut prog = load::pinned(pins, program)?;
+    let mut prog = load::pinned(pins, names::program(hook))?;
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    match prog.attach_with_options(
-        &interface.name,
-        side(program),
-        TcAttachOptions::Netlink(options),
-    ) {
+    match prog.attach_with_options(&interface.name, side(hook), TcAttachOptions::Netlink(options)) {
         Ok(id) => {
-            let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
+            let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
             // Dropped, it would detach. A filter needs no owner.
             std::mem::forget(link);
         }
         // There is one: replace it.
-        Err(_) => replace_clsact(&mut prog, program, interface)?,
+        Err(_) => replace_clsact(&mut prog, hook, interface)?,
     }
     Ok(made)
 }
 
 fn replace_clsact(
     prog: &mut SchedClassifier,
-    program: &'static str,
+    hook: Hook,
     interface: &Interface,
 ) -> Result<(), BpfError> {
-    let link =
-        SchedClassifierLink::attached(&interface.name, side(program), PRIORITY, HANDLE, None)
-            .map_err(|e| error(program, interface, e))?;
-    let id = prog.attach_to_link(link).map_err(|e| error(program, interface, e))?;
-    let link = prog.take_link(id).map_err(|e| error(program, interface, e))?;
+    let link = SchedClassifierLink::attached(&interface.name, side(hook), PRIORITY, HANDLE, None)
+        .map_err(|e| error(hook, interface, e))?;
+    let id = prog.attach_to_link(link).map_err(|e| error(hook, interface, e))?;
+    let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
     std::mem::forget(link);
     Ok(())
 }
 
 /// Takes the program off the interface. It need not be there.
-pub fn detach(
-    pins: &Pins,
-    mode: Mode,
-    program: &'static str,
-    interface: &Interface,
-) -> Result<(), BpfError> {
+pub fn detach(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
     match mode {
-        Mode::Tcx | Mode::Netkit => match remove_link(&pins.link(program, interface.index)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(program, interface, e)),
+        Mode::Tcx | Mode::Netkit => match remove_link(&pins.link(hook, interface.index)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(hook, interface, e)),
             _ => Ok(()),
         },
         Mode::Clsact => {
             // By our own number: somebody else's program may have the same name. The interface may
             // be gone, and its filters with it.
-            let _ = SchedClassifierLink::attached(
-                &interface.name,
-                side(program),
-                PRIORITY,
-                HANDLE,
-                None,
-            )
-            .map(Link::detach);
+            let _ =
+                SchedClassifierLink::attached(&interface.name, side(hook), PRIORITY, HANDLE, None)
+                    .map(Link::detach);
             Ok(())
         }
     }
 }
 
-/// Lets every pinned link of `name` run `program` from now on.
+/// Lets every pinned link run `program` from now on, where that is what its hook runs by `name`.
 pub fn replace(pins: &Pins, name: &'static str, program: &SchedClassifier) -> Result<(), BpfError> {
     for pin in links_of(pins, name) {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| BpfError::Load(e);
@@ -212,7 +193,7 @@ pub fn replace(pins: &Pins, name: &'static str, program: &SchedClassifier) -> Re
     Ok(())
 }
 
-/// Do all pinned links of `name` run the program with this id? Those of interfaces that are gone
+/// Do all pinned links that are to run `name` run the program with this id? Those of interfaces that are gone
 /// run nothing.
 pub fn all_run(pins: &Pins, name: &str, id: u32) -> bool {
     let link = |pin: &PathBuf| raw::open_pin(pin).and_then(|fd| raw::link_info(&fd));
@@ -233,13 +214,13 @@ fn interface_of(pin: &Path) -> Option<u32> {
     (link.ifindex != 0).then_some(link.ifindex)
 }
 
+/// Those at whose hook the program `name` runs.
 fn links_of(pins: &Pins, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(pins.links()) else { return Vec::new() };
-    let is_ours = |p: &PathBuf| {
-        p.file_name()
-            .and_then(|f| f.to_str())
-            .and_then(|f| f.strip_prefix(name))
-            .is_some_and(|rest| rest.starts_with('-'))
+    let runs = |p: &PathBuf| {
+        let hook = p.file_name().and_then(|f| f.to_str()?.rsplit_once('-'));
+        let mut hooks = Hook::ALL.iter().filter(|hook| names::program(**hook) == name);
+        hook.is_some_and(|(label, _)| hooks.any(|hook| hook.label() == label))
     };
-    entries.flatten().map(|e| e.path()).filter(is_ours).collect()
+    entries.flatten().map(|e| e.path()).filter(runs).collect()
 }

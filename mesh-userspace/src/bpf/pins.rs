@@ -1,9 +1,9 @@
 //! What outlives the agent: programs, maps and links, pinned below one folder of a bpf file system.
 //!
 //! ```text
-//! <pin-dir>/v1/maps/FIB ...                   tables and counters
-//! <pin-dir>/v1/programs/from_container ...    programs, for attaching more interfaces
-//! <pin-dir>/v1/links/from_underlay-4 ...      attachments (tcx), program and ifindex
+//! <pin-dir>/v5/maps/FIB ...                   tables and counters
+//! <pin-dir>/v5/programs/from_endpoint ...     programs, for attaching more interfaces
+//! <pin-dir>/v5/links/from_underlay-4 ...      attachments (tcx), hook and ifindex
 //! ```
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_common::ABI_VERSION;
+use mesh_common::{ABI_VERSION, verdict::Hook};
 
 use super::{BpfError, raw};
 
@@ -63,8 +63,8 @@ impl Pins {
         self.root.join(LINKS)
     }
 
-    pub fn link(&self, program: &str, ifindex: u32) -> PathBuf {
-        self.links().join(format!("{program}-{ifindex}"))
+    pub fn link(&self, hook: Hook, ifindex: u32) -> PathBuf {
+        self.links().join(format!("{}-{ifindex}", hook.label()))
     }
 
     pub fn exist(&self) -> bool {

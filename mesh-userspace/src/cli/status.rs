@@ -219,9 +219,9 @@ fn bridges(s: &Status) -> Table {
 }
 
 fn programs(s: &Status) -> Table {
-    let mut table = table(&["name", "interface", "side"]);
+    let mut table = table(&["name", "hook", "interface", "side"]);
     for p in &s.programs {
-        table.add_row([&p.name, &p.ifname, &p.side]);
+        table.add_row([&p.name, &p.hook, &p.ifname, &p.side]);
     }
     table
 }

@@ -13,7 +13,7 @@
 use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnet::IpNet;
-use mesh_common::{maps::LearnedKey, names, wire::mac_bytes};
+use mesh_common::{maps::LearnedKey, names, verdict::Hook, wire::mac_bytes};
 
 use super::{BridgeStatus, Host, HostError};
 use crate::{
@@ -154,7 +154,7 @@ impl Host {
 
     async fn forget_port(&mut self, name: &str) -> Result<(), HostError> {
         let Some(endpoint) = self.state.endpoints.remove(name) else { return Ok(()) };
-        attach::detach(&self.pins, self.mode(), names::FROM_CONTAINER, &endpoint.host)?;
+        attach::detach(&self.pins, self.mode(), Hook::FromContainer, &endpoint.host)?;
         if self.state.clsact.contains(&endpoint.host) {
             self.net.remove_clsact(endpoint.host.index).await?;
             self.state.clsact.retain(|interface| *interface != endpoint.host);

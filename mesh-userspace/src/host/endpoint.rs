@@ -22,7 +22,7 @@ use crate::{
     net::{Net, RouteSpec, Veth, VethPair, open_netns},
     state::Endpoint,
 };
-use mesh_common::names;
+use mesh_common::{names, verdict::Hook};
 
 /// The host's end takes any size, so that what is too big for the mesh reaches the program, which
 /// answers, and is not dropped by the veth, which does not.
@@ -200,7 +200,7 @@ impl Host {
             .clear(endpoint.id)
             .map_err(|source| crate::bpf::BpfError::Map { map: names::ENDPOINT_STATS, source })?;
         self.refill(cluster, me).await?;
-        attach::attach(&self.pins, self.mode_of(endpoint), names::FROM_CONTAINER, &endpoint.host)?;
+        attach::attach(&self.pins, self.mode_of(endpoint), Hook::FromContainer, &endpoint.host)?;
         self.follow_routes(cluster, me).await?;
         self.give_headroom(endpoint.host.index).await
     }
@@ -271,7 +271,7 @@ impl Host {
     }
 
     pub(super) async fn drop_interface(&self, endpoint: &Endpoint) -> Result<(), HostError> {
-        attach::detach(&self.pins, self.mode_of(endpoint), names::FROM_CONTAINER, &endpoint.host)?;
+        attach::detach(&self.pins, self.mode_of(endpoint), Hook::FromContainer, &endpoint.host)?;
         match self.net.link(endpoint.host.index).await? {
             // A number may have gone to another interface since.
             Some(link) if link.name == endpoint.host.name && super::mesh0::is_ours(&link) => {
@@ -298,7 +298,7 @@ impl Host {
             tracing::info!(endpoint = name, "its interface is gone: detached");
             if let Some(endpoint) = self.state.endpoints.remove(&name) {
                 let mode = self.mode_of(&endpoint);
-                attach::detach(&self.pins, mode, names::FROM_CONTAINER, &endpoint.host)?;
+                attach::detach(&self.pins, mode, Hook::FromContainer, &endpoint.host)?;
                 // It went with its interface.
                 self.state.clsact.retain(|interface| *interface != endpoint.host);
             }

@@ -1,6 +1,6 @@
 //! `mesh0`: the host's own interface to the overlay, with the first address of its subnets.
 //!
-//! One end of a veth pair. What the host sends there is taken by `from_host` at its egress and never
+//! One end of a veth pair. What the host sends there is taken by `from_endpoint` at its egress and never
 //! reaches the other end; what is for the host is put in at its ingress.
 
 use std::net::IpAddr;

@@ -170,6 +170,8 @@ pub struct HookStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProgramStatus {
     pub name: String,
+    /// As what comes there is counted by.
+    pub hook: String,
     pub ifname: String,
     /// "ingress" or "egress", or "peer" of a netkit pair: the other end's egress.
     pub side: String,
@@ -313,17 +315,18 @@ impl Host {
     }
 
     fn programs(&self) -> Vec<ProgramStatus> {
-        let program = |name: &str, ifname: &str, side: &str| ProgramStatus {
-            name: name.to_owned(),
+        let program = |hook: Hook, ifname: &str, side: &str| ProgramStatus {
+            name: names::program(hook).to_owned(),
+            hook: hook.label().to_owned(),
             ifname: ifname.to_owned(),
             side: side.to_owned(),
         };
         let underlay =
-            self.state.underlay.iter().map(|i| program(names::FROM_UNDERLAY, &i.name, "ingress"));
-        let host = self.state.host.iter().map(|i| program(names::FROM_HOST, &i.name, "egress"));
+            self.state.underlay.iter().map(|i| program(Hook::FromUnderlay, &i.name, "ingress"));
+        let host = self.state.host.iter().map(|i| program(Hook::FromHost, &i.name, "egress"));
         let containers = self.state.endpoints.values().map(|e| {
             let side = if e.netkit { "peer" } else { "ingress" };
-            program(names::FROM_CONTAINER, &e.host.name, side)
+            program(Hook::FromContainer, &e.host.name, side)
         });
         underlay.chain(host).chain(containers).collect()
     }

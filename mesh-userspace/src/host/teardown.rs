@@ -1,7 +1,7 @@
 //! Everything taken away again, also what an agent left that crashed. Nothing that is not ours is
 //! touched, an error does not stop the rest, and a second time finds nothing to do.
 
-use mesh_common::names;
+use mesh_common::verdict::Hook;
 
 use super::{Host, HostError, firewall, gateway, mesh0};
 use crate::bpf::attach::{self, Mode};
@@ -14,13 +14,13 @@ impl Host {
         let mode = state.mode.unwrap_or(Mode::Tcx);
         self.tables = None;
         for interface in &state.underlay {
-            if let Err(e) = attach::detach(&self.pins, mode, names::FROM_UNDERLAY, interface) {
+            if let Err(e) = attach::detach(&self.pins, mode, Hook::FromUnderlay, interface) {
                 errors.push(e.into());
             }
         }
         for endpoint in state.endpoints.values().filter(|e| e.bridged.is_some()) {
             let host = &endpoint.host;
-            if let Err(e) = attach::detach(&self.pins, mode, names::FROM_CONTAINER, host) {
+            if let Err(e) = attach::detach(&self.pins, mode, Hook::FromContainer, host) {
                 errors.push(e.into());
             }
         }

@@ -116,7 +116,7 @@ fn what_is_not_for_another_node_is_the_bridges() {
             let frame = eth(BRIDGE_MAC, port.mac, 0x88cc, &[0; 60]);
             w.sends(port, &frame).assert_passed(&frame);
             let ran = w.run_as(
-                "tagged_from_container",
+                "tagged_from_endpoint",
                 Hook::FromContainer,
                 Skb { ifindex: port.ifindex, ..Skb::default() },
                 &eth(

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use mesh_common::{
     maps::FLOOD_MARK,
-    verdict::{DropReason, Hook, Verdict},
+    names,
+    verdict::{DropReason, Verdict},
 };
 use mesh_userspace::config::Encap;
 
@@ -59,8 +60,8 @@ fn packet_to_all_is_copied_to_each_other_endpoint_of_the_network() {
 fn copy(w: &World, from: Port, index: u32, packet: &[u8]) -> Ran {
     let frame = eth([0xff; 6], w.spec.gateway_mac(), ethertype(packet), packet);
     let skb = Skb { ifindex: from.ifindex, mark: FLOOD_MARK | index, ..Skb::default() };
-    let hook = if from.id == HOST.id { Hook::FromHost } else { Hook::FromContainer };
-    w.run_as(hook.label(), hook, skb, &frame)
+    let hook = from.hook();
+    w.run_as(names::program(hook), hook, skb, &frame)
 }
 
 const PEERS: [Peer; 8] = [H2, H3, H4, H5, OLD_VXLAN, OLD_GENEVE, OLD_GRETAP, OLD_GRE];
@@ -129,7 +130,7 @@ fn packet_of_a_peer_to_all_is_copied_to_each_endpoint_and_to_no_peer() {
                 let inner = udp(ip(src.parse::<IpAddr>().unwrap(), dst, 0), b"to all");
                 let ends = [H2.at(spec), spec.me()];
                 let outer = spec.tunnel(H2, 0).packet(ends, 0, ethertype(&inner), &inner);
-                let ran = w.receives(&outer).without_padding(inner.len());
+                let ran = w.receives(&outer);
                 let bytes = inner.len() as u64;
                 let mut traffic = [HOST, A, B, D].map(|p| (EndpointRx(p.id), bytes)).to_vec();
                 traffic.push((PeerRx(H2.index), bytes));

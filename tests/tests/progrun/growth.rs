@@ -142,7 +142,7 @@ fn bench(kind: Kind, key: u32) -> Bench {
             let to = if matches!(kind, Kind::Encap) { (to.to_bits() + 9).into() } else { to };
             let sent = udp(ip(A.v4.unwrap(), to, 0), &[7; 64]);
             let program =
-                if matches!(kind, Kind::Encap) { "perf_encap" } else { names::FROM_CONTAINER };
+                if matches!(kind, Kind::Encap) { "perf_encap" } else { names::FROM_ENDPOINT };
             (program, A.ifindex, eth(gateway_mac(), A.mac, IPV4, &sent))
         }
         Kind::Decap => {

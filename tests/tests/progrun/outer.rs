@@ -231,12 +231,10 @@ fn super_packet_that_the_kernel_will_not_shrink_is_dropped_as_no_room() {
 #[test]
 fn container_on_an_interface_that_is_not_attached_is_dropped() {
     world(GRE, |w| {
-        use mesh_common::verdict::Hook::{FromContainer, FromHost};
-        for hook in [FromContainer, FromHost] {
-            for ifindex in [STRAY, 1] {
-                let frame = eth([0; 6], A.mac, IPV4, &inner());
-                w.run(hook, ifindex, &frame, 0).assert_dropped(DropReason::UnknownPort);
-            }
+        for ifindex in [STRAY, 1] {
+            let frame = eth([0; 6], A.mac, IPV4, &inner());
+            let hook = mesh_common::verdict::Hook::FromContainer;
+            w.run(hook, ifindex, &frame, 0).assert_dropped(DropReason::UnknownPort);
         }
     });
 }

@@ -186,11 +186,11 @@ fn others(w: &World) {
         w,
         [
             bench("perf_empty", DONE, UNDERLAY, &foreign),
-            bench(names::FROM_CONTAINER, REDIRECT, A.ifindex, &local),
-            bench(names::FROM_HOST, REDIRECT, HOST.ifindex, &from_host),
+            bench(names::FROM_ENDPOINT, REDIRECT, A.ifindex, &local),
+            bench(names::FROM_ENDPOINT, REDIRECT, HOST.ifindex, &from_host),
             bench(names::FROM_UNDERLAY, NEXT, UNDERLAY, &foreign),
-            bench(names::FROM_CONTAINER, SHOT, A.ifindex, &nowhere),
-            bench(names::FROM_CONTAINER, SHOT, A.ifindex, &spoofed),
+            bench(names::FROM_ENDPOINT, SHOT, A.ifindex, &nowhere),
+            bench(names::FROM_ENDPOINT, SHOT, A.ifindex, &spoofed),
             bench(names::FROM_UNDERLAY, SHOT, UNDERLAY, &stranger),
         ],
     );

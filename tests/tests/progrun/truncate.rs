@@ -24,7 +24,7 @@ fn what_a_container_sends_cut_short_is_truncated() {
             let frame = eth(gateway_mac(), A.mac, ethertype(&packet), &packet);
             for len in 14..frame.len() {
                 let skb = Skb { ifindex: A.ifindex, mark: len as u32, ..Skb::default() };
-                let ran = w.run_as("cut_from_container", Hook::FromContainer, skb, &frame);
+                let ran = w.run_as("cut_from_endpoint", Hook::FromContainer, skb, &frame);
                 if len < 14 + header {
                     ran.assert_dropped(DropReason::Truncated);
                     assert_eq!((&ran.frame[..], &ran.traffic[..]), (&frame[..len], &[][..]));
@@ -114,7 +114,7 @@ fn container_that_sends_a_vlan_tag_is_dropped() {
         {
             let frame = eth(gateway_mac(), A.mac, ethertype(&packet), &packet);
             let skb = Skb { ifindex: A.ifindex, ..Skb::default() };
-            let ran = w.run_as("tagged_from_container", Hook::FromContainer, skb, &frame);
+            let ran = w.run_as("tagged_from_endpoint", Hook::FromContainer, skb, &frame);
             ran.assert_dropped(DropReason::VlanTagged);
             assert_eq!(ran.traffic, []);
         }

@@ -47,6 +47,13 @@ pub struct Port {
     pub mac: Mac,
 }
 
+impl Port {
+    /// Where what it sends is looked at.
+    pub fn hook(&self) -> Hook {
+        if self.id == HOST.id { Hook::FromHost } else { Hook::FromContainer }
+    }
+}
+
 const fn port(ifindex: u32, id: u32, vni: u32, v4: Option<u8>, v6: Option<(u16, u16)>) -> Port {
     let v4 = match v4 {
         Some(last) => Some(Ipv4Addr::new(10, 42, 0, last)),
@@ -187,7 +194,7 @@ pub struct World {
     pub desired: Desired,
     pins: Pins,
     pub tables: Tables,
-    programs: HashMap<Hook, SchedClassifier>,
+    programs: HashMap<&'static str, SchedClassifier>,
     for_tests: OnceCell<Ebpf>,
 }
 
@@ -256,12 +263,7 @@ impl World {
         let tables = Tables::open(&pins.next_maps()).unwrap();
         fill(&tables, &desired);
         load::commit(&pins, staged).unwrap();
-        let programs = [
-            (Hook::FromContainer, names::FROM_CONTAINER),
-            (Hook::FromUnderlay, names::FROM_UNDERLAY),
-            (Hook::FromHost, names::FROM_HOST),
-        ]
-        .map(|(hook, name)| (hook, load::pinned(&pins, name).unwrap()));
+        let programs = load::PROGRAMS.map(|name| (name, load::pinned(&pins, name).unwrap()));
         Self {
             spec,
             cluster,
@@ -295,8 +297,8 @@ impl World {
 
     /// A program by its name: one of the real ones, or of those for tests.
     pub fn program(&self, name: &str) -> &SchedClassifier {
-        match self.programs.iter().find(|(hook, _)| hook.label() == name) {
-            Some((_, program)) => program,
+        match self.programs.get(name) {
+            Some(program) => program,
             None => {
                 let object = self.for_tests.get_or_init(|| load_over(&self.pins));
                 object.program(name).unwrap().try_into().unwrap()
@@ -341,8 +343,7 @@ impl World {
     /// A super-packet of segments with this much payload; 0 for an ordinary one.
     #[track_caller]
     pub fn sends_segments(&self, port: Port, frame: &[u8], gso_size: u32) -> Ran {
-        let hook = if port.id == HOST.id { Hook::FromHost } else { Hook::FromContainer };
-        self.run(hook, port.ifindex, frame, gso_size)
+        self.run(port.hook(), port.ifindex, frame, gso_size)
     }
 
     /// What comes in on the underlay's interface: an IP packet to this host's MAC.
@@ -367,7 +368,7 @@ impl World {
     #[track_caller]
     pub fn run(&self, hook: Hook, ifindex: u32, frame: &[u8], gso_size: u32) -> Ran {
         let skb = Skb { ifindex, gso_size, ..Skb::default() };
-        self.run_as(hook.label(), hook, skb, frame)
+        self.run_as(names::program(hook), hook, skb, frame)
     }
 
     /// [`Self::run`] of a program that does what the hook's does.
@@ -521,16 +522,6 @@ fn bridged(port: &Port) -> Attachment {
 }
 
 impl Ran {
-    /// Of what is handed over: without the padding that it has on old kernels, where less than the
-    /// shortest IPv6 packet was in one. `len`: without the Ethernet header.
-    pub fn without_padding(mut self, len: usize) -> Self {
-        let is_padded = self.frame.len() == 14 + 40 && len < 40;
-        if is_padded && self.frame[14 + len..].iter().all(|byte| *byte == 0) {
-            self.frame.truncate(14 + len);
-        }
-        self
-    }
-
     #[track_caller]
     pub fn assert_dropped(&self, reason: DropReason) {
         assert_eq!((self.verdict, self.reason), (Verdict::Drop, Some(reason)), "{self:?}");

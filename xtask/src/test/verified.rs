@@ -114,10 +114,10 @@ mod tests {
 
     #[test]
     fn a_jump_is_told_from_a_step() {
-        let kept = verified("VERIFIED: 6.1.0-56-amd64 from_host 1000\nother\n");
-        assert_eq!(kept["6.1"]["from_host"], 1000);
-        assert!(jumps(&verified("VERIFIED: 6.1.9 from_host 1200"), &kept).is_empty());
-        assert_eq!(jumps(&verified("VERIFIED: 6.1.9 from_host 1201"), &kept).len(), 1);
-        assert!(jumps(&verified("VERIFIED: 6.12.1 from_host 9999"), &kept).is_empty());
+        let kept = verified("VERIFIED: 6.1.0-56-amd64 from_endpoint 1000\nother\n");
+        assert_eq!(kept["6.1"]["from_endpoint"], 1000);
+        assert!(jumps(&verified("VERIFIED: 6.1.9 from_endpoint 1200"), &kept).is_empty());
+        assert_eq!(jumps(&verified("VERIFIED: 6.1.9 from_endpoint 1201"), &kept).len(), 1);
+        assert!(jumps(&verified("VERIFIED: 6.12.1 from_endpoint 9999"), &kept).is_empty());
     }
 }

@@ -5,7 +5,7 @@
 //! router. The gateway's address is the first of this node's part of the network, so that each
 //! host is the gateway of its own containers; it is on `mesh0`, for who asks the gateway itself. Back
 //! leads a route to each container's address, by the host's end of its interface, past the programs:
-//! a source from the world is none that `from_host` would let pass.
+//! a source from the world is none that `from_endpoint` would let pass.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
