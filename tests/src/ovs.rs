@@ -22,8 +22,13 @@ const READY: Duration = Duration::from_secs(10);
 
 /// Is the kernel's datapath there, or a module of that name?
 pub fn kernel_has_datapath() -> bool {
-    let load = Command::new("modprobe").arg("openvswitch").stderr(Stdio::null()).status();
-    Path::new("/sys/module/openvswitch").exists() || load.is_ok_and(|status| status.success())
+    load_module("openvswitch")
+}
+
+/// Is it there, or can it be loaded?
+fn load_module(name: &str) -> bool {
+    let load = Command::new("modprobe").arg(name).stderr(Stdio::null()).status();
+    Path::new("/sys/module").join(name).exists() || load.is_ok_and(|status| status.success())
 }
 
 /// One host's switch. Ended when it is dropped.
@@ -103,7 +108,9 @@ impl Switch {
 
     pub fn vsctl(&self, arguments: &str) -> Result<()> {
         let mut vsctl = self.command("ovs-vsctl");
-        vsctl.arg(format!("--timeout={}", READY.as_secs())).args(arguments.split_whitespace());
+        vsctl
+            .arg(format!("--timeout={}", wait::patient(READY).as_secs()))
+            .args(arguments.split_whitespace());
         check(&format!("ovs-vsctl {arguments}"), &vsctl.output().context("start ovs-vsctl")?)
     }
 
@@ -119,6 +126,8 @@ impl Switch {
     /// Gives the underlay's interface and address, which has its prefix length, to a bridge of the
     /// switch, which reads and writes the frames itself.
     pub fn own_underlay(&self, interface: &str, address: &str) -> Result<()> {
+        // The bridge's own interface is one of TUN's. Where it is not built in, nobody else loads it.
+        load_module("tun");
         let mac = self.netns.mac(interface)?.map(|byte| format!("{byte:02x}")).join(":");
         self.vsctl(&format!(
             "add-br {OUTER} -- set bridge {OUTER} datapath_type=netdev other-config:hwaddr={mac} \

@@ -23,15 +23,16 @@ impl Party {
         found.copied().with_context(|| format!("{} has no {family} address", self.name))
     }
 
-    /// Fails unless ping, TCP (compared by hash) and a UDP packet of the full MTU reach every address
-    /// of `to`.
+    /// Fails unless ping, TCP (compared by hash), and UDP packets of the least length and of the full MTU
+    /// reach every address of `to`.
     pub fn expect_reaches(&self, to: &Self) -> Result<()> {
         for target in &to.addresses {
             let what = || format!("{} -> {} ({target})", self.name, to.name);
             ping::expect_ping(&self.netns, *target).with_context(what)?;
             traffic::tcp_transfer(&self.netns, &to.netns, *target, 256 << 10).with_context(what)?;
-            traffic::expect_udp(&self.netns, &to.netns, *target, self.mtu.min(to.mtu))
-                .with_context(what)?;
+            for bytes in [traffic::least_udp(*target), self.mtu.min(to.mtu)] {
+                traffic::expect_udp(&self.netns, &to.netns, *target, bytes).with_context(what)?;
+            }
         }
         Ok(())
     }

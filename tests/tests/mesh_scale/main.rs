@@ -58,6 +58,8 @@ fn thousand_peers_are_in_the_maps_and_a_change_of_one_touches_no_other() {
         let changed = moved(&large.config, 1);
         large.write(&changed)?;
         large.wait_for(&changed)?;
+        // What comes is there before what goes is gone.
+        large.wait_idle()?;
         let after = sync::observe(&large.tables()?)?;
         ensure_near(&before, &after, 3)?;
 
@@ -69,6 +71,7 @@ fn thousand_peers_are_in_the_maps_and_a_change_of_one_touches_no_other() {
         wait::until_true("the entry to come back", large::READY, || {
             tables.fib.get(&victim[0]).is_ok_and(|entry| entry.is_some())
         })?;
+        large.wait_idle()?;
         ensure_near(&after, &sync::observe(&tables)?, 0)
     });
 }
