@@ -125,8 +125,7 @@ impl Host {
     /// Runs `mesh ARGS`, which must succeed, and returns what it printed.
     pub fn run_mesh(&self, args: &[&str]) -> Result<String> {
         let output = self.try_mesh(args)?;
-        check(&format!("{}: mesh {}", self.name, args.join(" ")), &output)
-            .with_context(|| self.log_tail())?;
+        self.with_log(check(&format!("{}: mesh {}", self.name, args.join(" ")), &output))?;
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -204,7 +203,7 @@ impl Host {
             let peers = peers(&status);
             if peers == wanted { Ok(Ok(())) } else { Err(format!("peers are {peers:?}")) }
         });
-        ready.and_then(|inner| inner).with_context(|| self.log_tail())
+        self.with_log(ready.and_then(|inner| inner))
     }
 
     /// kill -9 to the agent, if it runs.
@@ -245,7 +244,7 @@ impl Host {
                 .ok_or_else(|| format!("it still runs: {}", at(child.id())))
         });
         self.kill9();
-        ended.with_context(|| self.log_tail())
+        self.with_log(ended)
     }
 
     pub fn is_running(&self) -> bool {
@@ -306,6 +305,11 @@ impl Host {
         let entries = links[0]["addr_info"].as_array().cloned().unwrap_or_default();
         let local = |entry: &Value| entry["local"].as_str()?.parse().ok();
         Ok(entries.iter().filter_map(local).collect())
+    }
+
+    /// An error with the end of the agent's log below it: the cause is what is read first.
+    pub fn with_log<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e| anyhow!("{e:#}\n{}", self.log_tail()))
     }
 
     /// The end of the agent's log, for error messages.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Netns, packet::is_timeout, socket, wait::patient};
+use crate::{Netns, packet::is_timeout, socket, wait::arrival};
 
 const ECHO_LEN: usize = 8;
 
@@ -67,10 +67,9 @@ pub fn ping(
     Ok(report)
 }
 
-/// Fails unless every one of three small pings is answered; the first may take a second, since
-/// neighbours may have to be found.
+/// Fails unless every one of three small pings is answered.
 pub fn expect_ping(from: &Netns, target: IpAddr) -> Result<()> {
-    let report = ping(from, target, 3, 56, patient(Duration::from_secs(1)))?;
+    let report = ping(from, target, 3, 56, arrival())?;
     let name = from.name();
     ensure!(report.received() == 3, "{name} -> {target}: {} of 3 pings", report.received());
     Ok(())

@@ -14,11 +14,11 @@ use crate::{
     Netns,
     packet::is_timeout,
     socket::{self, Fragment},
-    wait::patient,
+    wait::{arrival, patient},
 };
 
 /// A connection that makes no progress for this long has failed.
-const STALLED: Duration = Duration::from_secs(3);
+const STALLED: Duration = Duration::from_secs(10);
 const CHUNK: usize = 256 << 10;
 
 /// Sends `bytes` of pseudo-random data over TCP and compares the hashes of both ends.
@@ -144,7 +144,7 @@ pub fn expect_udp(from: &Netns, to: &Netns, target: IpAddr, packet_len: u32) -> 
     let pair = UdpPair::new(from, to, target, Fragment::Never).with_context(what)?;
     // UDP has no second chance, so give it one: under load a receiver may start late.
     for _ in 0..2 {
-        if pair.carries(packet_len, patient(Duration::from_secs(1))).with_context(what)? {
+        if pair.carries(packet_len, arrival()).with_context(what)? {
             return Ok(());
         }
     }

@@ -20,6 +20,12 @@ pub fn patient(limit: Duration) -> Duration {
     limit * *FACTOR.get_or_init(|| factor().unwrap_or(1))
 }
 
+/// How long to wait for one packet. It arrives at once or never; but a machine that shares its CPUs
+/// may stand still for a second, and the first packet may wait for a neighbour to be found.
+pub fn arrival() -> Duration {
+    patient(Duration::from_secs(5))
+}
+
 /// Repeats `probe` until it succeeds. The error names `what` was waited for and the last answer.
 pub fn until<T>(
     what: &str,

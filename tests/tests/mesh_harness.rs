@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use mesh_tests::{
     Capture, Flow, Netns, Options, Snapshot, Topology, cluster, packet::PacketSocket, ping,
-    removal, scenario::bare, socket::Fragment, traffic,
+    removal, scenario::bare, socket::Fragment, traffic, wait,
 };
 
 const BARE: Options = Options { containers: 0, ipv6: false, ..Options::DEFAULT };
@@ -25,7 +25,7 @@ fn pair(topology: &Topology) -> (&Netns, &Netns, IpAddr) {
 fn two_hosts_on_the_underlay_reach_each_other() {
     bare(BARE, |topology| {
         let (from, to, target) = pair(topology);
-        let report = ping::ping(from, target, 20, 56, Duration::from_secs(1))?;
+        let report = ping::ping(from, target, 20, 56, wait::arrival())?;
         ensure!(report.received() == 20 && report.percentile(0.5) <= report.percentile(1.0));
         traffic::tcp_transfer(from, to, target, 3 << 20)?;
         let rate = traffic::tcp_throughput(from, to, target, Duration::from_millis(50))?;
@@ -45,7 +45,7 @@ fn packet_of_exactly_the_mtu_arrives_and_one_byte_more_is_refused() {
         ensure!(udp.carries(1401, Duration::from_millis(100)).is_err());
         ensure!(udp.path_mtu()? == 1400);
         let udp = traffic::UdpPair::new(from, to, target, Fragment::Allowed)?;
-        ensure!(udp.carries(1401, Duration::from_secs(1))?);
+        ensure!(udp.carries(1401, wait::arrival())?);
         Ok(())
     });
 }

@@ -133,7 +133,7 @@ fn traffic_is_counted_at_peers_and_endpoints() {
     scenario(Options { ipv6: false, ..Options::default() }, |mesh| {
         let (a, b) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
         let before = mesh.hosts[0].status()?;
-        let report = ping::ping(&a.netns, b.address(false)?, 10, 56, Duration::from_secs(1))?;
+        let report = ping::ping(&a.netns, b.address(false)?, 10, 56, wait::arrival())?;
         ensure!(report.received() == 10);
         let after = mesh.hosts[0].status()?;
         for row in ["/peers/0", "/endpoints/0"] {

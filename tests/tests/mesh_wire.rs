@@ -1,11 +1,11 @@
 //! What goes over the underlay, judged by a dissector that is not ours.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use mesh_tests::{
     Capture, Encap, Options, Topology, Underlay, capture::Pcap, party::pairs, ping, scenario::bare,
-    socket, socket::Fragment, traffic::UdpPair,
+    socket, socket::Fragment, traffic::UdpPair, wait,
 };
 
 /// Traffic of all kinds in two networks between two hosts, captured at the switch. What the first
@@ -29,8 +29,8 @@ fn traffic_of_all_kinds(mesh: &mut Topology) -> Result<Pcap> {
             from.expect_reaches(to)?;
             for target in &to.addresses {
                 let udp = UdpPair::new(&from.netns, &to.netns, *target, Fragment::Allowed)?;
-                ensure!(udp.carries(5_000, Duration::from_secs(1))?, "fragments to {target}");
-                ping::ping(&from.netns, *target, 2, 4_000, Duration::from_secs(1))?;
+                ensure!(udp.carries(5_000, wait::arrival())?, "fragments to {target}");
+                ping::ping(&from.netns, *target, 2, 4_000, wait::arrival())?;
             }
         }
     }
@@ -166,7 +166,7 @@ fn send_marked(mesh: &Topology) -> Result<()> {
             };
             socket::set(&udp.tx, level, name, EF << 2 | ecn)?;
             let headers = if target.is_ipv4() { 20 + 8 } else { 40 + 8 };
-            let arrives = udp.carries(headers + MARKED, Duration::from_secs(1))?;
+            let arrives = udp.carries(headers + MARKED, wait::arrival())?;
             ensure!(arrives, "ECN {ecn} to {target}");
         }
     }

@@ -21,10 +21,12 @@ use crate::{
     setup, toolchain,
 };
 
+mod heard;
 mod kernels;
 mod runtimes;
 mod verified;
 
+use heard::Heard;
 use kernels::Matrix;
 use runtimes::{Engine, Runtimes, is_of_docker, needs_runtimes};
 
@@ -51,8 +53,6 @@ pub struct TestArgs {
 const NO_SKIP: &str = "MESH_TESTS_NO_SKIP";
 /// The last step, and its name for the filter.
 const BENCH: &str = "bench: a short run";
-/// How a test that skips itself says why, at the start of a line.
-const SKIP: &str = "SKIP: ";
 
 /// The tests of this run, and what they are told.
 struct Tiers {
@@ -233,18 +233,16 @@ impl Tiers {
         engine: Option<&Engine>,
         report: &mut Report,
     ) {
-        let mut skips = Vec::new();
+        let mut heard = Heard::default();
         report.step(name, || {
-            let status = self.run(test, engine, &mut skips)?;
+            let status = self.run(test, engine, &mut heard)?;
+            let failures = heard.failures();
             Ok(match status.success() {
                 true => Outcome::Passed(format!("{count} tests")),
-                false => Outcome::Failed(format!("{count} tests: {status}, see above")),
+                false => Outcome::Failed(format!("{count} tests: {status}, see above{failures}")),
             })
         });
-        // Many tests skip for one reason.
-        skips.sort_unstable();
-        skips.dedup();
-        for why in skips {
+        for why in heard.skips() {
             report.skip(name, why);
         }
     }
@@ -267,13 +265,8 @@ impl Tiers {
         }
     }
 
-    /// Runs a test binary, shows what it prints, and picks out the reasons of tests that skipped.
-    fn run(
-        &self,
-        test: &Built,
-        engine: Option<&Engine>,
-        skips: &mut Vec<String>,
-    ) -> Result<ExitStatus> {
+    /// Runs a test binary and shows what it prints.
+    fn run(&self, test: &Built, engine: Option<&Engine>, heard: &mut Heard) -> Result<ExitStatus> {
         let mut command = self.command(test, engine);
         // What passing tests print is shown as well: tables of measurements, and what they skip.
         command.arg("--show-output").args(self.filter(test));
@@ -284,7 +277,7 @@ impl Tiers {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            skips.extend(line.strip_prefix(SKIP).map(str::to_owned));
+            heard.line(&line);
         }
         Ok(child.wait()?)
     }

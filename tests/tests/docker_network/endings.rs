@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use mesh_tests::{
     docker::{Docker, scenario},
     wait,
@@ -169,11 +169,11 @@ fn what_went_while_the_agent_was_away_is_cleared_away() {
         let leaked = Holdings::of(docker, 0)?;
         ensure!(leaked != before, "nothing leaked: {leaked:?}");
         docker.host(0).up(&cluster)?;
-        wait::until("what leaked to be gone", LEAKS, || {
+        let gone_again = wait::until("what leaked to be gone", LEAKS, || {
             let now = Holdings::of(docker, 0).map_err(|e| format!("{e:#}"))?;
             if now == before { Ok(()) } else { Err(format!("{now:#?}\nand not {before:#?}")) }
-        })
-        .with_context(|| docker.topology.hosts[0].log_tail())?;
+        });
+        docker.topology.hosts[0].with_log(gone_again)?;
         docker.refused(1, &format!("exec asker ping -c 1 -w 1 {gone}"))?;
         docker.run(1, "exec asker ping -c 1 -w 5 stays")?;
         docker.run(0, "run -d --network my-net --name goes bb sleep 10000")?;

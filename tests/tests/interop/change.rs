@@ -66,8 +66,7 @@ impl Pings {
         let sender = thread::spawn(move || {
             let (mut sent, mut received) = (0, 0);
             while !ended.load(Ordering::Relaxed) {
-                let report =
-                    ping::ping(&from, target, 50, 56, wait::patient(Duration::from_secs(1)))?;
+                let report = ping::ping(&from, target, 50, 56, wait::arrival())?;
                 sent += report.sent;
                 received += report.received();
             }

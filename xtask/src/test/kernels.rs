@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use comfy_table::{Table, presets::NOTHING};
 
-use super::{SKIP, Tiers, verified::Verified};
+use super::{Heard, Tiers, verified::Verified};
 use crate::{
     artifacts::Built,
     exec::say,
@@ -99,31 +99,35 @@ impl Matrix {
         let name = format!("Linux {}: {}", kernel.version, test.name);
         let mut output = Shown::default();
         let start = Instant::now();
+        let mut heard = Heard::default();
         let mut cell = "FAILED";
         report.step(&name, || {
             let guest = Guest { limit: LIMIT, ..Guest::new(kernel) };
-            let outcome = match guest.run(&command(tiers, test), &mut output)? {
+            let ended = guest.run(&command(tiers, test), &mut output);
+            let text = String::from_utf8_lossy(&output.all);
+            text.lines().for_each(|line| heard.line(line));
+            self.verified.read(&text);
+            let failures = heard.failures();
+            let outcome = match ended? {
                 Ended::Exited(0) => {
                     cell = "passed";
                     Outcome::Passed(format!("{count} tests"))
                 }
-                Ended::Exited(code) => Outcome::Failed(format!("{count} tests: status {code}")),
+                Ended::Exited(code) => {
+                    Outcome::Failed(format!("{count} tests: status {code}{failures}"))
+                }
                 Ended::TimedOut => {
-                    Outcome::Failed(format!("not done after {} min", LIMIT.as_secs() / 60))
+                    let limit = LIMIT.as_secs() / 60;
+                    Outcome::Failed(format!("not done after {limit} min{failures}"))
                 }
                 Ended::Died(console) => Outcome::Failed(format!("the kernel died:\n{console}")),
             };
             Ok(outcome)
         });
-        let text = String::from_utf8_lossy(&output.all).into_owned();
-        self.verified.read(&text);
-        let mut skips: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(SKIP)).collect();
-        skips.sort_unstable();
-        skips.dedup();
         let mut cell = format!("{cell}, {} s", start.elapsed().as_secs());
-        for why in skips {
+        for why in heard.skips() {
             cell += &format!("\nskipped: {why}");
-            report.skip(&name, why.to_owned());
+            report.skip(&name, why);
         }
         self.cell(&test.name, cell);
     }
