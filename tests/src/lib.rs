@@ -20,6 +20,7 @@ pub mod flow;
 pub mod foreign;
 pub mod host;
 pub mod interrupt;
+pub mod kernel;
 pub mod machine;
 pub mod netns;
 pub mod ovs;

@@ -140,6 +140,13 @@ impl Netns {
     pub fn ip_batch(&self, lines: &str) -> Result<()> {
         batch(self.command("ip"), lines).with_context(|| format!("in namespace {}", self.name))
     }
+
+    /// Fails where the kernel can not make netkit pairs.
+    pub fn expect_netkit(&self) -> Result<()> {
+        // An older `ip` knows nothing of it but can ask for it.
+        let made = self.ip_batch("link add probe0 type netkit\nlink del probe0\n");
+        made.context("this kernel has no netkit (Linux 6.7 and later)")
+    }
 }
 
 /// [`Netns::ip_batch`] in the caller's namespace, for `netns add` and `netns del`.

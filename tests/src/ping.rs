@@ -114,8 +114,11 @@ fn echo(target: IpAddr, id: u16, seq: u16, payload: usize) -> Vec<u8> {
 
 /// Waits for the reply with the id, number and payload of `request`.
 fn answered(socket: &UdpSocket, target: IpAddr, request: &[u8], deadline: Instant) -> Result<bool> {
-    let mut buffer = vec![0; 1 << 16];
-    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+    let (mut buffer, mut is_over) = (vec![0; 1 << 16], false);
+    // Once more when the time is over: what came while this thread stood still is there.
+    while !is_over {
+        let left = deadline.saturating_duration_since(Instant::now());
+        is_over = left.is_zero();
         socket.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;
         let n = match socket.recv(&mut buffer) {
             Ok(n) => n,

@@ -66,7 +66,13 @@ pub struct Topology {
 impl Topology {
     /// Makes the namespaces and the underlay. No agent runs yet.
     pub fn new(options: Options) -> Result<Self> {
-        Self::make(options, wire_underlay)
+        let made = Self::make(options, wire_underlay)?;
+        // A question to a neighbour that a port of the switch does not forward yet is asked again after
+        // a second.
+        for h in 1..=options.hosts {
+            made.switch.wait_operational(&format!("h{h}"))?;
+        }
+        Ok(made)
     }
 
     /// The same for two hosts with one cable between them and no switch, which costs time of its

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Set to a number by which every deadline is multiplied: emulated machines take longer.
-const PATIENCE: &str = "MESH_TESTS_PATIENCE";
+pub const PATIENCE: &str = "MESH_TESTS_PATIENCE";
 
 /// How long to wait here for what takes less than `limit` on a real machine.
 pub fn patient(limit: Duration) -> Duration {

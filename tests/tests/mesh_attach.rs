@@ -1,8 +1,13 @@
 //! `mesh attach` and `mesh detach`.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use mesh_tests::{Host, Options, ping, scenario, scenario::bare, wait};
 
 const ONE: Options = Options { hosts: 1, containers: 3, ..Options::DEFAULT };
@@ -35,6 +40,37 @@ fn attach_gives_what_it_says() {
         let status = mesh.hosts[0].status()?;
         ensure!(status["endpoints"].as_array().map(Vec::len) == Some(3), "{status}");
         Ok(())
+    });
+}
+
+/// The kernel makes an address usable some time after it acknowledged it, and the later the more
+/// others change of its interfaces.
+#[test]
+fn what_attach_gave_can_be_reached_when_it_returns() {
+    scenario(Options { containers: 1, ..ONE }, |mesh| {
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    // Goes with its namespace.
+                    let pair = "--net ip link add type veth".split(' ');
+                    ensure!(Command::new("unshare").args(pair).status()?.success(), "no namespace");
+                }
+                Ok(())
+            });
+            let reached = (0..20).try_for_each(|_| {
+                mesh.hosts[0].detach(0)?;
+                let container = mesh.hosts[0].attach(0, &[])?;
+                for address in container.addresses()? {
+                    let route = container.netns.exec(&format!("ip route get {address}"))?;
+                    ensure!(route.starts_with("local "), "{address} is not there: {route}");
+                }
+                Ok(())
+            });
+            ended.store(true, Ordering::Relaxed);
+            others.join().map_err(|_| anyhow!("a thread panicked"))??;
+            reached
+        })
     });
 }
 

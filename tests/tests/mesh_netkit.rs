@@ -16,8 +16,7 @@ fn mesh(
 }
 
 fn has_netkit(netns: &Netns) -> bool {
-    // An older `ip` knows nothing of it but can ask for it.
-    let made = netns.ip_batch("link add probe0 type netkit\nlink del probe0\n");
+    let made = netns.expect_netkit();
     if let Err(e) = &made {
         // Not one to be counted as skipped: emulated kernels have it.
         eprintln!("not here: {e:#}; `cargo xtask test --kernel 6.12 netkit` runs it");

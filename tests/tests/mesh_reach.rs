@@ -7,6 +7,8 @@ use mesh_tests::{
     Encap, Options, Topology, Underlay, party::pairs, ping, scenario, scenario::bare, wait,
 };
 
+const SOON: Duration = Duration::from_secs(5);
+
 fn all_pairs(hosts: usize, encap: Encap, underlay: Underlay) {
     scenario(Options { hosts, containers: 2, encap, underlay, ..Options::default() }, |mesh| {
         let parties = mesh.parties()?;
@@ -19,13 +21,16 @@ fn all_pairs(hosts: usize, encap: Encap, underlay: Underlay) {
 /// The sum law, as far as `mesh status` shows it: every dropped packet has a reason.
 fn expect_drops_add_up(mesh: &Topology) -> Result<()> {
     for host in &mesh.hosts {
-        let status = host.status()?;
-        let sum = |values: &mut dyn Iterator<Item = Option<u64>>| values.flatten().sum::<u64>();
-        let reasons = status["drops"].as_object().into_iter().flatten();
-        let by_reason = sum(&mut reasons.map(|(_, n)| n.as_u64()));
-        let hooks = status["hooks"].as_array().into_iter().flatten();
-        let by_hook = sum(&mut hooks.map(|hook| hook["dropped"].as_u64()));
-        ensure!(by_reason == by_hook, "{}: {by_reason} != {by_hook} in {status}", host.name);
+        // Again where they differ: a packet may be dropped between the reading of two counters.
+        wait::until(&format!("the drops of {} to add up", host.name), SOON, || {
+            let status = host.status().map_err(|e| format!("{e:#}"))?;
+            let sum = |values: &mut dyn Iterator<Item = Option<u64>>| values.flatten().sum::<u64>();
+            let reasons = status["drops"].as_object().into_iter().flatten();
+            let by_reason = sum(&mut reasons.map(|(_, n)| n.as_u64()));
+            let hooks = status["hooks"].as_array().into_iter().flatten();
+            let by_hook = sum(&mut hooks.map(|hook| hook["dropped"].as_u64()));
+            if by_reason == by_hook { Ok(()) } else { Err(format!("{by_reason} != {by_hook}")) }
+        })?;
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use mesh_tests::{
-    Host, Netns, Options, Snapshot, Topology, party::pairs, scenario::bare, snapshot::tcx, socket,
+    Host, Netns, Options, Snapshot, Topology, kernel, party::pairs, scenario::bare, snapshot::tcx,
+    socket,
 };
 
 /// Of each host, then of each container.
@@ -60,13 +61,18 @@ fn down_has_taken_the_programs_off_when_it_returns() {
     bare(Options { hosts: 1, containers: 0, ..Options::default() }, |mesh| {
         let netns = mesh.hosts[0].netns.clone();
         let ifindex = netns.run(|| Ok(socket::ifindex("eth0")?))?;
+        // At tcx, or filters of clsact.
+        let programs = || -> Result<String> {
+            let filters = netns.exec("tc filter show dev eth0 ingress")?;
+            Ok(tcx(&netns, ifindex, "eth0")?.join("\n") + &filters)
+        };
         for _ in 0..5 {
             mesh.up()?;
-            ensure!(!tcx(&netns, ifindex, "eth0")?.is_empty(), "nothing is attached");
+            ensure!(!programs()?.is_empty(), "nothing is attached");
             mesh.hosts[0].run_mesh(&["down"])?;
-            let left = tcx(&netns, ifindex, "eth0")?;
+            let left = programs()?;
             mesh.hosts[0].kill9();
-            ensure!(left.is_empty(), "{left:?}");
+            ensure!(left.is_empty(), "{left}");
         }
         Ok(())
     });
@@ -103,18 +109,13 @@ fn detach_leaves_no_trace_in_the_container() {
 fn foreign_things_survive_up_and_down() {
     bare(Options::default(), |mesh| {
         let bare_host = Snapshot::of(&mesh.hosts[0])?;
-        let _tcx = add_foreign_things(&mesh.hosts[0].netns)?;
+        let tcx = add_foreign_things(&mesh.hosts[0].netns)?;
         let before = Snapshot::of(&mesh.hosts[0])?;
         let foreign = bare_host.difference(&before).new;
-        for sign in [
-            "link docker0",
-            "route4 ",
-            "rule4 ",
-            "qdisc eth0",
-            "filter eth0",
-            "tcx eth0",
-            "netfilter ",
-        ] {
+        for sign in ["link docker0", "route4 ", "rule4 ", "qdisc eth0", "filter eth0", "netfilter "]
+            .into_iter()
+            .chain(tcx.as_ref().map(|_| "tcx eth0"))
+        {
             ensure!(foreign.iter().any(|f| f.starts_with(sign)), "no foreign {sign}: {foreign:#?}");
         }
         mesh.up()?;
@@ -125,8 +126,8 @@ fn foreign_things_survive_up_and_down() {
     });
 }
 
-/// Returns what must live as long as the foreign tcx program.
-fn add_foreign_things(netns: &Netns) -> Result<OwnedFd> {
+/// Returns what must live as long as the foreign tcx program; `None` where the kernel has no tcx.
+fn add_foreign_things(netns: &Netns) -> Result<Option<OwnedFd>> {
     for command in [
         "ip link add docker0 type bridge",
         "ip link set docker0 addrgenmode none",
@@ -141,7 +142,10 @@ fn add_foreign_things(netns: &Netns) -> Result<OwnedFd> {
     ] {
         netns.exec(command)?;
     }
-    netns.run(|| Ok(attach_foreign_tcx(socket::ifindex("eth0")?)?))
+    if !kernel::is_since(6, 6) {
+        return Ok(None);
+    }
+    netns.run(|| Ok(Some(attach_foreign_tcx(socket::ifindex("eth0")?)?)))
 }
 
 /// A program that passes everything on, at tcx ingress.

@@ -184,6 +184,11 @@ impl Host {
         for route in container_routes(network, me, &endpoint) {
             inside.add_route(&route).await?;
         }
+        for ip in &endpoint.addresses {
+            if !inside.wait_until_local(*ip).await? {
+                tracing::warn!(endpoint = name, address = %ip, "it can not be reached yet");
+            }
+        }
         Ok(())
     }
 

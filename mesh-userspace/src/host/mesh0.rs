@@ -100,14 +100,18 @@ impl Host {
     async fn ensure_addresses(&self, ifindex: u32, me: &Node) -> Result<(), HostError> {
         let mut wanted = self.host_addresses(me);
         wanted.extend(self.gateways(me));
-        for address in self.net.addresses().await? {
+        let mut there = self.net.addresses().await?;
+        there.retain(|address| address.ifindex == ifindex);
+        for address in there.iter().filter(|address| !wanted.contains(&address.ip())) {
             let len = address.net.prefix_len();
-            if address.ifindex == ifindex && !wanted.contains(&address.ip()) {
-                self.net.remove_address(ifindex, address.ip(), len).await?;
-            }
+            self.net.remove_address(ifindex, address.ip(), len).await?;
         }
+        wanted.retain(|ip| !there.iter().any(|address| address.ip() == *ip));
         for ip in wanted {
             self.net.add_address(ifindex, ip, full_len(ip)).await?;
+            if !self.net.wait_until_local(ip).await? {
+                tracing::warn!(address = %ip, "{NAME} can not be reached at it yet");
+            }
         }
         Ok(())
     }

@@ -1,6 +1,10 @@
 //! Addresses of interfaces.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use rtnetlink::{
@@ -15,6 +19,8 @@ use super::{Net, NetError};
 
 /// RFC 8200, 5. On an interface with less the kernel has no IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
+/// It is less than a millisecond nearly always; 90 were seen beside namespaces that came and went.
+const LOCAL: Duration = Duration::from_secs(3);
 
 /// An address of an interface of this namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +69,8 @@ impl Net {
         Ok(all.map(|address| address.ifindex).collect())
     }
 
-    /// Adds an address. IPv6: without duplicate address detection, so that it can be used as soon as
-    /// the interface has carrier.
+    /// Adds an address. IPv6: without duplicate address detection; it can still not be used at once, see
+    /// [`Self::wait_until_local`].
     /// One that is there already is left as it is.
     pub async fn add_address(
         &self,
@@ -90,6 +96,21 @@ impl Net {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Waits until what is sent to an address of an interface that is up is received; whether it is.
+    /// The kernel acknowledges an IPv6 address first and makes its local route later
+    /// (addrconf_dad_work), which takes the longer the more others want the RTNL lock. Packets that
+    /// arrive before are dropped, answers to neighbour solicitations too.
+    pub async fn wait_until_local(&self, ip: IpAddr) -> Result<bool, NetError> {
+        let deadline = Instant::now() + LOCAL;
+        while !self.route_to(ip, None).await?.is_some_and(|hop| hop.local) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(true)
     }
 
     /// Removes an address; one that is not there is no error.

@@ -1,6 +1,6 @@
 //! What the kernel can do, as it is asked and as its history has it.
 
-use aya::util::KernelVersion;
+use mesh_tests::kernel;
 use mesh_userspace::bpf::probe::{Feature, KernelFeatures};
 
 use super::world::{GRE, world};
@@ -9,8 +9,7 @@ use super::world::{GRE, world};
 fn kernel_has_what_its_version_promises() {
     world(GRE, |_| {
         let since = |major, minor| {
-            let there = KernelVersion::current().unwrap() >= KernelVersion::new(major, minor, 0);
-            if there { Feature::Present } else { Feature::Absent }
+            if kernel::is_since(major, minor) { Feature::Present } else { Feature::Absent }
         };
         let features = KernelFeatures::probe();
         assert_eq!(features.load, Feature::Present);

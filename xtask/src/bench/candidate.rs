@@ -35,6 +35,8 @@ enum Kind {
 #[derive(Debug, Clone, Default)]
 struct Mesh {
     encap: Encap,
+    /// Containers' interfaces are netkit pairs and not veth pairs.
+    netkit: bool,
     /// Another agent than the one that was built.
     binary: Option<PathBuf>,
 }
@@ -61,7 +63,7 @@ impl Candidate {
 
     /// Whether it runs on every machine that mesh runs on.
     pub fn must_run(&self) -> bool {
-        matches!(self.kind, Kind::Bare | Kind::Mesh(_))
+        matches!(self.kind, Kind::Bare | Kind::Mesh(Mesh { netkit: false, .. }))
     }
 }
 
@@ -69,8 +71,9 @@ impl Candidate {
 pub fn all() -> Vec<Candidate> {
     let mesh = Encap::ALL.map(|encap| {
         let (name, what) = (format!("mesh-{}", encap.name()), "this project");
-        Candidate::new(&name, what, Kind::Mesh(Mesh { encap, binary: None }))
+        Candidate::new(&name, what, Kind::Mesh(Mesh { encap, ..Mesh::default() }))
     });
+    let netkit = Mesh { netkit: true, ..Mesh::default() };
     let other = |name, what, wiring: Wiring| Candidate::new(name, what, Kind::Other(wiring));
     let mut all = vec![
         Candidate::new("bare", "host to host: no containers, no encapsulation", Kind::Bare),
@@ -78,6 +81,7 @@ pub fn all() -> Vec<Candidate> {
     ];
     all.extend(mesh);
     all.extend([
+        Candidate::new("mesh-gre-netkit", "mesh-gre, containers on netkit", Kind::Mesh(netkit)),
         other("vxlan-bridge", "kernel VXLAN and a bridge, br_netfilter off", wire::vxlan_bridge),
         other(
             "vxlan-bridge-nf",
@@ -127,6 +131,10 @@ impl Standing {
             Kind::Bare => bare_ends(&topology)?,
             Kind::Mesh(mesh) => {
                 topology.hosts.iter_mut().for_each(|host| host.binary.clone_from(&mesh.binary));
+                if mesh.netkit {
+                    topology.hosts[0].netns.expect_netkit()?;
+                    topology.cluster.interfaces = Some("netkit");
+                }
                 topology.up()?;
                 mesh_ends(&topology)?
             }

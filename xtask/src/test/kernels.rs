@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Result;
 use comfy_table::{Table, presets::NOTHING};
+use mesh_tests::wait;
 
 use super::{Heard, Tiers, verified::Verified};
 use crate::{
@@ -30,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(90 * 60);
 /// Random packets for a fuzzer, unless the caller says.
 const FUZZ_PACKETS: (&str, &str) = ("MESH_FUZZ_PACKETS", "300");
 /// By what a test's deadlines are multiplied.
-const PATIENCE: (&str, &str) = ("MESH_TESTS_PATIENCE", "10");
+const PATIENCE: (&str, &str) = (wait::PATIENCE, "10");
 /// Tests of time, of which emulation says nothing.
 const NOT_EMULATED: [&str; 2] = ["--skip", "perf"];
 
