@@ -21,7 +21,10 @@ pub fn local(
     bytes: u32,
 ) -> Result<Done, DropReason> {
     packet.front::<ETH_LEN>()?.put_macs::<0>(&to.macs);
-    Ok(hand_over(to, bytes, port.flags & (PortInfo::HOST | PortInfo::NETKIT) == 0))
+    // Nor from a bridge's port: the frame came for another MAC than the port's, and a kernel that does not
+    // scrub what it redirects to a peer drops it for that at the other end.
+    let queued = PortInfo::HOST | PortInfo::NETKIT | PortInfo::BRIDGED;
+    Ok(hand_over(to, bytes, port.flags & queued == 0))
 }
 
 /// The frame has its Ethernet header for `to`: hand it over. `at_ingress`: the hook is one from

@@ -4,9 +4,12 @@
 use mesh_common::{
     maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens, mask_word},
     wire::{
-        ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, resum,
+        ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, IPPROTO_ROUTING,
+        IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, resum,
     },
 };
+
+use crate::neighbour::ND_HOPS;
 
 pub trait Family {
     type Header: Copy;
@@ -31,6 +34,9 @@ pub trait Family {
     fn is_fragment(h: &Self::Header) -> bool;
     /// A fragment without the transport header.
     fn is_later_fragment(h: &Self::Header) -> bool;
+    /// May there be a neighbour message behind an extension header? Who gets it believes one with this
+    /// hop limit (RFC 4861, 7.1) behind any but a fragment's (RFC 6980).
+    fn may_hide_nd(h: &Self::Header) -> bool;
     /// Marks an ECN-capable packet "congestion experienced".
     fn mark_ce(h: &mut Self::Header);
     fn is_multicast(dst: &Addr) -> bool;
@@ -107,6 +113,11 @@ impl Family for V4 {
     #[inline(always)]
     fn is_later_fragment(h: &Ipv4) -> bool {
         u16::from_be(h.frag) & 0x1fff != 0
+    }
+
+    #[inline(always)]
+    fn may_hide_nd(_: &Ipv4) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -205,6 +216,12 @@ impl Family for V6 {
     fn is_later_fragment(_: &Ipv6) -> bool {
         // Told by an extension header; RFC 4443 lets it be answered.
         false
+    }
+
+    #[inline(always)]
+    fn may_hide_nd(h: &Ipv6) -> bool {
+        let is_extension = matches!(h.next, IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS);
+        h.hops == ND_HOPS && is_extension
     }
 
     #[inline(always)]

@@ -77,6 +77,9 @@ fn forward<F: Family>(packet: &Packet, port: &PortInfo) -> Result<Done, Refusal>
     if !F::IS_V4 && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, ETH_LEN) {
         return Ok(ASKED);
     }
+    if F::may_hide_nd(header) {
+        return Ok(bridge::pass_or(port, DropReason::NoReply)?);
+    }
     let (src, dst) = (F::src(header), F::dst(header));
     if !F::is_own(port, &src) {
         let source = bridge::source::<F>(packet, port, &src);
@@ -116,7 +119,8 @@ fn forward<F: Family>(packet: &Packet, port: &PortInfo) -> Result<Done, Refusal>
             return here::<F>(packet, port, header, &dst);
         }
         if flood::is_broadcast::<F>(port.vni, &dst) {
-            return Ok(GROUPED);
+            let is_on = flood::is_on(port);
+            return if is_on { Ok(GROUPED) } else { Err(DropReason::Multicast.into()) };
         }
     }
     let peer = maps::peer(to.peer)?;

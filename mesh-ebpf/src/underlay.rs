@@ -300,11 +300,14 @@ fn decap<F: Family>(packet: &Packet, outer: &Outer, at: usize) -> Result<Done, R
         return Err(DropReason::Truncated.into());
     }
     let (source, src, dst) = (outer.source, F::src(header), F::dst(header));
-    if !F::IS_V4
-        && outer.is_switch
-        && F::next(header) == IPPROTO_ICMPV6
-        && neighbour::is_nd(packet, at)
-    {
+    if F::may_hide_nd(header) {
+        return Err(DropReason::NoReply.into());
+    }
+    if !F::IS_V4 && F::next(header) == IPPROTO_ICMPV6 && neighbour::is_nd(packet, at) {
+        // Nodes answer what is asked there themselves.
+        if !outer.is_switch {
+            return Err(DropReason::NoReply.into());
+        }
         Left::leave(packet, outer, at);
         return Ok((Verdict::Learn, ND));
     }

@@ -123,7 +123,9 @@ fn geneve_heeds_a_narrow_link_on_an_ipv6_way() {
 fn larger_packets_are_tried_again_after_a_time() {
     behind_a_router(Encap::Gre, Underlay::V4, |mesh| {
         let expires = "/proc/sys/net/ipv4/route/mtu_expires";
-        let has = mesh.hosts[0].netns.run(|| Ok(fs::write(expires, "2").is_ok()))?;
+        // Long enough for it to be seen.
+        let seconds = wait::patient(Duration::from_secs(2)).as_secs().to_string();
+        let has = mesh.hosts[0].netns.run(|| Ok(fs::write(expires, &seconds).is_ok()))?;
         if !has {
             // Only the first namespace has the setting before Linux 5.18.
             return Ok(());

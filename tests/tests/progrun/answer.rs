@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use mesh_common::verdict::{DropReason, Verdict};
 
 use super::{
+    model::advertisement,
     packet::{ARP, IPV6, Mac, assert_well_formed, eth, ip, ip_with},
     world::{A, B, BLUE, D, GRE, HOST, Port, REDIRECT, Ran, SIX, World, gateway_mac, world},
 };
@@ -260,5 +261,33 @@ fn other_icmpv6_is_carried() {
         let unused: Ipv4Addr = Ipv4Addr::from(REMOTE);
         let packet = ip_with(ip(A.v4.unwrap(), unused, 0), 58, &[135; 24]);
         assert_eq!(w.sends_ip(A, &packet).verdict, Verdict::Encap);
+    });
+}
+
+/// An advertisement of A's behind a header of another protocol, to `to`.
+pub fn hidden_advertisement(header: u8, from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    let advertisement = advertisement(A.mac, to, from);
+    // Its next header, no more than 8 bytes, and padding (RFC 8200, 4.2); to no more hops (4.4).
+    let front: [u8; 8] =
+        if header == 43 { [58, 0, 0, 0, 0, 0, 0, 0] } else { [58, 0, 1, 4, 0, 0, 0, 0] };
+    let mut packet = ip_with(ip(from, to, 0), header, &[&front, &advertisement[40..]].concat());
+    packet[7] = 255;
+    packet
+}
+
+#[test]
+fn neighbour_message_behind_another_header_goes_nowhere() {
+    world(GRE, |w| {
+        for header in [0, 43, 60] {
+            for to in [D.v6.unwrap(), "fd42:0:0:1::9".parse().unwrap()] {
+                let mut packet = hidden_advertisement(header, A.v6.unwrap(), to);
+                let ran = w.sends(A, &eth(gateway_mac(), A.mac, IPV6, &packet));
+                assert_silent(&ran, DropReason::NoReply);
+                // With any other hop limit nobody believes it.
+                packet[7] = 254;
+                let ran = w.sends(A, &eth(gateway_mac(), A.mac, IPV6, &packet));
+                assert_eq!(ran.reason, None, "{header} to {to}");
+            }
+        }
     });
 }

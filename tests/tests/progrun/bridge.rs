@@ -135,6 +135,16 @@ fn what_is_not_for_another_node_is_the_bridges() {
     });
 }
 
+/// Not even what it gives the mesh by the MAC that this answers with.
+#[test]
+fn what_a_bridge_sends_to_all_stays_there() {
+    world(Spec { flood: true, ..BRIDGED }, |w| {
+        let ran = from(w, TELLS, "10.42.0.9", "10.42.255.255");
+        ran.assert_dropped(DropReason::Multicast);
+        assert_eq!(from(w, TELLS, "10.42.0.9", "10.42.64.9").verdict, Verdict::Encap);
+    });
+}
+
 #[test]
 fn what_is_too_big_is_answered_to_whoever_sent_it() {
     world(BRIDGED, |w| {

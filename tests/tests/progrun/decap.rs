@@ -6,7 +6,9 @@ use mesh_common::verdict::{DropReason, Hook, Verdict};
 use mesh_userspace::config::Encap;
 
 use super::{
+    answer::hidden_advertisement,
     counters::Counter,
+    model::{advertisement, solicitation},
     packet::{
         ARP, TEB, assert_well_formed, eth, ethertype, gre, ip, ip_with, outer_ipv4, tcp, udp,
         udp_of,
@@ -18,6 +20,7 @@ use super::{
     },
 };
 
+const H2_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
 pub const H2_V4: Ipv4Addr = Ipv4Addr::new(10, 42, 64, 9);
 pub const H2_V6: Ipv6Addr = Ipv6Addr::new(0xfd42, 0, 0, 1, 0, 0, 0, 9);
 const H2_BLUE_V6: Ipv6Addr = Ipv6Addr::new(0xfd43, 0, 0, 1, 0, 0, 0, 9);
@@ -286,5 +289,26 @@ fn congestion_reaches_the_endpoint(w: &World) {
                 assert_well_formed(&ran.frame);
             }
         }
+    }
+}
+
+/// Nodes answer for all that is behind others; what a peer says unasked would be believed.
+#[test]
+fn neighbour_messages_of_a_peer_that_is_no_switch_go_nowhere() {
+    for spec in [GRE, Spec { ipv6: true, ..VXLAN }, GENEVE] {
+        world(spec, |w| {
+            for form in Encap::ALL {
+                let to = A.v6.unwrap();
+                let mut plain = advertisement(H2_MAC, to, H2_V6);
+                let mut all = vec![plain.clone(), solicitation(H2_MAC, H2_V6, to)];
+                all.extend([0, 43, 60].map(|header| hidden_advertisement(header, H2_V6, to)));
+                plain[40] = 134;
+                all.push(plain);
+                for message in all {
+                    let ran = w.receives(&from_peer_in(spec, H2, form, 0, 0, &message));
+                    ran.assert_dropped(DropReason::NoReply);
+                }
+            }
+        });
     }
 }

@@ -92,6 +92,7 @@ impl Model<'_> {
             0x86dd if is_neighbour_message(packet) => self.solicitation(port, packet),
             ethertype @ (0x0800 | 0x86dd) => match parse(ethertype, packet) {
                 None => Expected::drop(Truncated),
+                Some(_) if may_hide_nd(packet) => Expected::drop(NoReply),
                 Some(ip) => self.forward(port, &ip, packet, gso_size),
             },
             _ => Expected::drop(NotIp),
@@ -326,6 +327,12 @@ pub fn is_neighbour_message(packet: &[u8]) -> bool {
     packet[0] >> 4 == 6
         && packet[6] == 58
         && packet.get(40).is_some_and(|kind| (133..=137).contains(kind))
+}
+
+/// Headers in front of it do not keep one from being believed (RFC 7113, 2.1), where it has made no hop; but
+/// a fragment's does (RFC 6980).
+pub fn may_hide_nd(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 6 && matches!(packet[6], 0 | 43 | 60) && packet[7] == 255
 }
 
 pub fn parse(ethertype: u16, packet: &[u8]) -> Option<Ip> {

@@ -294,8 +294,8 @@ fn number_that_a_switch_does_not_use_has_no_answers() {
         for (proto, ask, reason) in [
             (ARP, arp(1, (MAC, v4(197)), (NOBODY, own(A))), NotIp),
             (ARP, arp(1, (MAC, NONE), (NOBODY, own(A))), NotIp),
-            (IPV6, solicitation(MAC, v6(0xfd42, 6), A.v6.unwrap()), SourceNotPeers),
-            (IPV6, solicitation(MAC, "fe80::1".parse().unwrap(), A.v6.unwrap()), SourceNotPeers),
+            (IPV6, solicitation(MAC, v6(0xfd42, 6), A.v6.unwrap()), NoReply),
+            (IPV6, solicitation(MAC, "fe80::1".parse().unwrap(), A.v6.unwrap()), NoReply),
             (IPV4, udp(ip(v4(197), own(A), 0), b"x"), SourceNotPeers),
         ] {
             let (protocol, body) = zero.around(SOURCE_PORT, [EVERYBODY, MAC], proto, &ask);
@@ -312,9 +312,8 @@ fn neighbour_message_without_ethernet_says_nothing_of_macs() {
         let bare = Tunnel::new(Encap::Gre, 0);
         let ends = [OLD_GRETAP.at(OLD), OLD.me()];
         let message = solicitation(MAC, v6(0xfd42, 8), A.v6.unwrap());
-        // An ordinary packet, to a group that nobody is in.
         let ran = w.receives(&bare.packet(ends, 0, IPV6, &message));
-        assert_silent(&ran, DropReason::Multicast);
+        assert_silent(&ran, DropReason::NoReply);
         let packet = udp(ip(v4(199), own(A), 0), b"x");
         assert_eq!(w.receives(&bare.packet(ends, 0, IPV4, &packet)).verdict, Verdict::Deliver);
         assert!(nobody_is_known(w));
@@ -338,10 +337,9 @@ fn peer_with_one_mac_is_neither_asked_nor_answered() {
             };
             let ask = arp(1, (MAC, v4(third)), (NOBODY, own(A)));
             assert_silent(&w.receives(&tunnel.packet(ends, 0, ARP, &ask)), NotIp);
-            // From a group's member to nobody of it.
             let ask = solicitation(MAC, v6(0xfd42, group), A.v6.unwrap());
             let ran = w.receives(&tunnel.packet(ends, 0, IPV6, &ask));
-            assert_silent(&ran, DropReason::Multicast);
+            assert_silent(&ran, DropReason::NoReply);
         }
         assert!(nobody_is_known(w));
     });

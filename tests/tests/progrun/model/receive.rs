@@ -16,7 +16,7 @@ use super::super::{
 };
 use super::{
     Expected, Frame, Ip, Model, Place, advertisement, arp, be16, endpoint, handed_to, is_multicast,
-    is_neighbour_message, parse, v4, v6,
+    is_neighbour_message, may_hide_nd, parse, v4, v6,
 };
 
 /// The outer IP header, and what follows it.
@@ -128,7 +128,11 @@ impl Model<'_> {
             _ => return Expected::drop(NotIp),
         }
         let Some(ip) = parse(proto, packet) else { return Expected::drop(Truncated) };
-        if let Some(mac) = source.filter(|_| is_neighbour_message(packet)) {
+        if may_hide_nd(packet) {
+            return Expected::drop(NoReply);
+        }
+        if is_neighbour_message(packet) {
+            let Some(mac) = source else { return Expected::drop(NoReply) };
             return self.said_by_nd(peer, vni, around, mac, packet);
         }
         let is_flooded = vni != u32::MAX && self.is_flooded(vni, ip.dst);
