@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Snapshot,
+    Snapshot, cluster,
     docker::{Docker, scenario},
     wait,
 };
@@ -365,6 +365,34 @@ fn answer(socket: &UdpSocket) -> Result<String> {
 
 fn ask_udp(docker: &Docker, at: usize, to: &str) -> Result<String> {
     answer(&udp(docker, at, to)?).with_context(|| format!("h{}: {to}", at + 1))
+}
+
+/// What it sends to the world has the host's own address, as what the host sends itself: the nodes would
+/// take it for that.
+#[test]
+fn no_container_sends_what_only_its_host_may() {
+    scenario(2, |docker| {
+        start(docker, CREATE, &["one", "two"])?;
+        let senders = [
+            ("the host", docker.topology.hosts[0].netns.clone(), 1),
+            ("a container behind it", docker.netns(0, "one")?, 0),
+        ];
+        let node = cluster::underlay(2);
+        // VXLAN with VNI 0 (RFC 7348, 5), the cluster's own network, and no IP in it.
+        let tunnel = [&[8, 0, 0, 0, 0, 0, 0, 0][..], &[0; 64]].concat();
+        for (sender, netns, arrives) in senders {
+            let count = || docker.topology.hosts[1].drops("not_ip");
+            let before = count()?;
+            let socket = netns.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+            socket.send_to(&tunnel, (node.as_str(), 4789))?;
+            // It reaches what is no tunnel there.
+            socket.send_to(&tunnel, (node.as_str(), 4790))?;
+            thread::sleep(Duration::from_millis(300));
+            let counted = count()? - before;
+            ensure!(counted == arrives, "{counted} from {sender}");
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Host {
             self.detach_all(old)?;
         }
         self.ensure_host_routes(&cluster, &me).await?;
-        self.ensure_firewall();
+        self.ensure_firewall(&cluster);
         self.follow_mtu(&cluster, underlay.mtu).await;
         self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
@@ -153,7 +153,7 @@ impl Host {
         self.attach_all(&me).await?;
         self.ensure_gro(cluster).await?;
         self.ensure_host_routes(cluster, &me).await?;
-        self.ensure_firewall();
+        self.ensure_firewall(cluster);
         self.ensure_gateways(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }

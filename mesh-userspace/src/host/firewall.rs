@@ -2,7 +2,7 @@
 //! of our own, beside whatever others have.
 //!
 //! What containers of different hosts say to each other passes no firewall, whatever its policy, and
-//! no masquerading. Two things are left:
+//! no masquerading. Three things are left:
 //!
 //! - A port that Docker publishes, asked for by an overlay address of the host: the request is
 //!   rewritten by Docker and forwarded to the container, but the container's answer would take the
@@ -11,14 +11,23 @@
 //! - Docker masquerades what its bridge's network sends to anywhere else. What gets to `mesh0` by the
 //!   stack, in the moment before a port is attached, must not become the host's own by that; as it
 //!   is, it is dropped there, and sent again.
+//! - What is masqueraded comes from the host's own address, as all do that other nodes trust. A
+//!   container must not be able to put an outer header in front of what it sends.
 
 use std::{
-    io::{self, Write},
+    collections::BTreeSet,
+    fmt::Write as _,
+    io::{self, Write as _},
     process::{Command, Stdio},
 };
 
+use ipnet::IpNet;
+
 use super::{Host, HostError, mesh0};
-use crate::state::State;
+use crate::{
+    config::{Cluster, Encap},
+    state::State,
+};
 
 const TABLE: &str = "mesh_bridges";
 
@@ -35,11 +44,11 @@ pub(super) struct Table {
 impl Host {
     /// Makes the rules be there if a bridge is attached, and not be there otherwise. Without `nft`
     /// what is said above is not so; all else works.
-    pub(super) fn ensure_firewall(&mut self) {
+    pub(super) fn ensure_firewall(&mut self, cluster: &Cluster) {
         let names: Vec<&str> = self.bridges.names().collect();
         let done = match names.is_empty() {
             true => remove(&self.state).map(|()| Table::default()),
-            false => ensure(TABLE, rules(&names), &self.firewall),
+            false => ensure(TABLE, rules(&names, cluster), &self.firewall),
         };
         match done {
             Ok(table) => {
@@ -95,11 +104,13 @@ fn list(name: &str) -> Result<String, HostError> {
 }
 
 /// 99: before Docker's, at 100.
-fn rules(bridges: &[&str]) -> String {
+fn rules(bridges: &[&str], cluster: &Cluster) -> String {
     let (bridges, mesh0) = (quoted(bridges), mesh0::NAME);
+    let no_tunnels = no_tunnels(&bridges, cluster);
     format!(
         "chain forward {{
             type filter hook forward priority 0; policy accept;
+            {no_tunnels}
             iifname {{ {bridges} }} oifname \"{mesh0}\" ct state new drop
         }}
         chain postrouting {{
@@ -108,6 +119,31 @@ fn rules(bridges: &[&str]) -> String {
         }}
         "
     )
+}
+
+/// What comes in by these interfaces is no tunnel to a node, whichever it is: nodes take every form from
+/// each other. Only to nodes; to anywhere else containers may have tunnels of their own.
+pub(super) fn no_tunnels(interfaces: &str, cluster: &Cluster) -> String {
+    let used = cluster.udp_tunnels().into_iter().map(|tunnel| tunnel.port);
+    let ports: BTreeSet<u16> =
+        Encap::ALL.iter().filter_map(|e| e.default_port()).chain(used).collect();
+    let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut rules = String::new();
+    for (family, v4) in [("ip", true), ("ip6", false)] {
+        let nodes = cluster.nodes.iter().map(|node| node.underlay).filter(|ip| ip.is_ipv4() == v4);
+        let nodes = IpNet::aggregate(&nodes.map(IpNet::from).collect());
+        if nodes.is_empty() {
+            continue;
+        }
+        let nodes = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        for kind in ["meta l4proto gre", &format!("udp dport {{ {ports} }}")] {
+            let _ = writeln!(
+                rules,
+                "iifname {{ {interfaces} }} {family} daddr {{ {nodes} }} {kind} drop"
+            );
+        }
+    }
+    rules
 }
 
 /// The elements of a set of names.

@@ -313,7 +313,7 @@ fn neighbour_message_without_ethernet_says_nothing_of_macs() {
         let ends = [OLD_GRETAP.at(OLD), OLD.me()];
         let message = solicitation(MAC, v6(0xfd42, 8), A.v6.unwrap());
         let ran = w.receives(&bare.packet(ends, 0, IPV6, &message));
-        assert_silent(&ran, DropReason::NoReply);
+        assert_silent(&ran, NoReply);
         let packet = udp(ip(v4(199), own(A), 0), b"x");
         assert_eq!(w.receives(&bare.packet(ends, 0, IPV4, &packet)).verdict, Verdict::Deliver);
         assert!(nobody_is_known(w));
@@ -339,7 +339,7 @@ fn peer_with_one_mac_is_neither_asked_nor_answered() {
             assert_silent(&w.receives(&tunnel.packet(ends, 0, ARP, &ask)), NotIp);
             let ask = solicitation(MAC, v6(0xfd42, group), A.v6.unwrap());
             let ran = w.receives(&tunnel.packet(ends, 0, IPV6, &ask));
-            assert_silent(&ran, DropReason::NoReply);
+            assert_silent(&ran, NoReply);
         }
         assert!(nobody_is_known(w));
     });
