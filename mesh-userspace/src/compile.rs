@@ -482,7 +482,9 @@ impl Desired {
                 AttachmentKind::Container => 0,
                 AttachmentKind::Netkit => PortInfo::NETKIT,
                 AttachmentKind::Bridged => PortInfo::BRIDGED,
-            } | if flood::is_on(&self.maps.networks, a.vni.get()) {
+            } | if flood::is_on(&self.maps.networks, a.vni.get())
+                && a.kind != AttachmentKind::Netkit
+            {
                 PortInfo::FLOOD
             } else {
                 0

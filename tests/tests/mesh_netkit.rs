@@ -103,3 +103,14 @@ fn netkit_that_the_kernel_has_not_is_refused_with_the_way_out() {
         Ok(())
     });
 }
+
+/// What it copies it puts in again at the host's end, where a netkit pair has no program.
+#[test]
+fn where_a_network_carries_broadcast_containers_have_veth() {
+    mesh(OPTIONS, "netkit", |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_setting("flood = \"all\"");
+        mesh.up()?;
+        expect_sides(mesh, "ingress")?;
+        all_reach(mesh)
+    });
+}

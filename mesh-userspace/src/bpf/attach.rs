@@ -113,7 +113,8 @@ fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfE
 
 fn attach_netkit(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
     let pin = pins.link(hook, interface.index);
-    if is_live(&pin, interface.index) {
+    // The kernel tells the number of the other end, in the namespace where that is.
+    if interface_of(&pin).is_some() {
         return Ok(());
     }
     let _ = fs::remove_file(&pin);
@@ -124,8 +125,8 @@ fn attach_netkit(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), B
     attach().map_err(|e: io::Error| error(hook, interface, e))
 }
 
-/// Is the pin a link on the interface that has this number now?
-pub fn is_live(pin: &Path, ifindex: u32) -> bool {
+/// Is the pin a link of tcx on the interface that has this number now?
+fn is_live(pin: &Path, ifindex: u32) -> bool {
     interface_of(pin) == Some(ifindex)
 }
 
@@ -208,7 +209,7 @@ pub fn any_live(pins: &Pins) -> bool {
     links.flatten().any(|link| interface_of(&link.path()).is_some())
 }
 
-/// The interface that a pinned link is on, if it is still there.
+/// The interface that a pinned link is on, if it is still there; of a netkit pair the container's end.
 fn interface_of(pin: &Path) -> Option<u32> {
     let link = raw::open_pin(pin).and_then(|fd| raw::link_info(&fd)).ok()?;
     (link.ifindex != 0).then_some(link.ifindex)

@@ -126,7 +126,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: Some(netns),
         };
-        let (pair, netkit) = self.add_pair(cluster, &veth).await?;
+        let (pair, netkit) = self.add_pair(cluster, network, &veth).await?;
         let endpoint = Endpoint {
             vni: network.vni.get(),
             id,

@@ -3,20 +3,26 @@
 
 use super::{Host, HostError};
 use crate::{
-    config::{Cluster, Interfaces},
+    config::{Cluster, Flood, Interfaces, Network},
     net::{NetError, PairKind, Veth, VethPair},
 };
 
 impl Host {
-    /// Makes the pair, of whatever kind; and whether it is of netkit.
+    /// Makes the pair, of whatever kind; and whether it is of netkit. In a network that floods it is of
+    /// veth: what is copied is put in once more at the host's end, where netkit has no program.
     pub(super) async fn add_pair(
         &mut self,
         cluster: &Cluster,
+        network: &Network,
         pair: &Veth<'_>,
     ) -> Result<(VethPair, bool), HostError> {
-        if cluster.interfaces == Interfaces::Netkit
-            || cluster.interfaces == Interfaces::Auto && !self.no_netkit
-        {
+        let wanted = match cluster.interfaces {
+            _ if network.flood != Flood::None => false,
+            Interfaces::Veth => false,
+            Interfaces::Netkit => true,
+            Interfaces::Auto => !self.no_netkit,
+        };
+        if wanted {
             match self.net.add_veth(PairKind::Netkit, pair).await {
                 Ok(made) => return Ok((made, true)),
                 Err(e) if !is_unknown(&e) => return Err(e.into()),

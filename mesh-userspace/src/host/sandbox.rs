@@ -63,7 +63,7 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: None,
         };
-        let (pair, netkit) = self.add_pair(cluster, &veth).await?;
+        let (pair, netkit) = self.add_pair(cluster, network, &veth).await?;
         let netns = open_netns(&request.netns).ok();
         let endpoint = Endpoint {
             vni: network.vni.get(),
