@@ -33,10 +33,26 @@ const QUIET: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Flow {
     name: String,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     arrived: Arc<AtomicU64>,
     sender: JoinHandle<Sent>,
     receiver: JoinHandle<Vec<u64>>,
+}
+
+/// Ends a flow: also one that a failed test leaves behind, whose packets would meet the tests after it.
+#[derive(Debug)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.now();
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +90,7 @@ impl Flow {
             move || receive(&rx, &stop, &arrived)
         });
         let name = format!("{} -> {target}", from.name());
-        let flow = Self { name, stop, arrived, sender, receiver };
+        let flow = Self { name, stop: Stop(stop), arrived, sender, receiver };
         flow.wait_for(10)?;
         Ok(flow)
     }
@@ -90,7 +106,7 @@ impl Flow {
 
     /// Ends the flow, waits for what is still on its way, and counts.
     pub fn stop(self) -> Result<Report> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.now();
         let sent = self.sender.join().map_err(|_| anyhow!("sender panicked"))?;
         let received = self.receiver.join().map_err(|_| anyhow!("receiver panicked"))?;
         let distinct: BTreeSet<u64> = received.iter().copied().collect();
