@@ -267,7 +267,7 @@ fn other_icmpv6_is_carried() {
 /// An advertisement of A's behind a header of another protocol, to `to`.
 pub fn hidden_advertisement(header: u8, from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
     let advertisement = advertisement(A.mac, to, from);
-    // Its next header, no more than 8 bytes, and padding (RFC 8200, 4.2); to no more hops (4.4).
+    // What comes next, 8 bytes in all, and padding (RFC 8200, 4.2), or no segments left (4.4).
     let front: [u8; 8] =
         if header == 43 { [58, 0, 0, 0, 0, 0, 0, 0] } else { [58, 0, 1, 4, 0, 0, 0, 0] };
     let mut packet = ip_with(ip(from, to, 0), header, &[&front, &advertisement[40..]].concat());
