@@ -62,7 +62,7 @@ pub fn send<F: Family>(
     let now = packet::seconds();
     // A copy of it goes where it would have, and it asks. A super-packet is one, and the next may not
     // be.
-    let asks = now.saturating_sub(heard) > FRESH_SECONDS
+    let asks = now.wrapping_sub(heard) > FRESH_SECONDS
         && now != asked
         && route.peer.flags & PeerInfo::MAC_KNOWN != 0
         && packet.gso_size() == 0;

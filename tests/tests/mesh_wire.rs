@@ -56,8 +56,8 @@ fn forbidden_outside(underlay: Underlay, tunnel: &str) -> Vec<String> {
             format!("{tunnel} && ip.len#1 > 1500"),
         ],
         Underlay::V6 => vec![
-            // The hosts find each other by neighbour discovery.
-            format!("(ip || ipv6) && !{tunnel} && !(icmpv6.type >= 133 && icmpv6.type <= 136)"),
+            // The hosts find each other by neighbour discovery, and tell in which groups they are.
+            format!("(ip || ipv6) && !{tunnel} && !(icmpv6.type in {{133 .. 136, 143}})"),
             format!("{tunnel} && !(ipv6.hlim#1 == 64)"),
             format!("{tunnel} && !(ipv6.version#1 == 6)"),
             format!("{tunnel} && ipv6.plen#1 > 1460"),
