@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{Netns, socket};
+use crate::{Netns, socket, wait::left_until};
 
 /// Largest frame that is read: a GSO super-packet with its headers.
 pub const FRAME_MAX: usize = 1 << 17;
@@ -57,7 +57,7 @@ impl PacketSocket {
         mut wanted: impl FnMut(&[u8]) -> bool,
     ) -> Result<Option<Vec<u8>>> {
         let (deadline, mut buffer) = (Instant::now() + limit, vec![0; FRAME_MAX]);
-        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        for left in left_until(deadline) {
             match self.receive(&mut buffer, left)? {
                 Some(frame) if wanted(frame) => return Ok(Some(frame.to_vec())),
                 _ => {}

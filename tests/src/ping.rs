@@ -8,7 +8,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Netns, packet::is_timeout, socket, wait::arrival};
+use crate::{
+    Netns,
+    packet::is_timeout,
+    socket,
+    wait::{arrival, left_until},
+};
 
 const ECHO_LEN: usize = 8;
 
@@ -114,12 +119,9 @@ fn echo(target: IpAddr, id: u16, seq: u16, payload: usize) -> Vec<u8> {
 
 /// Waits for the reply with the id, number and payload of `request`.
 fn answered(socket: &UdpSocket, target: IpAddr, request: &[u8], deadline: Instant) -> Result<bool> {
-    let (mut buffer, mut is_over) = (vec![0; 1 << 16], false);
-    // Once more when the time is over: what came while this thread stood still is there.
-    while !is_over {
-        let left = deadline.saturating_duration_since(Instant::now());
-        is_over = left.is_zero();
-        socket.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;
+    let mut buffer = vec![0; 1 << 16];
+    for left in left_until(deadline) {
+        socket.set_read_timeout(Some(left))?;
         let n = match socket.recv(&mut buffer) {
             Ok(n) => n,
             Err(e) if is_timeout(&e) => return Ok(false),

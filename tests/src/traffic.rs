@@ -14,7 +14,7 @@ use crate::{
     Netns,
     packet::is_timeout,
     socket::{self, Fragment},
-    wait::{arrival, patient},
+    wait::{arrival, left_until, patient},
 };
 
 /// A connection that makes no progress for this long has failed.
@@ -118,12 +118,8 @@ impl UdpPair {
         Noise(u64::from(packet_len) | 1).fill(&mut payload);
         self.tx.send(&payload).with_context(|| format!("send a packet of {packet_len} bytes"))?;
         let (deadline, mut buffer) = (Instant::now() + limit, vec![0; 1 << 16]);
-        // Once more when the time is over: what came while this thread stood still is there.
-        let mut is_over = false;
-        while !is_over {
-            let left = deadline.saturating_duration_since(Instant::now());
-            is_over = left.is_zero();
-            self.rx.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;
+        for left in left_until(deadline) {
+            self.rx.set_read_timeout(Some(left))?;
             match self.rx.recv(&mut buffer) {
                 Ok(n) if buffer[..n] == payload => return Ok(true),
                 Ok(n) if n == payload.len() => bail!("{packet_len} bytes arrived changed"),

@@ -1,7 +1,7 @@
 //! Waiting on conditions.
 
 use std::{
-    env,
+    env, iter,
     sync::OnceLock,
     thread::sleep,
     time::{Duration, Instant},
@@ -24,6 +24,17 @@ pub fn patient(limit: Duration) -> Duration {
 /// may stand still for a second, and the first packet may wait for a neighbour to be found.
 pub fn arrival() -> Duration {
     patient(Duration::from_secs(5))
+}
+
+/// What is left until `deadline`, each time that it is asked for; at last, when that is over, an instant
+/// more: what came while this thread stood still is there. Never 0, which a socket takes for no limit.
+pub fn left_until(deadline: Instant) -> impl Iterator<Item = Duration> {
+    let mut is_over = false;
+    iter::from_fn(move || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let was_over = std::mem::replace(&mut is_over, left.is_zero());
+        (!was_over).then_some(left.max(Duration::from_micros(1)))
+    })
 }
 
 /// Repeats `probe` until it succeeds. The error names `what` was waited for and the last answer.

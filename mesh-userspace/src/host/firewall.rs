@@ -128,14 +128,10 @@ pub(super) fn no_tunnels(interfaces: &str, cluster: &Cluster) -> String {
     let ports: BTreeSet<u16> =
         Encap::ALL.iter().filter_map(|e| e.default_port()).chain(used).collect();
     let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let nodes = IpNet::aggregate(&cluster.nodes.iter().map(|n| n.underlay.into()).collect());
     let mut rules = String::new();
     for (family, v4) in [("ip", true), ("ip6", false)] {
-        let nodes = cluster.nodes.iter().map(|node| node.underlay).filter(|ip| ip.is_ipv4() == v4);
-        let nodes = IpNet::aggregate(&nodes.map(IpNet::from).collect());
-        if nodes.is_empty() {
-            continue;
-        }
-        let nodes = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let Some(nodes) = of_family(&nodes, v4) else { continue };
         for kind in ["meta l4proto gre", &format!("udp dport {{ {ports} }}")] {
             let _ = writeln!(
                 rules,
@@ -144,6 +140,15 @@ pub(super) fn no_tunnels(interfaces: &str, cluster: &Cluster) -> String {
         }
     }
     rules
+}
+
+/// The elements of a set of prefixes; a set must not be empty.
+pub(super) fn of_family(nets: &[IpNet], v4: bool) -> Option<String> {
+    let mut nets: Vec<String> =
+        nets.iter().filter(|net| net.addr().is_ipv4() == v4).map(ToString::to_string).collect();
+    nets.sort_unstable();
+    nets.dedup();
+    (!nets.is_empty()).then(|| nets.join(", "))
 }
 
 /// The elements of a set of names.

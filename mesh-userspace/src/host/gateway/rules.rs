@@ -4,7 +4,10 @@ use std::{fmt::Write, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::super::{firewall::quoted, mesh0};
+use super::super::{
+    firewall::{of_family, quoted},
+    mesh0,
+};
 use crate::state::Published;
 
 pub(super) const TABLE: &str = "mesh_gateways";
@@ -103,15 +106,6 @@ fn publish(ways: &mut String, port: &Published, to: IpAddr) {
     let target = std::net::SocketAddr::new(to, port.port);
     let (proto, host_port) = (port.proto, port.host_port);
     let _ = writeln!(ways, "{at}{proto} dport {host_port} dnat {family} to {target}");
-}
-
-/// The elements of a set; a set must not be empty.
-fn of_family(nets: &[IpNet], v4: bool) -> Option<String> {
-    let mut nets: Vec<String> =
-        nets.iter().filter(|net| net.addr().is_ipv4() == v4).map(ToString::to_string).collect();
-    nets.sort_unstable();
-    nets.dedup();
-    (!nets.is_empty()).then(|| nets.join(", "))
 }
 
 #[cfg(test)]
