@@ -327,3 +327,24 @@ fn memberships_are_asked_for_and_what_is_not_renewed_ends() {
         Ok(())
     });
 }
+
+/// More networks than the maps have room for: there are new ones, with all that the old ones knew.
+#[test]
+fn memberships_outlast_maps_that_grow() {
+    flooding(Options { hosts: 2, ..THREE }, |mesh| {
+        let parties = mesh.parties()?;
+        let group: IpAddr = "239.1.2.3".parse()?;
+        let joined = vec![("h1c1", listener(&parties[0], Some(group))?)];
+        say_until_heard(&parties[2], group, b"come in", &joined)?;
+        let networks = (1..=1030u32).fold(mesh.cluster.clone(), |cluster, n| {
+            let cidr = format!("100.{}.{}.0/28", 64 + (n >> 8), n & 0xff);
+            cluster.with_network(&format!("n{n}"), n, &cidr)
+        });
+        mesh.apply(&networks)?;
+        for (_, socket) in &joined {
+            while hear(socket, BRIEFLY)?.is_some() {}
+        }
+        say(&parties[2], group, b"still?")?;
+        expect_all_hear(&joined, b"still?", parties[2].address(false)?)
+    });
+}

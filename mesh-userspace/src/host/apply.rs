@@ -1,6 +1,6 @@
 //! The host brought to what a config file says, and kept there.
 
-use super::{Host, HostError, find, own_inode, with_added};
+use super::{Host, HostError, find, groups, own_inode, with_added};
 use crate::{
     bpf::{
         attach::{self, Mode},
@@ -90,6 +90,9 @@ impl Host {
             None => self.fill(&cluster, &me, observed).await?,
         }
         if let Some(staged) = staged {
+            if fresh && let Err(e) = groups::carry(&self.pins, self.tables()?) {
+                tracing::warn!("multicast groups are only known again when they are asked for: {e}");
+            }
             load::commit(&self.pins, staged)?;
             self.state.pinned = Identity::of(&self.pins);
         }

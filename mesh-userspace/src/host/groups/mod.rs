@@ -17,9 +17,11 @@ use crate::{
     plan::{Changes, Entries},
 };
 
+mod carry;
 mod query;
 mod status;
 
+pub(super) use carry::carry;
 pub use status::GroupStatus;
 
 /// RFC 3376, 8.2 and 8.3.
