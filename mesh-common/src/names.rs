@@ -35,6 +35,7 @@ pub const PEER_SLOTS: &str = "PEER_SLOTS";
 pub const NETWORKS: &str = "NETWORKS";
 pub const NODE: &str = "NODE";
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
+pub const ASKED: &str = "ASKED";
 pub const FLOOD: &str = "FLOOD";
 pub const GROUPS: &str = "GROUPS";
 pub const TAILS: &str = "TAILS";
@@ -44,7 +45,7 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 21] = [
+pub const ALL_MAPS: [&str; 22] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -59,6 +60,7 @@ pub const ALL_MAPS: [&str; 21] = [
     NETWORKS,
     NODE,
     NEIGHBOURS,
+    ASKED,
     FLOOD,
     GROUPS,
     TAILS,

@@ -9,7 +9,7 @@ use mesh_common::{
     },
 };
 
-use crate::neighbour::ND_HOPS;
+use crate::{neighbour::ND_HOPS, packet::Packet};
 
 pub trait Family {
     type Header: Copy;
@@ -37,8 +37,8 @@ pub trait Family {
     /// May there be a neighbour message behind an extension header? Who gets it believes one with this
     /// hop limit (RFC 4861, 7.1) behind any but a fragment's (RFC 6980).
     fn may_hide_nd(h: &Self::Header) -> bool;
-    /// Marks an ECN-capable packet "congestion experienced".
-    fn mark_ce(h: &mut Self::Header);
+    /// Marks an ECN-capable packet "congestion experienced". Its header is in `packet`.
+    fn mark_ce(packet: &Packet, h: &mut Self::Header);
     fn is_multicast(dst: &Addr) -> bool;
     /// An IPv6 address that in our tables is an IPv4 one. None is ever on the wire, but who sends
     /// one must not reach the IPv4 address with it.
@@ -121,7 +121,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn mark_ce(h: &mut Ipv4) {
+    fn mark_ce(_packet: &Packet, h: &mut Ipv4) {
         let old = u16::from_ne_bytes([h.vihl, h.tos]);
         h.tos |= ECN_CE;
         h.sum = resum(h.sum, old, u16::from_ne_bytes([h.vihl, h.tos]));
@@ -225,8 +225,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn mark_ce(h: &mut Ipv6) {
+    fn mark_ce(packet: &Packet, h: &mut Ipv6) {
+        let old = h.vtf;
         h.vtf |= (u32::from(ECN_CE) << 20).to_be();
+        // No checksum of its own makes up for it.
+        packet.word_changed(old, h.vtf);
     }
 
     #[inline(always)]

@@ -47,6 +47,10 @@ static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
 /// Bounded: who floods it with addresses makes the oldest forgotten, no more.
 #[map]
 static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_max_entries(8192, 0);
+/// When an address behind such a peer was asked for in vain. Apart from those that are known, so that
+/// who asks for many makes none of them forgotten.
+#[map]
+static ASKED: LruHashMap<NeighbourKey, u32> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
 /// Bounded for each member too: see [`GroupKey::most`].
@@ -166,6 +170,18 @@ pub fn neighbour(key: &NeighbourKey) -> Option<&'static NeighbourInfo> {
 pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
     // Full it never is; what else fails is learned from the next packet.
     let _ = NEIGHBOURS.insert(key, info, 0);
+}
+
+/// Is it the first time in this second that an address is asked for? Notes that it is.
+#[inline(always)]
+pub fn is_first_asked(key: &NeighbourKey, now: u32) -> bool {
+    // SAFETY: a value is one word.
+    if unsafe { ASKED.get(key) }.is_some_and(|asked| *asked == now) {
+        return false;
+    }
+    // As in `learn`: what fails only asks once more.
+    let _ = ASKED.insert(key, &now, 0);
+    true
 }
 
 /// Who gets copies, by its index in the list of the network.

@@ -12,10 +12,10 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_get_hash_recalc, bpf_ktime_get_ns, bpf_l4_csum_replace,
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-        bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes, bpf_tail_call,
+        bpf_clone_redirect, bpf_csum_update, bpf_get_hash_recalc, bpf_ktime_get_ns,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_tail_call,
     },
     programs::TcContext,
 };
@@ -29,6 +29,8 @@ use mesh_common::{
 use crate::maps::TAILS;
 
 const PACKET_HOST: u32 = 0;
+/// Of a tag's control information.
+const VLAN_ID: u32 = 0xfff;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
@@ -75,6 +77,17 @@ impl Packet {
     pub fn is_vlan(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    /// In no VLAN. A tag that only tells a priority (IEEE 802.1Q-2022, 6.9) is taken off: the containers
+    /// have no use for it. Moves pointers.
+    #[inline(always)]
+    pub fn is_in_no_vlan(&self) -> bool {
+        if !self.is_vlan() {
+            return true;
+        }
+        // SAFETY: as above, and a helper call with a valid context.
+        unsafe { (*self.skb).vlan_tci & VLAN_ID == 0 && bpf_skb_vlan_pop(self.skb) == 0 }
     }
 
     /// Addressed to this host's MAC.
@@ -246,6 +259,16 @@ impl Packet {
         }
         // SAFETY: a helper call with a valid context.
         unsafe { bpf_tail_call(self.skb.cast(), (&raw const TAILS).cast_mut().cast(), program) };
+    }
+
+    /// An aligned word of the packet was changed, which a card may have summed up as a whole
+    /// (CHECKSUM_COMPLETE).
+    #[inline(always)]
+    pub fn word_changed(&self, old: u32, new: u32) {
+        let sum = u64::from(!old) + u64::from(new);
+        let sum = (sum as u32).wrapping_add((sum >> 32) as u32);
+        // SAFETY: a helper call with a valid context. It fails where there is no such sum.
+        unsafe { bpf_csum_update(self.skb, sum) };
     }
 
     /// What [`Self::leave`] left.

@@ -53,6 +53,10 @@ pub fn send<F: Family>(
 ) -> Result<Done, Refusal> {
     let key = NeighbourKey { vni: port.vni, addr: dst };
     let Some(known) = maps::neighbour(&key).filter(|n| n.peer == index) else {
+        // All who are behind the switch hear each question.
+        if !maps::is_first_asked(&key, packet::seconds()) {
+            return Err(DropReason::Unresolved.into());
+        }
         let (_, code) = ask::<F>(packet, port, route, &dst)?;
         return Err(Refusal { reason: DropReason::Unresolved, code });
     };

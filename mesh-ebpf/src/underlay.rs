@@ -135,7 +135,7 @@ fn judge(packet: &Packet) -> i32 {
 
 #[inline(always)]
 fn sort(packet: &Packet) -> Result<Done, Refusal> {
-    if !packet.is_for_us() || packet.is_vlan() {
+    if !packet.is_for_us() || !packet.is_in_no_vlan() {
         return Ok(PASS);
     }
     match u16::from_be(packet.protocol()) {
@@ -382,7 +382,7 @@ fn amend<F: Family>(
         if ecn(F::tos(header)) == 0 {
             return Err(DropReason::Congestion);
         }
-        F::mark_ce(header);
+        F::mark_ce(packet, header);
     }
     if outer.source.flags & PeerSource::CLAMP != 0 {
         mss::of_received::<F>(packet, header, at, outer.source.peer, outer.vni);

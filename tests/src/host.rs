@@ -319,6 +319,16 @@ impl Host {
         let tail = &lines[lines.len().saturating_sub(TAIL)..];
         format!("--- log of {}:\n{}\n---", self.name, tail.join("\n"))
     }
+
+    /// What `mesh status` says, or why not, for error messages.
+    pub fn counters(&self) -> String {
+        let said = self.try_mesh(&["status"]).map(|output| match output.status.success() {
+            true => String::from_utf8_lossy(&output.stdout).into_owned(),
+            false => String::from_utf8_lossy(&output.stderr).into_owned(),
+        });
+        let said = said.unwrap_or_else(|e| format!("{e:#}"));
+        format!("--- status of {}:\n{}\n---", self.name, said.trim_end())
+    }
 }
 
 /// Names and underlay addresses of the peers in a status.

@@ -206,7 +206,7 @@ impl Drop for Topology {
         }
         if std::thread::panicking() {
             let logs = self.hosts.iter().filter(|host| host.log.exists());
-            logs.for_each(|host| eprintln!("{}", host.log_tail()));
+            logs.for_each(|host| eprintln!("{}\n{}", host.log_tail(), host.counters()));
         }
         self.hosts.iter_mut().for_each(Host::kill9);
         removal::destroy(&self.name);

@@ -96,6 +96,30 @@ fn arrives(socket: &PacketSocket, limit: Duration) -> Result<bool> {
     Ok(socket.find(limit, ours)?.is_some())
 }
 
+/// Some switches and adapters tag all that is in no VLAN with VLAN 0, for its priority.
+#[test]
+fn packet_with_a_priority_tag_arrives_and_one_of_a_vlan_does_not() {
+    scenario(Options::default(), |mesh| {
+        let [from, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        from.expect_reaches(&to)?;
+        let [ours, theirs] = [0, 1].map(|i| PacketSocket::open(&mesh.hosts[i].netns, "eth0"));
+        let (ours, theirs) = (ours?, theirs?);
+        let receiver = PacketSocket::open(&to.netns, "eth0")?;
+        let packet = udp(gateway_mac(&from)?, from.address(false)?, to.address(false)?)?;
+        PacketSocket::open(&from.netns, "eth0")?.send(&packet)?;
+        let plain = theirs.find(SOON, |frame| frame.ends_with(MARK))?;
+        let plain = plain.context("nothing was encapsulated")?;
+        ensure!(arrives(&receiver, SOON)?, "without a tag it must arrive");
+        for (priority_and_vlan, is_taken) in [([0xa0, 0], true), ([0, 0], true), ([0, 5], false)] {
+            let tag = [[0x81, 0], priority_and_vlan].concat();
+            ours.send(&[&plain[..12], &tag, &plain[12..]].concat())?;
+            let arrives = arrives(&receiver, if is_taken { SOON } else { SOON / 5 })?;
+            ensure!(arrives == is_taken, "with tag {tag:02x?}: {arrives}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn spoofed_source_is_dropped_and_counted() {
     scenario(Options { containers: 2, ..Options::default() }, |mesh| {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use mesh_common::{tunnel, wire::ETH_LEN};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::raw;
 
@@ -48,6 +49,7 @@ pub struct KernelFeatures {
 impl KernelFeatures {
     /// Needs CAP_BPF and CAP_NET_ADMIN; without them everything is [`Feature::Unseen`].
     pub fn probe() -> Self {
+        raise_memlock();
         let load = match load(&[MOV_R0_0, EXIT]) {
             Ok(_) => Feature::Present,
             Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Feature::Absent,
@@ -71,6 +73,19 @@ impl KernelFeatures {
             encap_ethernet: room_flags(OVERHEAD, ENCAP_ETHERNET),
             tail_calls: tail_calls(),
         }
+    }
+}
+
+/// Before Linux 5.11 all BPF memory of a user counts against one limit, of 64 KiB where nobody set
+/// another: what was loaded before may leave no room for a question. The agent needs more anyway, and
+/// once it runs it has no power to raise the limit.
+fn raise_memlock() {
+    let old = getrlimit(Resource::Memlock);
+    let unlimited = Rlimit { current: None, maximum: None };
+    let as_allowed = Rlimit { current: old.maximum, maximum: old.maximum };
+    if old.current.is_some() && setrlimit(Resource::Memlock, unlimited).is_err() {
+        // Without CAP_SYS_RESOURCE. What is not enough is told when something is loaded.
+        _ = setrlimit(Resource::Memlock, as_allowed);
     }
 }
 

@@ -91,7 +91,9 @@ impl Host {
         }
         if let Some(staged) = staged {
             if fresh && let Err(e) = groups::carry(&self.pins, self.tables()?) {
-                tracing::warn!("multicast groups are only known again when they are asked for: {e}");
+                tracing::warn!(
+                    "multicast groups are only known again when they are asked for: {e}"
+                );
             }
             load::commit(&self.pins, staged)?;
             self.state.pinned = Identity::of(&self.pins);

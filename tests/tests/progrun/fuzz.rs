@@ -144,6 +144,7 @@ impl Neighbours {
     const FRESH: Duration = Duration::from_secs(10);
 
     fn fresh(&self, w: &World) {
+        w.forget_asked();
         if self.set.get().is_some_and(|set| set.elapsed() < Self::FRESH) {
             return;
         }

@@ -97,12 +97,6 @@ fn nobody_is_known(w: &World) -> bool {
     w.neighbours().keys().next().is_none()
 }
 
-fn forget_all(w: &World) {
-    let mut map = w.neighbours();
-    let all: Vec<_> = map.keys().map(Result::unwrap).collect();
-    all.iter().for_each(|key| map.remove(key).unwrap());
-}
-
 #[test]
 fn arp_for_an_endpoint_here_is_answered_with_the_gateways_mac() {
     for spec in [OLD, OLD_V6] {
@@ -111,7 +105,7 @@ fn arp_for_an_endpoint_here_is_answered_with_the_gateways_mac() {
                 for (vni, target) in [(0, own(A)), (0, own(B)), (0, own(HOST)), (7, own(BLUE))] {
                     // RFC 5227: with 0 it asks whether the address is free. It is not.
                     for sender in [v4(third), NONE] {
-                        forget_all(w);
+                        w.forget_neighbours();
                         let ask = arp(1, (MAC, sender), (NOBODY, target));
                         let ran = says_arp(w, peer, vni, &ask);
                         let reply = arp(2, (spec.gateway_mac(), target), (MAC, sender));
@@ -144,7 +138,7 @@ fn solicitation_for_an_endpoint_here_is_answered_with_the_gateways_mac() {
                 let link_local: Ipv6Addr = "fe80::1234".parse().unwrap();
                 for (vni, first, port) in [(0, 0xfd42, A), (0, 0xfd42, HOST), (9, 0xfd49, SIX)] {
                     for src in [v6(first, group), link_local] {
-                        forget_all(w);
+                        w.forget_neighbours();
                         let target = port.v6.unwrap();
                         let ask = solicitation(MAC, src, target);
                         let advert = advertisement(spec.gateway_mac(), src, target);
@@ -179,7 +173,7 @@ fn question_for_what_is_not_here_is_noted_only() {
             "255.255.255.255",
             "192.0.2.11",
         ] {
-            forget_all(w);
+            w.forget_neighbours();
             let ask = arp(1, (MAC, theirs), (NOBODY, target.parse().unwrap()));
             assert_learned(&says_arp(w, OLD_VXLAN, 0, &ask));
             assert_eq!(known(w, 0, theirs), Some((OLD_VXLAN.index, MAC)));
@@ -197,7 +191,7 @@ fn question_for_what_is_not_here_is_noted_only() {
         let theirs = v6(0xfd42, 6);
         for target in ["fd42::77", "fd42:0:0:1::9", "fe80::1", "ff02::1", "::", "::ffff:10.42.0.2"]
         {
-            forget_all(w);
+            w.forget_neighbours();
             let ask = solicitation(MAC, theirs, target.parse().unwrap());
             assert_learned(&says_nd(w, OLD_VXLAN, 0, MAC, &ask));
             assert_eq!(known(w, 0, theirs), Some((OLD_VXLAN.index, MAC)));
@@ -395,7 +389,7 @@ fn unknown_destination_is_asked_for_and_sent_to_once_it_is_known() {
     for spec in [OLD, OLD_V6] {
         world(spec, |w| {
             for (peer, from, dst) in ways() {
-                forget_all(w);
+                w.forget_neighbours();
                 let inner = packet_to(from, dst);
                 let ran = w.sends_ip(from, &inner);
                 ran.assert_dropped(Unresolved);
@@ -518,6 +512,39 @@ fn asked_now(w: &World, dst: IpAddr) -> Ran {
             return ran;
         }
     }
+}
+
+#[test]
+fn unknown_destination_is_asked_for_once_a_second() {
+    world(OLD, |w| {
+        for (peer, from, dst) in ways() {
+            let inner = packet_to(from, dst);
+            let is_asked = || {
+                let ran = w.sends_ip(from, &inner);
+                ran.assert_dropped(Unresolved);
+                let is_asked = ran.code == REDIRECT;
+                if is_asked {
+                    assert_question(w, &ran, peer, from, dst);
+                }
+                is_asked
+            };
+            // Until the clock stood still.
+            let (first, again) = loop {
+                w.forget_neighbours();
+                let before = seconds();
+                let both = (is_asked(), is_asked());
+                if seconds() == before {
+                    break both;
+                }
+            };
+            assert!(first && !again, "{dst}: {first} {again}");
+            // A second ago.
+            let key = neighbour_key(from.vni, dst);
+            let asked = w.asked().get(&key, 0).unwrap();
+            w.asked().insert(key, asked.wrapping_sub(1), 0).unwrap();
+            assert!(is_asked(), "{dst}");
+        }
+    });
 }
 
 #[test]

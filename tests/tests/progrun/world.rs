@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, Pod,
     maps::{Map, MapData},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
@@ -312,11 +312,20 @@ impl World {
         Map::LruHashMap(pin).try_into().unwrap()
     }
 
-    /// Empties it.
+    /// When an address was asked for, by the key of [`World::neighbours`].
+    pub fn asked(&self) -> aya::maps::HashMap<MapData, [u8; 20], u32> {
+        let pin = MapData::from_pin(self.pins.map(names::ASKED)).unwrap();
+        Map::LruHashMap(pin).try_into().unwrap()
+    }
+
+    /// Empties both.
     pub fn forget_neighbours(&self) {
-        let mut map = self.neighbours();
-        let known: Vec<_> = map.keys().map(Result::unwrap).collect();
-        known.iter().for_each(|key| map.remove(key).unwrap());
+        empty(&mut self.neighbours());
+        self.forget_asked();
+    }
+
+    pub fn forget_asked(&self) {
+        empty(&mut self.asked());
     }
 
     /// Bytes of kernel memory that a map takes.
@@ -384,7 +393,7 @@ impl World {
             // Turned into an ICMP error, which goes back.
             (Verdict::Drop, Some(DropReason::TooBig)) if may_be_answered(sent) => REDIRECT,
             // Turned into a question to the peer.
-            (Verdict::Drop, Some(DropReason::Unresolved)) => REDIRECT,
+            (Verdict::Drop, Some(DropReason::Unresolved)) if frame != sent => REDIRECT,
             (Verdict::Learn | Verdict::Flood, _) => SHOT,
             (Verdict::Drop, _) => SHOT,
             _ => REDIRECT,
@@ -533,4 +542,9 @@ impl Ran {
         assert_eq!((self.verdict, &self.traffic[..]), (Verdict::Pass, &[][..]), "{self:?}");
         assert_eq!(self.frame, frame);
     }
+}
+
+fn empty<V: Pod>(map: &mut aya::maps::HashMap<MapData, [u8; 20], V>) {
+    let known: Vec<_> = map.keys().map(Result::unwrap).collect();
+    known.iter().for_each(|key| map.remove(key).unwrap());
 }
