@@ -112,17 +112,17 @@ pub fn wants(key: &mut GroupKey) -> bool {
 #[inline(never)]
 pub fn note(packet: &Packet, report: &Report, vni: u32, member: u32) -> bool {
     let mut key = GroupKey { vni, member, group: GroupKey::ANY };
+    // In the messages for one group that of IGMP is in place of the count of records.
+    let group_at = RECORDS_AT - if report.is_v4 != 0 { 4 } else { 0 };
     match report.kind as u8 {
         IGMP_V1_REPORT | IGMP_V2_REPORT | MLD_V1_REPORT => {
-            if load(packet, report, RECORDS_AT - if report.is_v4 != 0 { 4 } else { 0 }, &mut key) {
+            if load(packet, report, group_at, &mut key) {
                 join(&mut key);
             }
             true
         }
         IGMP_V2_LEAVE | MLD_V1_DONE => {
-            let found =
-                load(packet, report, RECORDS_AT - if report.is_v4 != 0 { 4 } else { 0 }, &mut key);
-            !(found && is_still_wanted(&mut key))
+            !(load(packet, report, group_at, &mut key) && is_still_wanted(&mut key))
         }
         _ => {
             note_records(packet, report, &mut key);

@@ -5,15 +5,15 @@ use mesh_common::{
     maps::PortInfo,
     verdict::DropReason,
     wire::{
-        ETH_LEN, Eth, ICMP_FRAG_NEEDED, ICMP_UNREACH, ICMPV6_TOO_BIG, IPPROTO_ICMP, IPPROTO_ICMPV6,
-        IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, OUTER_TTL, fold, sum_words,
+        ETH_LEN, ETH_P_IP, ETH_P_IPV6, Eth, ICMP_FRAG_NEEDED, ICMP_UNREACH, ICMPV6_TOO_BIG,
+        IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, OUTER_TTL, fold, sum_words,
     },
 };
 
 use crate::{
     end::Refusal,
     inner::{Family, is_tcp},
-    neighbour::back,
+    neighbour::{back, front},
     packet::Packet,
 };
 
@@ -121,7 +121,7 @@ fn needed(packet: &Packet, port: &PortInfo, mtu: u32) -> Result<i32, DropReason>
     icmp.sum = fold(body_sum(packet, ETH_LEN + IPV4_LEN, 0)?);
     packet.store(ETH_LEN + IPV4_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
-    packet.store(0, &front(port, &to, crate::inner::V4::PROTO))?;
+    packet.store(0, &front(port, to.src, ETH_P_IP))?;
     Ok(back(packet, port))
 }
 
@@ -152,13 +152,8 @@ fn too_big(packet: &Packet, port: &PortInfo, mtu: u32) -> Result<i32, DropReason
     icmp.sum = fold(body_sum(packet, ETH_LEN + IPV6_LEN, pseudo_sum(&ip))?);
     packet.store(ETH_LEN + IPV6_LEN, &icmp)?;
     packet.store(ETH_LEN, &ip)?;
-    packet.store(0, &front(port, &to, crate::inner::V6::PROTO))?;
+    packet.store(0, &front(port, to.src, ETH_P_IPV6))?;
     Ok(back(packet, port))
-}
-
-#[inline(always)]
-fn front(port: &PortInfo, to: &Eth, proto: u16) -> Eth {
-    Eth { dst: to.src, src: port.gateway_mac, proto }
 }
 
 /// Sum of the ICMP header and the quote that follow at `at`, on top of `sum`.

@@ -226,8 +226,9 @@ pub fn is_link_local(addr: &Addr) -> bool {
     u32::from_be(addr.0[0]) >> 22 == 0xfe80 >> 6
 }
 
+/// Of an answer to an endpoint. `proto`: host byte order.
 #[inline(always)]
-fn front(port: &PortInfo, dst: [u16; 3], proto: u16) -> Eth {
+pub fn front(port: &PortInfo, dst: [u16; 3], proto: u16) -> Eth {
     Eth { dst, src: port.gateway_mac, proto: proto.to_be() }
 }
 
