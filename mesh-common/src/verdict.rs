@@ -69,7 +69,7 @@ numbered! {
         UnknownPort = 17, "unknown_port", "From an interface that is not attached to the mesh.";
         VlanTagged = 18, "vlan_tagged", "A container sent a VLAN tag.";
         Hairpin = 19, "hairpin", "Sent to the sender's own address.";
-        Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for.";
+        Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for, once a second.";
         NoMember = 21, "no_member", "Broadcast or multicast that nobody here or on other nodes gets.";
     }
 }

@@ -75,7 +75,7 @@ impl Host {
         let single = Single { name: name(tunnel.encap), mac: MAC, alias };
         let index = match tunnel.encap {
             Encap::Geneve => self.net.add_geneve(&single, tunnel.port).await?,
-            _ => self.net.add_vxlan(&single, tunnel.port, None).await?,
+            _ => self.net.add_vxlan(&single, tunnel.port).await?,
         };
         let up = async {
             self.net.set_no_link_local(index).await?;

@@ -1,7 +1,5 @@
 //! Making bridges, and the device that gives their ports headroom.
 
-use std::net::Ipv6Addr;
-
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -42,15 +40,9 @@ impl Net {
     }
 
     /// Makes a VXLAN interface without peers, in metadata mode, so that it has no VNI of its own.
-    /// `port`: UDP port, in use only while the interface is up. `remote`: only its family is of use.
-    pub async fn add_vxlan(
-        &self,
-        vxlan: &Single<'_>,
-        port: u16,
-        remote: Option<Ipv6Addr>,
-    ) -> Result<u32, NetError> {
-        let mut data = vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Port(port)];
-        data.extend(remote.map(InfoVxlan::Group6));
+    /// `port`: UDP port, in use only while the interface is up.
+    pub async fn add_vxlan(&self, vxlan: &Single<'_>, port: u16) -> Result<u32, NetError> {
+        let data = vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Port(port)];
         let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
         self.add_single(vxlan, info, "vxlan interface").await
     }
