@@ -32,5 +32,7 @@ mod switch;
 mod toobig;
 mod truncate;
 mod verified;
+#[cfg(target_arch = "x86_64")]
+mod verifier_log;
 mod wire;
 mod world;
