@@ -418,15 +418,23 @@ pub struct FloodInfo {
     pub target: u32,
     /// The network's number on the wire to the peer, or the index of the endpoint's counters.
     pub vni_or_id: u32,
-    /// Of an endpoint: as those of [`EndpointInfo`].
+    /// Of an endpoint: as those of [`EndpointInfo`]. Of a peer: [`FloodInfo::EVERY_GROUP`].
     pub flags: u32,
+}
+
+impl FloodInfo {
+    /// Gets every multicast group: nobody asks those behind a node without mesh which they want, or
+    /// passes on what they say to the end.
+    pub const EVERY_GROUP: u32 = 1;
 }
 
 /// `GROUPS`: who asked for a multicast group, by IGMP or MLD.
 ///
 /// ```text
 /// member, group        it is a member
-/// member, ANY          how many groups it asked for, and when it last said anything
+/// member, ANY          how many groups it asked for, and when it last said anything. Over the limit:
+///                      1 more than that, and when it last asked for more; or 2 more, where it
+///                      said something else since
 /// 0,      group        how many members are endpoints here
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]

@@ -14,7 +14,7 @@
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use mesh_common::{
     maps::{
-        Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodKey, GroupKey,
+        Addr, BROADCASTS, EndpointInfo, FLOOD_MARK, FLOOD_MARK_MASK, FloodInfo, FloodKey, GroupKey,
         NetworkInfo, PeerKey, PeerSource, PortInfo, TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND,
     },
     verdict::{DropReason, Hook, Verdict},
@@ -294,7 +294,7 @@ fn spread(packet: &Packet, wanted: &Wanted, hook: Hook) -> u32 {
         let Some(to) = maps::flood(&key) else { break };
         packet.set_mark(FLOOD_MARK | i);
         i += 1;
-        if !wanted.by(GroupKey::PEER | to.target) {
+        if to.flags & FloodInfo::EVERY_GROUP == 0 && !wanted.by(GroupKey::PEER | to.target) {
             continue;
         }
         if packet.copy_to(packet.ifindex(), hook != Hook::FromHost) {

@@ -235,10 +235,18 @@ fn said(key: &GroupKey, heard: u32, more: u32) -> bool {
     let most = GroupKey::most(key.member);
     // SAFETY: the verifier checked the pointer; words are written whole, and the agent counts anew.
     unsafe {
-        (*of_member).heard = heard;
-        if (*of_member).count <= most {
-            (*of_member).count += more;
+        if (*of_member).count > most {
+            // As in `all`; what is within the limit tells the agent that it spoke since.
+            if more == 0 {
+                (*of_member).count = most + 2;
+            } else {
+                (*of_member).count = most + 1;
+                (*of_member).heard = heard;
+            }
+            return more == 0;
         }
+        (*of_member).heard = heard;
+        (*of_member).count += more;
         more == 0 || (*of_member).count <= most
     }
 }

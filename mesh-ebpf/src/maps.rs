@@ -172,16 +172,17 @@ pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
     let _ = NEIGHBOURS.insert(key, info, 0);
 }
 
-/// Is it the first time in this second that an address is asked for? Notes that it is.
+/// Was an address asked for in this second?
 #[inline(always)]
-pub fn is_first_asked(key: &NeighbourKey, now: u32) -> bool {
+pub fn is_asked(key: &NeighbourKey, now: u32) -> bool {
     // SAFETY: a value is one word.
-    if unsafe { ASKED.get(key) }.is_some_and(|asked| *asked == now) {
-        return false;
-    }
-    // As in `learn`: what fails only asks once more.
+    unsafe { ASKED.get(key) }.is_some_and(|asked| *asked == now)
+}
+
+#[inline(always)]
+pub fn set_asked(key: &NeighbourKey, now: u32) {
+    // As in `learn`: what fails only has it asked for once more.
     let _ = ASKED.insert(key, &now, 0);
-    true
 }
 
 /// Who gets copies, by its index in the list of the network.

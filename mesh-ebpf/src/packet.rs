@@ -79,15 +79,18 @@ impl Packet {
         unsafe { (*self.skb).vlan_present != 0 }
     }
 
-    /// In no VLAN. A tag that only tells a priority (IEEE 802.1Q-2022, 6.9) is taken off: the containers
-    /// have no use for it. Moves pointers.
+    /// The number of its VLAN; 0 also where the tag only tells a priority (IEEE 802.1Q-2022, 6.9).
     #[inline(always)]
-    pub fn is_in_no_vlan(&self) -> bool {
-        if !self.is_vlan() {
-            return true;
-        }
-        // SAFETY: as above, and a helper call with a valid context.
-        unsafe { (*self.skb).vlan_tci & VLAN_ID == 0 && bpf_skb_vlan_pop(self.skb) == 0 }
+    pub fn vlan(&self) -> u32 {
+        // SAFETY: as above.
+        if self.is_vlan() { unsafe { (*self.skb).vlan_tci & VLAN_ID } } else { 0 }
+    }
+
+    /// Takes the tag off, if there is one. Is there none after that? Moves pointers.
+    #[inline(always)]
+    pub fn untag(&self) -> bool {
+        // SAFETY: a helper call with a valid context.
+        !self.is_vlan() || unsafe { bpf_skb_vlan_pop(self.skb) } == 0 && !self.is_vlan()
     }
 
     /// Addressed to this host's MAC.

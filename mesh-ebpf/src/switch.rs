@@ -54,10 +54,12 @@ pub fn send<F: Family>(
     let key = NeighbourKey { vni: port.vni, addr: dst };
     let Some(known) = maps::neighbour(&key).filter(|n| n.peer == index) else {
         // All who are behind the switch hear each question.
-        if !maps::is_first_asked(&key, packet::seconds()) {
+        let now = packet::seconds();
+        if maps::is_asked(&key, now) {
             return Err(DropReason::Unresolved.into());
         }
         let (_, code) = ask::<F>(packet, port, route, &dst)?;
+        maps::set_asked(&key, now);
         return Err(Refusal { reason: DropReason::Unresolved, code });
     };
     let (mac, heard, asked) = (known.mac, known.heard, known.asked);
@@ -113,7 +115,9 @@ fn ask<F: Family>(
     let [high, low] = packet::word_halves(target.0[3] | 0xff00_0000u32.to_be());
     let group = toward(own, [0x3333, high, low]);
     let at = encap::precede(packet, route, MESSAGE_LEN)?;
-    neighbour::solicit(packet, at, mac, port.addr6, target.0)?;
+    // Of a bridge's port no address is known here, and one is needed to say the MAC (RFC 4861, 4.3).
+    let asker = if port.addr6 == [0; 4] { port.gateway6 } else { port.addr6 };
+    neighbour::solicit(packet, at, mac, asker, target.0)?;
     encap::send_own(packet, route, group, ETH_P_IPV6, MESSAGE_LEN + REST)
 }
 

@@ -135,7 +135,7 @@ fn judge(packet: &Packet) -> i32 {
 
 #[inline(always)]
 fn sort(packet: &Packet) -> Result<Done, Refusal> {
-    if !packet.is_for_us() || !packet.is_in_no_vlan() {
+    if !packet.is_for_us() || packet.vlan() != 0 {
         return Ok(PASS);
     }
     match u16::from_be(packet.protocol()) {
@@ -255,7 +255,8 @@ fn known<O: Family>(packet: &Packet, ip: &O::Header, t: &Tunnel) -> Result<Done,
     let Some(source) = maps::peer_source(&PeerKey { outer_source: src, vni: t.vni }) else {
         return stranger::<O>(ip, t.kind, DropReason::UnknownVni);
     };
-    if !O::is_same(&source.local, &O::dst(ip)) {
+    // A priority is not for containers.
+    if !O::is_same(&source.local, &O::dst(ip)) || !packet.untag() {
         return Ok(PASS);
     }
     if t.more != 0 {

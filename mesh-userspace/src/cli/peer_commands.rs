@@ -96,8 +96,8 @@ mod tests {
         assert_eq!(lines[0], "# On node x (192.0.2.2), as root, for network default.");
         assert_eq!(lines[1], "# MTU 1462: for an underlay of 1500.");
         assert!(lines.contains(&"# Or with Open vSwitch, in their place"), "{text}");
-        let is_known =
-            |line: &&str| ["#", "ip ", "sysctl ", "ovs-vsctl "].iter().any(|s| line.starts_with(s));
+        let programs = ["#", "ip ", "bridge ", "sysctl ", "ovs-vsctl "];
+        let is_known = |line: &&str| programs.iter().any(|s| line.starts_with(s));
         assert!(lines.iter().filter(|line| !line.is_empty()).all(is_known), "{text}");
     }
 

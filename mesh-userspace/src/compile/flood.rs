@@ -58,7 +58,8 @@ impl Desired {
         let has_part = |node: &&Node| node.name != me.name && node.subnets_of(vni).next().is_some();
         let peers = cluster.nodes.iter().filter(has_part).filter_map(|node| {
             let target = *self.peer_indices.get(&node.underlay)?;
-            Some(FloodInfo { target, vni_or_id: wire_vni(node, vni), flags: 0 })
+            let flags = if node.foreign.is_some() { FloodInfo::EVERY_GROUP } else { 0 };
+            Some(FloodInfo { target, vni_or_id: wire_vni(node, vni), flags })
         });
         let peers = listed(FloodKey::PEERS, vni, peers, FloodKey::PEERS_MAX);
         // What is on a bridge is the bridge's.
@@ -148,7 +149,7 @@ mod tests {
         let info = |target, vni_or_id, flags| FloodInfo { target, vni_or_id, flags };
         let expected = [
             (FloodKey::new(FloodKey::PEERS, 0, 0), info(index(12), 0, 0)),
-            (FloodKey::new(FloodKey::PEERS, 0, 1), info(index(13), 42, 0)),
+            (FloodKey::new(FloodKey::PEERS, 0, 1), info(index(13), 42, FloodInfo::EVERY_GROUP)),
             (FloodKey::new(FloodKey::PEERS, 0, 2), info(index(14), 0, 0)),
             (FloodKey::new(FloodKey::LOCAL, 0, 0), info(4, 104, EndpointInfo::HOST)),
             (FloodKey::new(FloodKey::LOCAL, 0, 1), info(9, 109, 0)),

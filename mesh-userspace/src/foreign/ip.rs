@@ -56,6 +56,7 @@ fn add_gre(foreign: &Foreign<'_>, peer: &Peer<'_>, script: &mut Script) {
 fn add_gretap(foreign: &Foreign<'_>, peer: &Peer<'_>, script: &mut Script) {
     add_gre_tunnel(foreign, peer, ["gretap", "ip6gretap"], script);
     add_port(foreign, &peer.device, script);
+    isolate(&peer.device, script);
 }
 
 /// `kinds`: on IPv4 and on IPv6.
@@ -95,6 +96,7 @@ fn add_geneve(foreign: &Foreign<'_>, peer: &Peer<'_>, script: &mut Script) {
         format!("ip link add {device} type geneve id {vni} remote {remote} dstport {port}{rest}");
     script.add_noted(command, std::iter::once(SOURCE).chain(checksum(foreign)));
     add_port(foreign, device, script);
+    isolate(device, script);
 }
 
 fn udp_options(foreign: &Foreign<'_>) -> String {
@@ -108,6 +110,11 @@ fn checksum(foreign: &Foreign<'_>) -> Option<&'static str> {
 
 fn add_port(foreign: &Foreign<'_>, device: &str, script: &mut Script) {
     script.add(format!("ip link set {device} mtu {} master {BRIDGE} up", foreign.mtu));
+}
+
+/// What one node sends to all comes from it to each other node, and needs no bridge to go on.
+fn isolate(device: &str, script: &mut Script) {
+    script.add(format!("bridge link set dev {device} isolated on"));
 }
 
 /// One device for all nodes with this port.

@@ -47,7 +47,11 @@ fn port(foreign: &Foreign<'_>, peer: &Peer<'_>, kind: &str) -> String {
     options.push(format!("ttl={}", foreign.cluster.ttl));
     options.extend(foreign.tos().map(|tos| format!("tos={tos}")));
     let options: String = options.iter().map(|option| format!(" options:{option}")).collect();
-    format!("ovs-vsctl add-port {BRIDGE} {device} -- set interface {device} type={kind}{options}")
+    // What one node sends to all comes from it to each other node: it does not go from port to port.
+    format!(
+        "ovs-vsctl add-port {BRIDGE} {device} -- set port {device} protected=true -- set interface \
+         {device} type={kind}{options}"
+    )
 }
 
 /// Its database takes colons for its own, unless in quotes that the shell leaves there.

@@ -77,6 +77,7 @@ fn gretap_on_ipv4() {
             "ip link add mesh-h1 type gretap local 192.0.2.9 remote 192.0.2.1 key 42 ttl 64 \
              tos inherit",
             "ip link set mesh-h1 mtu 1458 master br-mesh up",
+            "bridge link set dev mesh-h1 isolated on",
         ],
     );
     assert_ovs(
@@ -90,7 +91,8 @@ fn gretap_on_ipv4() {
             "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=gre \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=gre \
              options:local_ip=192.0.2.9 options:remote_ip=192.0.2.1 options:key=42 \
              options:ttl=64 options:tos=inherit",
         ],
@@ -126,7 +128,8 @@ fn vxlan_on_ipv4() {
             "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=vxlan \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=vxlan \
              options:local_ip=192.0.2.9 options:remote_ip=192.0.2.1 options:key=42 \
              options:dst_port=4789 options:ttl=64 options:tos=inherit",
         ],
@@ -148,6 +151,7 @@ fn geneve_on_ipv4() {
             "ip link add mesh-h1 type geneve id 42 remote 192.0.2.1 dstport 6081 ttl 64 tos \
              inherit",
             "ip link set mesh-h1 mtu 1450 master br-mesh up",
+            "bridge link set dev mesh-h1 isolated on",
         ],
     );
     assert_ovs(
@@ -161,7 +165,8 @@ fn geneve_on_ipv4() {
             "ip address add fd42:0:0:8000::1/48 dev br-mesh nodad",
             "sysctl -w net.ipv4.ip_forward=1",
             "sysctl -w net.ipv6.conf.all.forwarding=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=geneve \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=geneve \
              options:local_ip=192.0.2.9 options:remote_ip=192.0.2.1 options:key=42 \
              options:dst_port=6081 options:ttl=64 options:tos=inherit",
         ],
@@ -201,6 +206,7 @@ fn gretap_on_ipv6() {
             "ip link add mesh-h1 type ip6gretap local 2001:db8::9 remote 2001:db8::1 \
              hoplimit 64 tclass inherit encaplimit none",
             "ip link set mesh-h1 mtu 1442 master br-mesh up",
+            "bridge link set dev mesh-h1 isolated on",
         ],
     );
     assert_ovs(
@@ -212,7 +218,8 @@ fn gretap_on_ipv6() {
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
             "sysctl -w net.ipv4.ip_forward=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=gre \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=gre \
              options:local_ip='\"2001:db8::9\"' options:remote_ip='\"2001:db8::1\"' \
              options:ttl=64 options:tos=inherit",
         ],
@@ -244,7 +251,8 @@ fn vxlan_on_ipv6() {
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
             "sysctl -w net.ipv4.ip_forward=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=vxlan \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=vxlan \
              options:local_ip='\"2001:db8::9\"' options:remote_ip='\"2001:db8::1\"' \
              options:key=0 options:dst_port=4789 options:ttl=64 options:tos=inherit",
         ],
@@ -264,6 +272,7 @@ fn geneve_on_ipv6() {
             "ip link add mesh-h1 type geneve id 0 remote 2001:db8::1 dstport 6081 ttl 64 tos \
              inherit udp6zerocsumrx",
             "ip link set mesh-h1 mtu 1430 master br-mesh up",
+            "bridge link set dev mesh-h1 isolated on",
         ],
     );
     assert_ovs(
@@ -275,7 +284,8 @@ fn geneve_on_ipv6() {
             "ip link set br-mesh up",
             "ip address add 10.42.128.1/16 dev br-mesh",
             "sysctl -w net.ipv4.ip_forward=1",
-            "ovs-vsctl add-port br-mesh mesh-h1 -- set interface mesh-h1 type=geneve \
+            "ovs-vsctl add-port br-mesh mesh-h1 -- set port mesh-h1 protected=true \
+             -- set interface mesh-h1 type=geneve \
              options:local_ip='\"2001:db8::9\"' options:remote_ip='\"2001:db8::1\"' \
              options:key=0 options:dst_port=6081 options:ttl=64 options:tos=inherit",
         ],

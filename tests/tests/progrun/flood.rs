@@ -102,6 +102,21 @@ fn expect_copy(w: &World, from: Port, index: u32, peer: Peer, packet: &[u8]) {
 }
 
 #[test]
+fn group_that_nobody_asked_for_goes_to_nodes_without_mesh_alone() {
+    for to in ["239.1.2.3", "ff0e::1:2:3"] {
+        let packet = packet(A, to);
+        world(FLOOD, |w| {
+            let ran = w.sends_ip(A, &packet);
+            let traffic = [(EndpointTx(A.id), packet.len() as u64)];
+            assert_eq!((ran.verdict, &ran.traffic[..]), (Verdict::Flood, &traffic[..]));
+        });
+        world(Spec { foreign: false, ..FLOOD }, |w| {
+            w.sends_ip(A, &packet).assert_dropped(DropReason::NoMember);
+        });
+    }
+}
+
+#[test]
 fn copy_for_a_peer_that_is_gone_is_dropped() {
     world(FLOOD, |w| {
         for index in [8, 9, 63, 64, 0xffff] {

@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use mesh_common::verdict::{
-    DropReason::{self, NoReply, NotIp, SourceNotPeers, Truncated, Unresolved},
-    Verdict,
+use mesh_common::{
+    maps::Addr,
+    verdict::{
+        DropReason::{self, NoReply, NotIp, SourceNotPeers, Truncated, Unresolved},
+        Verdict,
+    },
 };
 use mesh_userspace::{bpf::Store as _, config::Encap};
 
@@ -16,7 +19,7 @@ use super::{
     wire::{Carried, SOURCE_PORT, Tunnel},
     world::{
         A, B, BLUE, BLUE_VNI, D, GRE, H2, HOST, OLD_GENEVE, OLD_GRETAP, OLD_VXLAN, Peer, Port,
-        REDIRECT, Ran, SHOT, SIX, Spec, World, world,
+        REDIRECT, Ran, SHOT, SIX, Spec, TELLS, World, world,
     },
 };
 
@@ -544,6 +547,22 @@ fn unknown_destination_is_asked_for_once_a_second() {
             w.asked().insert(key, asked.wrapping_sub(1), 0).unwrap();
             assert!(is_asked(), "{dst}");
         }
+    });
+}
+
+/// What a bridge's port has is not known to the program, and :: may not say a MAC (RFC 4861, 4.3).
+#[test]
+fn port_of_a_bridge_asks_over_ipv6_from_the_gateways_address() {
+    world(Spec { bridge: true, ..OLD }, |w| {
+        let dst = v6(0xfd42, 6);
+        let packet = udp(ip("fd42::9".parse::<Ipv6Addr>().unwrap(), dst, 0), b"x");
+        let ran = w.sends(TELLS, &eth(OLD.gateway_mac(), TELLS.mac, IPV6, &packet));
+        ran.assert_dropped(Unresolved);
+        let gateway = w.tables.ports.get(&TELLS.ifindex).unwrap().unwrap().gateway6;
+        let IpAddr::V6(gateway) = Addr(gateway).into() else { panic!("IPv4") };
+        assert!(!gateway.is_unspecified());
+        let asker = Port { v6: Some(gateway), ..TELLS };
+        assert_question(w, &ran, OLD_VXLAN, asker, dst.into());
     });
 }
 

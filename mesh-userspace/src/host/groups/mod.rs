@@ -160,19 +160,24 @@ struct Clock {
 }
 
 /// What is over: of who is gone, and what was not renewed. A peer's memberships are only over if it
-/// renewed others since: while its agent is away nobody asks there, and packets go on.
+/// renewed others since: while its agent is away nobody asks there, and packets go on. Who asked for
+/// more than is noted gets all until it has said something else for as long.
 fn forget(
     groups: &Entries<GroupKey, GroupInfo>,
     members: &Members,
     clock: Clock,
 ) -> Changes<GroupKey, GroupInfo> {
     let any = |key: &GroupKey| GroupKey { group: GroupKey::ANY, ..*key };
+    let gets_all = |key: &GroupKey, info: &GroupInfo| {
+        key.member != 0 && key.group == GroupKey::ANY && info.count > GroupKey::most(key.member)
+    };
     let is_over = |key: &GroupKey, info: &GroupInfo| {
         let newest = match members.get(&(key.vni, key.member)) {
             None => return true,
             Some(Member::Host) => return false,
             Some(Member::Endpoint) if !clock.asked_long => return false,
             Some(Member::Endpoint) => clock.now,
+            Some(Member::Peer) if gets_all(key, info) && has_spoken_since(key, info) => clock.now,
             Some(Member::Peer) => groups.get(&any(key)).map_or(clock.now, |info| info.heard),
         };
         newest.saturating_sub(info.heard) > clock.life
@@ -193,10 +198,8 @@ fn forget(
     for (key, info) in
         groups.iter().filter(|(key, _)| key.member == 0 || key.group == GroupKey::ANY)
     {
-        // Who asked for more than is noted gets all until it is over.
-        let gets_all = key.member != 0 && info.count > GroupKey::most(key.member);
         let count = left.get(key).copied().unwrap_or_default();
-        if gets_all || info.count == count || changes.remove.contains(key) {
+        if gets_all(key, info) || info.count == count || changes.remove.contains(key) {
             continue;
         }
         match (count, key.member) {
@@ -205,6 +208,11 @@ fn forget(
         }
     }
     changes
+}
+
+/// Said something within the limits after it asked for more than is noted: see `said` in the programs.
+fn has_spoken_since(key: &GroupKey, info: &GroupInfo) -> bool {
+    info.count > GroupKey::most(key.member) + 1
 }
 
 #[cfg(test)]
@@ -279,6 +287,15 @@ mod tests {
             entry(PEER, group(2), 9_000, 1),
         ];
         assert_eq!(changes(&entries, LIFE).remove, [entries[1].0]);
+    }
+
+    #[test]
+    fn peer_that_asked_for_too_many_gets_all_until_it_has_said_less_for_long() {
+        let all = |heard, count| [entry(PEER, GroupKey::ANY, heard, GroupKey::PEER_MAX + count)];
+        // Its agent may be away.
+        assert!(changes(&all(1, 1), LIFE).is_empty());
+        assert!(changes(&all(9_990, 2), LIFE).is_empty());
+        assert_eq!(changes(&all(9_000, 2), LIFE).remove.len(), 1);
     }
 
     #[test]

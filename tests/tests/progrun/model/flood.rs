@@ -58,11 +58,14 @@ impl Model<'_> {
     }
 
     fn copied(&self, vni: u32, but: Option<Port>, ip: &Ip, packet: &[u8]) -> Expected {
-        // Nobody asked for any group.
-        if is_limited(ip.dst) {
+        // Nobody asked for any group; nodes without mesh get all that nodes with it send.
+        let is_limited = is_limited(ip.dst);
+        if is_limited && !(but.is_some() && vni == 0 && self.spec.foreign) {
             return Expected::drop(NoMember);
         }
-        let is_other = |port: &&Port| port.vni == vni && but.is_none_or(|but| but.id != port.id);
+        let is_other = |port: &&Port| {
+            port.vni == vni && !is_limited && but.is_none_or(|but| but.id != port.id)
+        };
         let counted: Vec<Counter> =
             PORTS.iter().filter(is_other).map(|port| EndpointRx(port.id)).collect();
         let frame = eth(group_mac(ip.dst), self.spec.gateway_mac(), ethertype(packet), packet);
