@@ -182,7 +182,7 @@ pub fn is_asked(key: &NeighbourKey, now: u32) -> bool {
 #[inline(always)]
 pub fn set_asked(key: &NeighbourKey, now: u32) {
     // As in `learn`: what fails only has it asked for once more.
-    let _ = ASKED.insert(key, &now, 0);
+    let _ = ASKED.insert(key, now, 0);
 }
 
 /// Who gets copies, by its index in the list of the network.
