@@ -60,7 +60,7 @@ impl Model<'_> {
     fn copied(&self, vni: u32, but: Option<Port>, ip: &Ip, packet: &[u8]) -> Expected {
         // Nobody asked for any group; nodes without mesh get all that nodes with it send.
         let is_limited = is_limited(ip.dst);
-        if is_limited && !(but.is_some() && vni == 0 && self.spec.foreign) {
+        if is_limited && !(but.is_some() && self.spec.foreign) {
             return Expected::drop(NoMember);
         }
         let is_other = |port: &&Port| {
