@@ -28,6 +28,9 @@ use super::{
 const PACKETS: u32 = 3000;
 const CORPUS: &str = include_str!("../../corpus/frames.txt");
 
+/// Bytes of a frame that any interface takes.
+const LONGEST_COPY: usize = 1514;
+
 /// How worlds are called in the corpus.
 const WORLDS: [(&str, Spec); 8] = [
     ("gre", GRE),
@@ -60,6 +63,9 @@ impl<'a> Fuzz<'a> {
         let Case { from, frame, gso_size } = case;
         // Of what is in a super-packet depends whether the kernel can cut it for a copy.
         let gso_size = if self.w.spec.flood { &0 } else { gso_size };
+        // Nor copies the kernel what is larger than the MTU of the interface that it is for.
+        let longest = if self.w.spec.flood && from.is_none() { LONGEST_COPY } else { usize::MAX };
+        let frame = &frame[..frame.len().min(longest)];
         let port = PORTS.into_iter().find(|p| Some(p.ifindex) == *from);
         let hook = match (from, port) {
             (None, _) => Hook::FromUnderlay,
