@@ -432,9 +432,9 @@ impl FloodInfo {
 ///
 /// ```text
 /// member, group        it is a member
-/// member, ANY          how many groups it asked for, and when it last said anything. Over the limit:
-///                      1 more than that, and when it last asked for more; or 2 more, where it
-///                      said something else since
+/// member, ANY          how many groups it asked for, and when it last said anything; or
+///                      BEYOND the most, and when it last asked for more than is noted; or
+///                      SPOKEN_SINCE beyond it, where it said something else since, and when as before
 /// 0,      group        how many members are endpoints here
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -453,6 +453,10 @@ impl GroupKey {
     /// Groups that are noted of one member. One that asks for more gets all, as if nobody had looked.
     pub const ENDPOINT_MAX: u32 = 64;
     pub const PEER_MAX: u32 = 1024;
+    /// Added to the most, the count of a member that asked for more, and of one that said something
+    /// within the limit after that.
+    pub const BEYOND: u32 = 1;
+    pub const SPOKEN_SINCE: u32 = 2;
 
     /// Of this member.
     #[inline(always)]

@@ -220,7 +220,10 @@ fn join(key: &mut GroupKey) {
 #[inline(always)]
 fn all(key: &GroupKey) {
     let key = GroupKey { group: GroupKey::ANY, ..*key };
-    let info = GroupInfo { heard: packet::seconds(), count: GroupKey::most(key.member) + 1 };
+    let info = GroupInfo {
+        heard: packet::seconds(),
+        count: GroupKey::most(key.member) + GroupKey::BEYOND,
+    };
     maps::set_group(&key, &info, BPF_ANY);
 }
 
@@ -236,11 +239,10 @@ fn said(key: &GroupKey, heard: u32, more: u32) -> bool {
     // SAFETY: the verifier checked the pointer; words are written whole, and the agent counts anew.
     unsafe {
         if (*of_member).count > most {
-            // As in `all`; what is within the limit tells the agent that it spoke since.
             if more == 0 {
-                (*of_member).count = most + 2;
+                (*of_member).count = most + GroupKey::SPOKEN_SINCE;
             } else {
-                (*of_member).count = most + 1;
+                (*of_member).count = most + GroupKey::BEYOND;
                 (*of_member).heard = heard;
             }
             return more == 0;

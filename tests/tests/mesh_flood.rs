@@ -99,6 +99,14 @@ fn expect_all_hear(listeners: &[(&str, UdpSocket)], text: &[u8], from: IpAddr) -
     Ok(())
 }
 
+/// Until none has anything more to hear.
+fn drain(listeners: &[(&str, UdpSocket)]) -> Result<()> {
+    for (_, listener) in listeners {
+        while hear(listener, BRIEFLY)?.is_some() {}
+    }
+    Ok(())
+}
+
 fn others<'a>(parties: &'a [Party], but: &Party) -> impl Iterator<Item = &'a Party> {
     let but = but.name.clone();
     parties.iter().filter(move |party| party.name != but)
@@ -239,9 +247,7 @@ fn group_is_heard_by_its_members_and_carried_to_their_nodes_only() {
             let idle = PacketSocket::open(&idle.netns, "eth0")?;
             let far_node = PacketSocket::open(&mesh.hosts[2].netns, "eth0")?;
             let far = PacketSocket::open(&far.netns, "eth0")?;
-            for (_, socket) in &joined {
-                while hear(socket, BRIEFLY)?.is_some() {}
-            }
+            drain(&joined)?;
             say(sender, group, text.as_bytes())?;
             expect_all_hear(&joined, text.as_bytes(), sender.address(group.is_ipv6())?)?;
             for (what, socket) in
@@ -341,9 +347,7 @@ fn memberships_outlast_maps_that_grow() {
             cluster.with_network(&format!("n{n}"), n, &cidr)
         });
         mesh.apply(&networks)?;
-        for (_, socket) in &joined {
-            while hear(socket, BRIEFLY)?.is_some() {}
-        }
+        drain(&joined)?;
         say(&parties[2], group, b"still?")?;
         expect_all_hear(&joined, b"still?", parties[2].address(false)?)
     });

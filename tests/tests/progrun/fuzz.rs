@@ -80,6 +80,9 @@ impl<'a> Fuzz<'a> {
             self.neighbours.fresh(self.w);
         }
         let ran = self.w.run(hook, from.unwrap_or(UNDERLAY), frame, *gso_size);
+        if ran.reason == Some(DropReason::Unresolved) {
+            self.w.forget_asked();
+        }
         let counted: Vec<_> = ran.traffic.iter().map(|(counter, _)| *counter).collect();
         assert_eq!(
             (ran.verdict, ran.reason, counted),
@@ -150,7 +153,6 @@ impl Neighbours {
     const FRESH: Duration = Duration::from_secs(10);
 
     fn fresh(&self, w: &World) {
-        w.forget_asked();
         if self.set.get().is_some_and(|set| set.elapsed() < Self::FRESH) {
             return;
         }

@@ -171,13 +171,16 @@ fn forget(
     let gets_all = |key: &GroupKey, info: &GroupInfo| {
         key.member != 0 && key.group == GroupKey::ANY && info.count > GroupKey::most(key.member)
     };
+    let has_spoken_since = |key: &GroupKey, info: &GroupInfo| {
+        gets_all(key, info) && info.count >= GroupKey::most(key.member) + GroupKey::SPOKEN_SINCE
+    };
     let is_over = |key: &GroupKey, info: &GroupInfo| {
         let newest = match members.get(&(key.vni, key.member)) {
             None => return true,
             Some(Member::Host) => return false,
             Some(Member::Endpoint) if !clock.asked_long => return false,
             Some(Member::Endpoint) => clock.now,
-            Some(Member::Peer) if gets_all(key, info) && has_spoken_since(key, info) => clock.now,
+            Some(Member::Peer) if has_spoken_since(key, info) => clock.now,
             Some(Member::Peer) => groups.get(&any(key)).map_or(clock.now, |info| info.heard),
         };
         newest.saturating_sub(info.heard) > clock.life
@@ -208,11 +211,6 @@ fn forget(
         }
     }
     changes
-}
-
-/// Said something within the limits after it asked for more than is noted: see `said` in the programs.
-fn has_spoken_since(key: &GroupKey, info: &GroupInfo) -> bool {
-    info.count > GroupKey::most(key.member) + 1
 }
 
 #[cfg(test)]
