@@ -1,12 +1,12 @@
 //! What should become of a frame that comes in on the underlay.
 
-use std::{net::IpAddr, sync::LazyLock};
+use std::net::IpAddr;
 
 use mesh_common::verdict::{
     DropReason::{self, *},
     Verdict,
 };
-use mesh_userspace::{bpf::probe::KernelFeatures, config::Encap};
+use mesh_userspace::config::Encap;
 
 use super::super::{
     counters::Counter::{EndpointRx, PeerRx},
@@ -151,9 +151,8 @@ impl Model<'_> {
             Some(to) => to,
         };
         let learned = source.and_then(|mac| heard(vni, ip.src, peer, mac));
-        // The kernel cuts no super-packet that a test makes. What is lengthened is none any more.
-        let is_lengthened = self.spec.ipv6 && proto == IPV4 && packet.len() < 40 && !has_decap_l3();
-        if gso_size != 0 && !is_lengthened {
+        // The kernel cuts no super-packet that a test makes.
+        if gso_size != 0 {
             return Expected { learned, ..Expected::drop(NoRoom) };
         }
         let packet = if outer.ecn == 3 { marked(&ip, packet) } else { packet.to_vec() };
@@ -350,10 +349,4 @@ pub fn marked(ip: &Ip, packet: &[u8]) -> Vec<u8> {
     let folded = (folded & 0xffff) + (folded >> 16);
     packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     packet
-}
-
-/// Without it a packet in one of IPv6 can not get shorter than the header of that.
-fn has_decap_l3() -> bool {
-    static HAS: LazyLock<bool> = LazyLock::new(|| KernelFeatures::probe().decap_l3.is_present());
-    *HAS
 }
