@@ -8,28 +8,32 @@ use std::{
 use ipnet::IpNet;
 use mesh_common::{
     maps::{
-        Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodKey, LpmKey, NODE_PORTS,
-        NetworkInfo, NodeInfo, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens, UdpPort,
+        Addr, FibInfo, FibKey, FloodKey, LpmKey, NODE_PORTS, NetworkInfo, NodeInfo, PeerKey,
+        PeerSource, PrefixLens, UdpPort,
     },
-    wire::{mac_pair, mac_words},
+    wire::mac_words,
 };
 use rustc_hash::FxBuildHasher;
 
+pub use difference::Difference;
+pub use mtu::container_mtu;
+
+use lens::{Lens, long_len, prefix_lens};
+use mtu::Outer;
 use peer::{peer_info, peer_source, source_flags, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
-    config::{Cluster, Encap, Flood, Network, Node, Tunnel, Vni, gateway},
+    config::{Cluster, Encap, Flood, Network, Node, Tunnel, Vni},
     plan::Contents,
 };
 
+mod attachment;
+mod difference;
 mod flood;
+mod lens;
+mod mtu;
 mod peer;
-
-/// The container MTU that mesh chooses leaves what this takes of the underlay's, or the overhead if
-/// that is more: so `gre` and `gretap` are interchangeable, and segments are such that more fit into
-/// a super-packet than with the arithmetic maximum of GRE.
-const CHOSEN_ENCAP: Encap = Encap::Gretap;
 
 /// Something of each other node, by its underlay address.
 pub type ByAddress<T> = HashMap<IpAddr, T, FxBuildHasher>;
@@ -104,42 +108,6 @@ pub struct Desired {
     pub peer_indices: ByAddress<u32>,
 }
 
-/// Container MTU of a network: the file's, or what mesh chooses for this underlay. The same for all
-/// containers, so the way to the node with the largest overhead counts.
-///
-/// # Errors
-///
-/// The largest that would fit, if the file's does not.
-pub fn container_mtu(cluster: &Cluster, vni: Vni, underlay_mtu: u32) -> Result<u32, u32> {
-    Outer::of(cluster, vni).container_mtu(cluster.mtu, underlay_mtu)
-}
-
-/// Bytes around a container's packet of a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outer {
-    /// [`Cluster::overhead`].
-    overhead: u32,
-    /// What mesh leaves for it if the file sets no MTU.
-    chosen: u32,
-}
-
-impl Outer {
-    fn of(cluster: &Cluster, vni: Vni) -> Self {
-        let overhead = cluster.overhead(vni);
-        let chosen = CHOSEN_ENCAP.overhead(Vni::DEFAULT, cluster.has_ipv6_underlay());
-        Self { overhead: overhead as u32, chosen: overhead.max(chosen) as u32 }
-    }
-
-    fn container_mtu(self, set: Option<u16>, underlay_mtu: u32) -> Result<u32, u32> {
-        let largest = underlay_mtu.saturating_sub(self.overhead);
-        match set.map(u32::from) {
-            Some(mtu) if mtu > largest => Err(largest),
-            Some(mtu) => Ok(mtu),
-            None => Ok(underlay_mtu.saturating_sub(self.chosen)),
-        }
-    }
-}
-
 /// The first bytes of the MACs of all interfaces that mesh makes on a host.
 pub const MAC_PREFIX: [u8; 2] = [0x02, 0x6d];
 
@@ -164,65 +132,6 @@ pub fn compile(cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
     compile_with(&Whole::of(cluster), cluster, me, facts)
 }
 
-/// How a cluster became another: both without the nodes that are the same at the beginning and at
-/// the end of the two files, and what depends on all nodes.
-#[derive(Debug)]
-pub struct Difference {
-    old: Cluster,
-    new: Cluster,
-    whole: Whole,
-}
-
-impl Difference {
-    /// `None` if more than nodes, or this node, or what is in [`Whole`] differs, on which the entries
-    /// of all nodes depend.
-    pub fn of(old: &Cluster, new: &Cluster, me: &str) -> Option<Self> {
-        let (a, b) = (&old.nodes[..], &new.nodes[..]);
-        let head = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-        let (a, b) = (&a[head..], &b[head..]);
-        let tail = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
-        let (a, b) = (&a[..a.len() - tail], &b[..b.len() - tail]);
-        let of = |cluster: &Cluster, nodes: &[Node]| Cluster {
-            nodes: nodes.to_vec(),
-            name: cluster.name.clone(),
-            networks: cluster.networks.clone(),
-            links: cluster.links.clone(),
-            docker: cluster.docker.clone(),
-            bridges: cluster.bridges.clone(),
-            ..*cluster
-        };
-        let whole = Whole::of(new);
-        let is_same = common(old) == common(new)
-            && a.iter().chain(b).all(|node| node.name != me)
-            // All nodes are in a list.
-            && new.networks.iter().all(|network| network.flood == Flood::None)
-            && Whole::of(old) == whole;
-        is_same.then(|| Self { old: of(old, a), new: of(new, b), whole })
-    }
-
-    /// The new cluster, as far as it is about it.
-    pub fn new_cluster(&self) -> &Cluster {
-        &self.new
-    }
-
-    /// Underlay addresses of all nodes that it is about.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.old.nodes.iter().chain(&self.new.nodes).map(|node| node.underlay)
-    }
-
-    /// What the maps contain of these nodes, and what they shall contain. `facts`: with the indices
-    /// of all nodes of the old cluster.
-    pub fn compile(&self, me: &Node, facts: &Facts) -> (Desired, Desired) {
-        let compile = |cluster| compile_with(&self.whole, cluster, me, facts);
-        (compile(&self.old), compile(&self.new))
-    }
-}
-
-/// What the entries of each node follow from besides itself and this node.
-fn common(c: &Cluster) -> impl PartialEq {
-    (c.encap, c.mtu, c.port, c.ttl, c.dscp, &c.links, &c.networks, &c.bridges)
-}
-
 /// What follows from all nodes together.
 #[derive(Debug, PartialEq)]
 struct Whole {
@@ -239,33 +148,6 @@ impl Whole {
         Self { lens: prefix_lens(cluster), outer, tunnels: cluster.udp_tunnels() }
     }
 }
-
-/// The ports in use, and those that may be soon: a receiver gets the new file before the sender, or
-/// after. `shared`: ports that the host has other tunnels on.
-fn udp_ports(used: &[Tunnel], shared: &[u16]) -> [UdpPort; NODE_PORTS] {
-    let port = |tunnel: &Tunnel, flags| UdpPort {
-        port: tunnel.port.to_be(),
-        kind: if tunnel.encap == Encap::Vxlan { UdpPort::VXLAN } else { UdpPort::GENEVE },
-        flags,
-    };
-    let is_ours = |tunnel: &Tunnel| !shared.contains(&tunnel.port);
-    let used = used.iter().map(|t| port(t, if is_ours(t) { UdpPort::OURS } else { 0 }));
-    let others = [Encap::Vxlan, Encap::Geneve]
-        .into_iter()
-        .filter_map(|encap| Some(port(&Tunnel { encap, port: encap.default_port()? }, 0)));
-    let mut ports = [UdpPort::default(); NODE_PORTS];
-    let mut taken = 0;
-    for one in used.chain(others) {
-        if taken < NODE_PORTS && ports[..taken].iter().all(|p| p.port != one.port) {
-            ports[taken] = one;
-            taken += 1;
-        }
-    }
-    ports
-}
-
-/// The prefix lengths in use in each network.
-type Lens = HashMap<Vni, PrefixLens>;
 
 fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> Desired {
     let mut desired =
@@ -311,6 +193,30 @@ fn compile_with(whole: &Whole, cluster: &Cluster, me: &Node, facts: &Facts) -> D
     desired
 }
 
+/// The ports in use, and those that may be soon: a receiver gets the new file before the sender, or
+/// after. `shared`: ports that the host has other tunnels on.
+fn udp_ports(used: &[Tunnel], shared: &[u16]) -> [UdpPort; NODE_PORTS] {
+    let port = |tunnel: &Tunnel, flags| UdpPort {
+        port: tunnel.port.to_be(),
+        kind: if tunnel.encap == Encap::Vxlan { UdpPort::VXLAN } else { UdpPort::GENEVE },
+        flags,
+    };
+    let is_ours = |tunnel: &Tunnel| !shared.contains(&tunnel.port);
+    let used = used.iter().map(|t| port(t, if is_ours(t) { UdpPort::OURS } else { 0 }));
+    let others = [Encap::Vxlan, Encap::Geneve]
+        .into_iter()
+        .filter_map(|encap| Some(port(&Tunnel { encap, port: encap.default_port()? }, 0)));
+    let mut ports = [UdpPort::default(); NODE_PORTS];
+    let mut taken = 0;
+    for one in used.chain(others) {
+        if taken < NODE_PORTS && ports[..taken].iter().all(|p| p.port != one.port) {
+            ports[taken] = one;
+            taken += 1;
+        }
+    }
+    ports
+}
+
 /// Room that the cluster needs in the maps.
 pub fn room(cluster: &Cluster) -> Room {
     let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -346,45 +252,6 @@ fn assign(cluster: &Cluster, me: &Node, had: &ByAddress<u32>) -> ByAddress<u32> 
         .filter(|n| n.name != me.name)
         .filter_map(|n| Some((n.underlay, had.get(&n.underlay).copied().or_else(|| free.next())?)))
         .collect()
-}
-
-/// A prefix length of the 128-bit form.
-fn long_len(net: &IpNet) -> u8 {
-    net.prefix_len() + if net.addr().is_ipv4() { 96 } else { 0 }
-}
-
-/// The lengths in use in each network.
-fn prefix_lens(cluster: &Cluster) -> Lens {
-    // How often each length occurs, IPv4 and IPv6.
-    let mut counts = HashMap::<Vni, [[usize; 129]; 2], FxBuildHasher>::default();
-    for (vni, net) in cluster.nodes.iter().flat_map(|n| &n.subnets) {
-        let of = counts.entry(*vni).or_insert([[0; 129]; 2]);
-        of[usize::from(net.addr().is_ipv6())][usize::from(long_len(net))] += 1;
-    }
-    let lens = |[v4, v6]: [[usize; 129]; 2]| PrefixLens {
-        v4: commonest_first(v4),
-        // Both families are in one map: with a length of both, who sends to an IPv6 address that is
-        // an IPv4 one in there would find it. The way by the trie looks.
-        v6: if v4.iter().zip(v6).any(|(a, b)| *a > 0 && b > 0) {
-            [PrefixLens::LPM, 0, 0, 0]
-        } else {
-            commonest_first(v6)
-        },
-    };
-    counts.into_iter().map(|(vni, counts)| (vni, lens(counts))).collect()
-}
-
-/// The commonest length first; or the mark for more than fit. `counts`: by length.
-fn commonest_first(counts: [usize; 129]) -> [u8; 4] {
-    let mut lens: Vec<(u8, usize)> = (0..).zip(counts).filter(|(_, n)| *n > 0).collect();
-    lens.sort_by_key(|(len, n)| (std::cmp::Reverse(*n), *len));
-    let mut list = [0; 4];
-    if lens.len() > list.len() {
-        list[0] = PrefixLens::LPM;
-    } else {
-        list.iter_mut().zip(lens).for_each(|(slot, (len, _))| *slot = len);
-    }
-    list
 }
 
 /// Of FIB.
@@ -456,71 +323,6 @@ impl Desired {
                 ..FibInfo::default()
             };
             self.add_prefix(exact, *vni, net, to_peer);
-        }
-    }
-
-    fn add_attachment(&mut self, me: &Node, a: &Attachment) {
-        let gateway_mac = mac_words(node_mac(me.underlay));
-        let mac = mac_words(a.mac);
-        let subnets = || me.subnets.iter().filter(|(vni, _)| *vni == a.vni).map(|(_, net)| net);
-        let gateway_of = |v4: bool| {
-            subnets().find(|net| net.addr().is_ipv4() == v4).map(|net| Addr::from(gateway(*net)))
-        };
-        let is_bridged = a.kind == AttachmentKind::Bridged;
-        let mut port = PortInfo {
-            ifindex: a.ifindex,
-            vni: a.vni.get(),
-            id: a.id,
-            mtu: self.maps.networks.get(&a.vni.get()).map_or(0, |n| n.mtu),
-            gateway_mac,
-            mac,
-            lens: self.lens(a.vni),
-            gateway4: gateway_of(true).unwrap_or_default().0[3],
-            gateway6: gateway_of(false).unwrap_or_default().0,
-            flags: match a.kind {
-                AttachmentKind::Host => PortInfo::HOST,
-                AttachmentKind::Container => 0,
-                AttachmentKind::Netkit => PortInfo::NETKIT,
-                AttachmentKind::Bridged => PortInfo::BRIDGED,
-            } | if flood::is_on(&self.maps.networks, a.vni.get())
-                && a.kind != AttachmentKind::Netkit
-            {
-                PortInfo::FLOOD
-            } else {
-                0
-            },
-            ..PortInfo::default()
-        };
-        let info = EndpointInfo {
-            ifindex: a.ifindex,
-            id: a.id,
-            flags: match a.kind {
-                AttachmentKind::Host => EndpointInfo::HOST,
-                AttachmentKind::Container | AttachmentKind::Netkit => 0,
-                AttachmentKind::Bridged => EndpointInfo::BRIDGED,
-            },
-            macs: mac_pair(a.mac, node_mac(me.underlay)),
-            identity: 0,
-        };
-        // An address that the file no longer gives this node is nobody's: the peers would not take
-        // what it sends.
-        for ip in a.addresses.iter().filter(|ip| subnets().any(|net| net.contains(*ip))) {
-            let addr = Addr::from(*ip);
-            match ip {
-                IpAddr::V4(_) if is_bridged => port.flags |= PortInfo::BOUND4,
-                IpAddr::V6(_) if is_bridged => port.flags |= PortInfo::BOUND6,
-                // The first of each family stands here, which is looked at first.
-                IpAddr::V4(_) if port.addr4 == 0 => port.addr4 = addr.0[3],
-                IpAddr::V6(_) if port.addr6 == [0; 4] => port.addr6 = addr.0,
-                _ => {}
-            }
-            self.maps.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
-        }
-        self.maps.ports.insert(a.ifindex, port);
-        // Of those that share a slot the lowest number has it.
-        let slot = self.maps.port_slots.entry(a.ifindex % PORT_SLOTS).or_insert(port);
-        if port.ifindex < slot.ifindex {
-            *slot = port;
         }
     }
 }

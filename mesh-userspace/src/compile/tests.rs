@@ -1,6 +1,7 @@
 use std::{net::Ipv4Addr, time::Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use mesh_common::maps::{EndpointInfo, EndpointKey, PORT_SLOTS, PortInfo};
 use proptest::prelude::*;
 
 use super::*;
