@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    time::{Duration, Instant},
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -172,7 +171,7 @@ impl Host {
         self.join(cluster, me, &endpoint).await?;
         self.net.set_up(pair.ifindex).await?;
         inside.set_up(pair.peer_ifindex).await?;
-        self.wait_until_running(pair.ifindex).await?;
+        self.net.wait_until_running(pair.ifindex).await?;
         for ip in &endpoint.addresses {
             inside.add_address(pair.peer_ifindex, *ip, full_len(*ip)).await?;
             if ip.is_ipv6() {
@@ -208,20 +207,6 @@ impl Host {
         attach::attach(&self.pins, self.mode_of(endpoint), Hook::FromContainer, &endpoint.host)?;
         self.follow_routes(cluster, me).await?;
         self.give_headroom(endpoint.host.index).await
-    }
-
-    /// The kernel gives an interface its queue a moment after its peer came up (linkwatch), and drops
-    /// what is sent there before: the answer to the container's first ARP request would be lost, and
-    /// the next is a second later.
-    async fn wait_until_running(&self, ifindex: u32) -> Result<(), HostError> {
-        let deadline = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < deadline {
-            if self.net.link(ifindex).await?.is_none_or(|link| link.running) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(())
     }
 
     /// Takes a container off the mesh, and its interface away.

@@ -1,10 +1,6 @@
 //! Addresses of interfaces.
 
-use std::{
-    collections::HashSet,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use rtnetlink::{
@@ -15,7 +11,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Net, NetError};
+use super::{Net, NetError, wait::until};
 
 /// RFC 8200, 5. On an interface with less the kernel has no IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
@@ -103,14 +99,7 @@ impl Net {
     /// (addrconf_dad_work), which takes the longer the more others want the RTNL lock. Packets that
     /// arrive before are dropped, answers to neighbour solicitations too.
     pub async fn wait_until_local(&self, ip: IpAddr) -> Result<bool, NetError> {
-        let deadline = Instant::now() + LOCAL;
-        while !self.route_to(ip, None).await?.is_some_and(|hop| hop.local) {
-            if Instant::now() > deadline {
-                return Ok(false);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(true)
+        until(LOCAL, async || Ok(self.route_to(ip, None).await?.is_some_and(|hop| hop.local))).await
     }
 
     /// Removes an address; one that is not there is no error.

@@ -1,6 +1,9 @@
 //! Interfaces.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
 
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
@@ -11,7 +14,9 @@ use rtnetlink::packet_route::{
     nsid::{NsidAttribute, NsidMessage},
 };
 
-use super::{Net, NetError, Refusal};
+use super::{Net, NetError, Refusal, wait::until};
+
+const RUNNING: Duration = Duration::from_secs(1);
 
 /// An interface of this namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,16 @@ impl Net {
         self.get_link(link_message(ifindex))
             .await
             .map_err(|e| e.during(format!("look up interface {ifindex}")))
+    }
+
+    /// Waits until an interface that is up has its queue, or is gone; for no longer than a second. The
+    /// kernel gives it one a moment after the other end came up (linkwatch), and drops what is sent
+    /// there before: the answer to a container's first ARP request would be lost, and the next is a
+    /// second later.
+    pub async fn wait_until_running(&self, ifindex: u32) -> Result<(), NetError> {
+        until(RUNNING, async || Ok(self.link(ifindex).await?.is_none_or(|link| link.running)))
+            .await
+            .map(drop)
     }
 
     /// This namespace's number for another one, as in [`Link::peer_netns`]; `None` if it has none,

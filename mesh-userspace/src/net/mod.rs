@@ -18,6 +18,7 @@ mod qdisc;
 mod route;
 mod socket;
 mod veth;
+mod wait;
 mod watch;
 
 pub use address::Address;
