@@ -7,7 +7,8 @@ use mesh_common::verdict::{DropReason, Verdict};
 use super::{
     model::advertisement,
     packet::{ARP, IPV6, Mac, assert_well_formed, eth, ip, ip_with},
-    world::{A, B, BLUE, D, GRE, HOST, Port, REDIRECT, Ran, SIX, World, gateway_mac, world},
+    spec::{A, B, BLUE, D, GRE, HOST, Port, SIX},
+    world::{REDIRECT, Ran, World, gateway_mac, world},
 };
 
 const ALL: Mac = [0xff; 6];

@@ -13,7 +13,8 @@ use super::{
     counters::Counter,
     decap::from_peer,
     packet::{ARP, IPV4, Mac, eth, ethertype, ip, udp_of},
-    world::{A, GRE, H2, HOST, MTU, Port, Ran, Skb, Spec, TELLS, TOLD, World, gateway_mac, world},
+    spec::{A, GRE, H2, HOST, MTU, Port, Spec, TELLS, TOLD},
+    world::{Ran, Skb, World, gateway_mac, world},
 };
 
 const BRIDGED: Spec = Spec { bridge: true, ..GRE };

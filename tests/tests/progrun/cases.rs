@@ -15,10 +15,9 @@ use super::{
     model::arp,
     outer::STRANGER,
     packet::{ARP, IPV4, IPV6, TEB, eth, ethertype, gre, ip, ip_with},
+    spec::{A, ME, ME_V6, NEXT_HOP_MAC, PORTS, Peer, Port, STRAY, Spec, UNDERLAY_MAC},
     wire::{datagram, geneve, vxlan},
-    world::{
-        A, ME, ME_V6, NEXT_HOP_MAC, PORTS, Peer, Port, STRAY, Spec, UNDERLAY_MAC, gateway_mac,
-    },
+    world::gateway_mac,
 };
 
 /// A packet at a hook.

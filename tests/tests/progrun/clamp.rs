@@ -5,8 +5,9 @@ use mesh_common::verdict::Verdict;
 
 use super::{
     packet::{eth, ethertype, ip, ip_with},
+    spec::{A, GRE, H2, OLD_GENEVE, OLD_GRE, Peer, Spec, UNDERLAY_MTU},
     wire::{Carried, SOURCE_PORT},
-    world::{A, GRE, H2, OLD_GENEVE, OLD_GRE, Peer, Spec, UNDERLAY_MTU, World, world},
+    world::{World, world},
 };
 
 const OLD: Spec = Spec { foreign: true, ..GRE };

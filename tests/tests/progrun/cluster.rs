@@ -6,11 +6,11 @@ use mesh_userspace::config::{Dscp, Encap};
 
 use super::{
     packet::Mac,
-    wire::Tunnel,
-    world::{
+    spec::{
         H2, H3, H4, H5, H5_MTU, ME, ME_V6, OLD_GENEVE, OLD_GENEVE_MAC, OLD_GRE, OLD_GRETAP,
         OLD_VXLAN, Peer, Spec, UNDERLAY_MTU,
     },
+    wire::Tunnel,
 };
 
 const CONFIG: &str = "

@@ -13,11 +13,11 @@ use super::{
     decap::{H2_V4, H2_V6},
     outer::STRANGER,
     packet::{IPV4, IPV6, TEB, eth, ethertype, ip, ip_with, ipv4_with, tcp, udp},
-    wire::{SOURCE_PORT, THEIR_MACS, datagram, geneve, vxlan},
-    world::{
-        A, BLUE_VNI, GENEVE, GRE, H2, H3, NEXT_HOP_MAC, Peer, Ran, Skb, Spec, UNDERLAY,
-        UNDERLAY_MAC, VXLAN, World, world,
+    spec::{
+        A, BLUE_VNI, GENEVE, GRE, H2, H3, NEXT_HOP_MAC, Peer, Spec, UNDERLAY, UNDERLAY_MAC, VXLAN,
     },
+    wire::{SOURCE_PORT, THEIR_MACS, datagram, geneve, vxlan},
+    world::{Ran, Skb, World, world},
 };
 
 const V6: Spec = Spec { ipv6: true, ..VXLAN };
@@ -409,7 +409,7 @@ fn cut(w: &World, name: &str, form: Form, v6: bool) {
         (true, false) => tcp(ip(H2_V6, A.v6.unwrap(), 0), b"payload"),
         (true, true) => {
             let src: Ipv6Addr = "fd43:0:0:1::9".parse().unwrap();
-            tcp(ip(src, super::world::BLUE.v6.unwrap(), 0), b"payload")
+            tcp(ip(src, super::spec::BLUE.v6.unwrap(), 0), b"payload")
         }
     };
     let packet = form(w.spec, &inner);

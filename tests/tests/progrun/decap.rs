@@ -13,11 +13,12 @@ use super::{
         ARP, TEB, assert_well_formed, eth, ethertype, gre, ip, ip_with, outer_ipv4, tcp, udp,
         udp_of,
     },
-    wire::Tunnel,
-    world::{
+    spec::{
         A, BLUE, BLUE_VNI, D, GENEVE, GRE, H2, H3, H4, H5, HOST, ME, MTU, NEXT_HOP_MAC, Peer, Port,
-        REDIRECT, Ran, SIX, Skb, Spec, UNDERLAY, UNDERLAY_MAC, VXLAN, World, world,
+        SIX, Spec, UNDERLAY, UNDERLAY_MAC, VXLAN,
     },
+    wire::Tunnel,
+    world::{REDIRECT, Ran, Skb, World, world},
 };
 
 const H2_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];

@@ -7,10 +7,8 @@ use mesh_common::verdict::{DropReason, Verdict};
 use super::{
     counters::Counter,
     packet::{eth, ethertype, ip, ip_with, tcp, udp, udp_of},
-    world::{
-        A, B, BLUE, BLUE_2, D, GRE, GRETAP, HOST, MTU, Port, REDIRECT, Ran, SIX, World,
-        gateway_mac, world,
-    },
+    spec::{A, B, BLUE, BLUE_2, D, GRE, GRETAP, HOST, MTU, Port, SIX},
+    world::{REDIRECT, Ran, World, gateway_mac, world},
 };
 
 #[track_caller]

@@ -7,11 +7,9 @@ use mesh_common::verdict::{DropReason, Verdict};
 use super::{
     counters::Counter,
     packet::{IPV4, assert_well_formed, eth, ip, ip_with, tcp, udp, udp_of},
+    spec::{A, B, BLUE, D, GRE, H2, H3, H4, H5, HOST, MTU, Peer, Port, SIX, Spec, all_specs},
     wire::Carried,
-    world::{
-        A, B, BLUE, D, GRE, H2, H3, H4, H5, HOST, MTU, Peer, Port, REDIRECT, Ran, SIX, Spec, World,
-        all_specs, world,
-    },
+    world::{REDIRECT, Ran, World, world},
 };
 
 const H2_V4: Ipv4Addr = Ipv4Addr::new(10, 42, 64, 9);

@@ -3,7 +3,8 @@
 use mesh_tests::kernel;
 use mesh_userspace::bpf::probe::{Feature, KernelFeatures};
 
-use super::world::{GRE, world};
+use super::spec::GRE;
+use super::world::world;
 
 #[test]
 fn kernel_has_what_its_version_promises() {

@@ -13,11 +13,12 @@ use super::{
     counters::Counter::{EndpointRx, EndpointTx, PeerRx, PeerTx},
     model::flood::group_mac,
     packet::{assert_well_formed, eth, ethertype, ip, udp, udp_of},
-    wire::Carried,
-    world::{
+    spec::{
         A, B, D, GRE, H2, H3, H4, H5, HOST, MTU, OLD_GENEVE, OLD_GRE, OLD_GRETAP, OLD_VXLAN, Peer,
-        Port, REDIRECT, Ran, SHOT, SIX, SIX_VNI, Skb, Spec, World, world,
+        Port, SIX, SIX_VNI, Spec,
     },
+    wire::Carried,
+    world::{REDIRECT, Ran, SHOT, Skb, World, world},
 };
 
 const FLOOD: Spec = Spec { flood: true, foreign: true, ..GRE };
@@ -219,8 +220,8 @@ fn packet_to_all_that_is_too_big_is_dropped_without_an_answer() {
 fn network_that_does_not_flood_drops_what_is_for_all() {
     world(FLOOD, |w| {
         let blue =
-            udp(ip(own(super::world::BLUE, [255; 4].into()), IpAddr::from([255; 4]), 0), b"x");
-        w.sends_ip(super::world::BLUE, &blue).assert_dropped(DropReason::Multicast);
+            udp(ip(own(super::spec::BLUE, [255; 4].into()), IpAddr::from([255; 4]), 0), b"x");
+        w.sends_ip(super::spec::BLUE, &blue).assert_dropped(DropReason::Multicast);
         let six = packet(SIX, "ff02::1");
         let ran = w.sends_ip(SIX, &six);
         assert_eq!(ran.traffic, [(EndpointTx(SIX.id), six.len() as u64)]);

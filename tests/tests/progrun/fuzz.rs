@@ -22,7 +22,8 @@ use super::{
     counters::Counter,
     model::{Frame, KNOWN, Model, clamp::is_clamped, known_mac},
     packet::{Mac, assert_well_formed},
-    world::{GENEVE, GRE, GRETAP, PORTS, Peer, Ran, Spec, UNDERLAY, VXLAN, World, world},
+    spec::{GENEVE, GRE, GRETAP, PORTS, Peer, Spec, UNDERLAY, VXLAN},
+    world::{Ran, World, world},
 };
 
 const PACKETS: u32 = 3000;

@@ -7,7 +7,8 @@ use mesh_common::verdict::{DropReason, Verdict};
 use super::{
     decap::from_peer,
     packet::{eth, ethertype, ip, udp_of},
-    world::{A, BLUE, GRE, H2, Port, Ran, Spec, World, gateway_mac, world},
+    spec::{A, BLUE, GRE, H2, Port, Spec},
+    world::{Ran, World, gateway_mac, world},
 };
 
 const GATEWAY: Spec = Spec { gateway: true, ..GRE };

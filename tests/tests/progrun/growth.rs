@@ -19,10 +19,8 @@ use super::{
     decap::from_peer,
     packet::{IPV4, eth, ip, udp},
     perf::{Bench, DONE, REPEAT, ROUNDS},
-    world::{
-        A, B, GRE, H3, NEXT_HOP_MAC, Peer, REDIRECT, Skb, Spec, UNDERLAY, UNDERLAY_MAC, World,
-        gateway_mac, worlds,
-    },
+    spec::{A, B, GRE, H3, NEXT_HOP_MAC, Peer, Spec, UNDERLAY, UNDERLAY_MAC},
+    world::{REDIRECT, Skb, World, gateway_mac, worlds},
 };
 
 const SIZES: [u32; 4] = [10, 1_000, 100_000, 1_000_000];

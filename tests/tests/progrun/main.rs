@@ -28,6 +28,7 @@ mod packet;
 mod perf;
 mod place;
 mod slots;
+mod spec;
 mod switch;
 mod toobig;
 mod truncate;

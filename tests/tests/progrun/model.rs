@@ -16,8 +16,8 @@ use mesh_userspace::config::{Cluster, Vni};
 use super::{
     counters::Counter::{self, EndpointRx, EndpointTx, PeerTx},
     packet::{ARP, IPV6, Mac, eth, ethertype, ip, ip_with},
+    spec::{BLUE_VNI, H4, HOST, OLD_GRETAP, OLD_VXLAN, PORTS, Peer, Port, SIX_VNI, Spec},
     wire::Carried,
-    world::{BLUE_VNI, H4, HOST, OLD_GRETAP, OLD_VXLAN, PORTS, Peer, Port, SIX_VNI, Spec},
 };
 
 /// What is expected of a packet.

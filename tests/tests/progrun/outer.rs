@@ -12,9 +12,8 @@ use mesh_userspace::config::Encap;
 use super::{
     decap::{H2_V4, from_peer},
     packet::{ARP, IPV4, IPV6, eth, ethertype, gre, ip, ipv4_with, outer_ipv4, tcp, udp},
-    world::{
-        A, BLUE_VNI, GRE, H2, ME, NEXT_HOP_MAC, Peer, SIX_VNI, STRAY, Spec, UNDERLAY_MAC, world,
-    },
+    spec::{A, BLUE_VNI, GRE, H2, ME, NEXT_HOP_MAC, Peer, SIX_VNI, STRAY, Spec, UNDERLAY_MAC},
+    world::world,
 };
 
 pub const STRANGER: Peer = Peer {
@@ -222,7 +221,7 @@ fn super_packet_that_the_kernel_will_not_shrink_is_dropped_as_no_room() {
         let frame = eth(UNDERLAY_MAC, NEXT_HOP_MAC, IPV4, &packet);
         let hook = mesh_common::verdict::Hook::FromUnderlay;
         // Of no kind, as a test's is.
-        let ran = w.run(hook, super::world::UNDERLAY, &frame, 500);
+        let ran = w.run(hook, super::spec::UNDERLAY, &frame, 500);
         ran.assert_dropped(DropReason::NoRoom);
         assert_eq!(ran.traffic, []);
     });

@@ -11,8 +11,9 @@ use mesh_userspace::config::{Dscp, Encap};
 
 use super::{
     packet::{assert_well_formed, ip, tcp, udp},
+    spec::{A, BLUE, GENEVE, GRE, H2, H3, MTU, OLD_GENEVE, OLD_GRE, Spec, VXLAN},
     wire::{Carried, flow_label, source_port},
-    world::{A, BLUE, GENEVE, GRE, H2, H3, MTU, OLD_GENEVE, OLD_GRE, Spec, VXLAN, World, world},
+    world::{World, world},
 };
 
 const H2_V4: Ipv4Addr = Ipv4Addr::new(10, 42, 64, 9);

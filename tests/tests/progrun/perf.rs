@@ -23,10 +23,11 @@ use mesh_userspace::config::Encap;
 use super::{
     decap::{from_peer, from_peer_in},
     packet::{IPV4, eth, ethertype, ip, udp, udp_of},
-    world::{
-        A, B, BLUE, GENEVE, GRE, GRETAP, H3, HOST, ME, NEXT, NEXT_HOP_MAC, Peer, Port, REDIRECT,
-        SHOT, Skb, Spec, UNDERLAY, UNDERLAY_MAC, VXLAN, World, gateway_mac, world,
+    spec::{
+        A, B, BLUE, GENEVE, GRE, GRETAP, H3, HOST, ME, NEXT_HOP_MAC, Peer, Port, Spec, UNDERLAY,
+        UNDERLAY_MAC, VXLAN,
     },
+    world::{NEXT, REDIRECT, SHOT, Skb, World, gateway_mac, world},
 };
 
 /// In the subnets whose prefix lengths are the commonest, as in a cluster of equal subnets: one

@@ -13,7 +13,8 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::world::{PORTS, STRAY, Spec, TELLS, TOLD, UNDERLAY, UNDERLAY_MAC, World};
+use super::spec::{PORTS, STRAY, Spec, TELLS, TOLD, UNDERLAY, UNDERLAY_MAC};
+use super::world::World;
 
 /// Where nobody is. Programs take the verifier a second, and twenty in an emulated machine: a test takes
 /// those of the one before it, with maps that are filled anew. What a failed test leaves is not used.

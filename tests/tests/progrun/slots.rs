@@ -13,7 +13,8 @@ use mesh_userspace::bpf::Store as _;
 
 use super::{
     packet::{Mac, ip, udp},
-    world::{A, B, GRE, World, gateway_mac, world},
+    spec::{A, B, GRE},
+    world::{World, gateway_mac, world},
 };
 
 const MACS: [Mac; 3] = [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3]];

@@ -7,10 +7,8 @@ use mesh_common::verdict::{DropReason, Verdict};
 use super::{
     counters::Counter,
     packet::{IPV4, IPV6, assert_well_formed, eth, ethertype, ip, ip_with, tcp, udp_of},
-    world::{
-        A, B, BLUE, D, GRE, GRETAP, H5_MTU, HOST, MTU, Port, REDIRECT, Ran, SHOT, SIX, World,
-        gateway_mac, world,
-    },
+    spec::{A, B, BLUE, D, GRE, GRETAP, H5_MTU, HOST, MTU, Port, SIX},
+    world::{REDIRECT, Ran, SHOT, World, gateway_mac, world},
 };
 
 /// How much of the packet is sent back.

@@ -9,7 +9,8 @@ use super::{
     decap::{H2_V4, H2_V6, from_peer},
     outer::STRANGER,
     packet::{IPV4, eth, ethertype, ip, ip_with, tcp, udp},
-    world::{A, BLUE_VNI, GRE, H2, NEXT_HOP_MAC, Skb, UNDERLAY, UNDERLAY_MAC, gateway_mac, world},
+    spec::{A, BLUE_VNI, GRE, H2, NEXT_HOP_MAC, UNDERLAY, UNDERLAY_MAC},
+    world::{Skb, gateway_mac, world},
 };
 
 #[test]

@@ -3,7 +3,8 @@
 use aya::programs::{ProgramInfo, loaded_programs};
 use mesh_userspace::bpf::load::{PROGRAMS, TAILS};
 
-use super::world::{GRE, Spec, world};
+use super::spec::{GRE, Spec};
+use super::world::world;
 
 #[cfg(target_arch = "x86_64")]
 use super::verifier_log::processed;

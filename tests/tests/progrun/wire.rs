@@ -7,7 +7,7 @@ use mesh_userspace::config::{Dscp, Encap};
 
 use super::{
     packet::{Mac, TEB, eth, ethertype, gre, ip, ip_with},
-    world::{H5, NEXT_HOP_MAC, OLD_GRETAP, Peer, Spec, UNDERLAY_MAC},
+    spec::{H5, NEXT_HOP_MAC, OLD_GRETAP, Peer, Spec, UNDERLAY_MAC},
 };
 
 const UDP: u8 = 17;

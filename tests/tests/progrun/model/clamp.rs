@@ -1,7 +1,7 @@
 //! The segment size that is agreed on with peers that need it (RFC 9293, 3.7.1; RFC 6691).
 
 use super::{Model, be16};
-use crate::world::{OLD_GENEVE, OLD_GRE, Peer, UNDERLAY_MTU};
+use crate::spec::{OLD_GENEVE, OLD_GRE, Peer, UNDERLAY_MTU};
 
 impl Model<'_> {
     /// A packet to a peer, as it is inside its tunnel.

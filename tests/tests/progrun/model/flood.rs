@@ -8,7 +8,7 @@ use super::{Expected, Frame, Ip, Model, receive::marked};
 use crate::{
     counters::Counter::{self, EndpointRx, EndpointTx, PeerRx},
     packet::{Mac, eth, ethertype},
-    world::{PORTS, Peer, Port, SIX_VNI},
+    spec::{PORTS, Peer, Port, SIX_VNI},
 };
 
 impl Model<'_> {

@@ -11,8 +11,8 @@ use mesh_userspace::config::Encap;
 use super::super::{
     counters::Counter::{EndpointRx, PeerRx},
     packet::{ARP, IPV4, IPV6, Mac, TEB},
+    spec::{BLUE_VNI, Peer, SIX_VNI, UNDERLAY_MAC},
     wire::{Carried, Tunnel},
-    world::{BLUE_VNI, Peer, SIX_VNI, UNDERLAY_MAC},
 };
 use super::{
     Expected, Frame, Ip, Model, Place, advertisement, arp, be16, endpoint, handed_to, is_multicast,
