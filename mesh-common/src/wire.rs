@@ -159,6 +159,8 @@ pub const ICMPV6_TOO_BIG: u8 = 2;
 
 /// ECN field of TOS or traffic class (RFC 3168).
 pub const ECN_MASK: u8 = 3;
+pub const ECN_ECT_0: u8 = 2;
+pub const ECN_ECT_1: u8 = 1;
 pub const ECN_CE: u8 = 3;
 
 /// Adds the 16-bit words to an unfolded ones' complement sum (RFC 1071). Word order does not

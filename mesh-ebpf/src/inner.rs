@@ -4,7 +4,7 @@
 use mesh_common::{
     maps::{Addr, FibKey, PeerSource, PortInfo, PrefixLens, mask_word},
     wire::{
-        ECN_CE, ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, IPPROTO_ROUTING,
+        ECN_MASK, ETH_P_IP, ETH_P_IPV6, IPPROTO_DSTOPTS, IPPROTO_HOPOPTS, IPPROTO_ROUTING,
         IPPROTO_TCP, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, resum,
     },
 };
@@ -37,8 +37,8 @@ pub trait Family {
     /// May there be a neighbour message behind an extension header? Who gets it believes one with this
     /// hop limit (RFC 4861, 7.1) behind any but a fragment's (RFC 6980).
     fn may_hide_nd(h: &Self::Header) -> bool;
-    /// Marks an ECN-capable packet "congestion experienced". Its header is in `packet`.
-    fn mark_ce(packet: &Packet, h: &mut Self::Header);
+    /// Gives an ECN-capable packet another ECN field. Its header is in `packet`.
+    fn set_ecn(packet: &Packet, h: &mut Self::Header, ecn: u8);
     fn is_multicast(dst: &Addr) -> bool;
     /// An IPv6 address that in our tables is an IPv4 one. None is ever on the wire, but who sends
     /// one must not reach the IPv4 address with it.
@@ -121,9 +121,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn mark_ce(_packet: &Packet, h: &mut Ipv4) {
+    fn set_ecn(_packet: &Packet, h: &mut Ipv4, ecn: u8) {
         let old = u16::from_ne_bytes([h.vihl, h.tos]);
-        h.tos |= ECN_CE;
+        h.tos = h.tos & !ECN_MASK | ecn;
         h.sum = resum(h.sum, old, u16::from_ne_bytes([h.vihl, h.tos]));
     }
 
@@ -225,9 +225,9 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn mark_ce(packet: &Packet, h: &mut Ipv6) {
+    fn set_ecn(packet: &Packet, h: &mut Ipv6, ecn: u8) {
         let old = h.vtf;
-        h.vtf |= (u32::from(ECN_CE) << 20).to_be();
+        h.vtf = old & !in_ipv6(ECN_MASK) | in_ipv6(ecn);
         // No checksum of its own makes up for it.
         packet.word_changed(old, h.vtf);
     }
@@ -290,6 +290,12 @@ static MASKS: [[u32; 4]; 128] = {
 #[inline(always)]
 pub fn ecn(tos: u8) -> u8 {
     tos & ECN_MASK
+}
+
+/// An ECN field where the first word of an IPv6 header has it.
+#[inline(always)]
+fn in_ipv6(ecn: u8) -> u32 {
+    (u32::from(ecn) << 20).to_be()
 }
 
 /// TCP, whose header says its own length.

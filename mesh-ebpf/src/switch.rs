@@ -167,12 +167,13 @@ pub fn nd(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason>
     let hops: u8 = packet.load(at + HOPS_AT)?;
     let src = Addr(packet.load(at + SOURCE_AT)?);
     let kind: u8 = packet.load(at + IPV6_LEN)?;
-    let target = Addr(packet.load(at + IPV6_LEN + TARGET_AT)?);
-    let mac = inner_source_mac(packet, at)?;
     let is_asked = kind == ND_SOLICIT;
+    // Those to and from routers are shorter.
     if hops != ND_HOPS || !is_asked && kind != ND_ADVERT {
         return Err(DropReason::NoReply);
     }
+    let target = Addr(packet.load(at + IPV6_LEN + TARGET_AT)?);
+    let mac = inner_source_mac(packet, at)?;
     // Whose MAC it says. A question may come from a link-local address, or from none if it is whether
     // an address is free (RFC 4862, 5.4): that is for who has it, and silence is an answer.
     let subject = if is_asked { src } else { target };

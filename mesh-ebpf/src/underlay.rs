@@ -9,9 +9,9 @@ use mesh_common::{
     maps::{Addr, FibInfo, NetworkInfo, NodeInfo, PeerKey, PeerSource, UdpPort, VNI_MAX},
     verdict::{DropReason, Hook, Verdict},
     wire::{
-        ECN_CE, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth, GRE_FLAG_KEY,
-        GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP, IPV6_LEN, UDP_LEN,
-        Udp, VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
+        ECN_CE, ECN_ECT_0, ECN_ECT_1, ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, Eth,
+        GRE_FLAG_KEY, GRE_KEY_LEN, GRE_LEN, Gre, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_UDP,
+        IPV6_LEN, UDP_LEN, Udp, VNI_HEADER_LEN, VXLAN_FLAG_PROTOCOL, VXLAN_FLAG_VNI, VniHeader,
     },
 };
 
@@ -378,12 +378,15 @@ fn amend<F: Family>(
     header: &mut F::Header,
     at: usize,
 ) -> Result<(), DropReason> {
-    if ecn(outer.tos) == ECN_CE {
-        // RFC 6040, 4.2: a sender without ECN would never hear of it.
-        if ecn(F::tos(header)) == 0 {
-            return Err(DropReason::Congestion);
+    // RFC 6040, 4.2, figure 4. What changes anything has this bit.
+    let outside = ecn(outer.tos);
+    if outside & ECN_ECT_1 != 0 {
+        match (outside, ecn(F::tos(header))) {
+            // A sender without ECN would never hear of it.
+            (ECN_CE, 0) => return Err(DropReason::Congestion),
+            (ECN_CE, _) | (_, ECN_ECT_0) => F::set_ecn(packet, header, outside),
+            _ => {}
         }
-        F::mark_ce(packet, header);
     }
     if outer.source.flags & PeerSource::CLAMP != 0 {
         mss::of_received::<F>(packet, header, at, outer.source.peer, outer.vni);

@@ -52,7 +52,7 @@ impl Model<'_> {
         if gso_size != 0 {
             return Expected { learned, ..Expected::drop(NoRoom) };
         }
-        let packet = if outer_ecn == 3 { marked(ip, packet) } else { packet.to_vec() };
+        let packet = marked(ip, packet, outer_ecn);
         let copied = self.copied(vni, None, ip, &packet).with(PeerRx(peer.index));
         Expected { learned, ..copied }
     }

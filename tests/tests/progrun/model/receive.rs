@@ -155,7 +155,7 @@ impl Model<'_> {
         if gso_size != 0 {
             return Expected { learned, ..Expected::drop(NoRoom) };
         }
-        let packet = if outer.ecn == 3 { marked(&ip, packet) } else { packet.to_vec() };
+        let packet = marked(&ip, packet, outer.ecn);
         let packet = self.clamped_from(peer, vni, &packet);
         let frame = Frame::Bytes(self.to_endpoint(to, &packet));
         let counted = [EndpointRx(to.id), PeerRx(peer.index)];
@@ -199,10 +199,10 @@ impl Model<'_> {
         said: &[u8],
     ) -> Expected {
         let (src, kind) = (v6(&said[8..]), said[40]);
-        let Some(target) = said.get(48..64).map(v6) else { return Expected::drop(Truncated) };
         if said[7] != 255 || kind != 135 && kind != 136 {
             return Expected::drop(NoReply);
         }
+        let Some(target) = said.get(48..64).map(v6) else { return Expected::drop(Truncated) };
         let is_asked = kind == 135;
         let subject = if is_asked { src } else { target };
         let mut learned = None;
@@ -335,15 +335,21 @@ fn read_udp<'a>(outer: &'a Outer<'_>, encap: Encap) -> Result<Around<'a>, Not> {
     })
 }
 
-/// "Congestion experienced", and the checksum of IPv4 by RFC 1624, equation 3.
-pub fn marked(ip: &Ip, packet: &[u8]) -> Vec<u8> {
+/// With the ECN field that it gets by what was outside (RFC 6040, figure 4), and the checksum of IPv4 by
+/// RFC 1624, equation 3.
+pub fn marked(ip: &Ip, packet: &[u8], outer_ecn: u8) -> Vec<u8> {
     let mut packet = packet.to_vec();
+    let ecn = match (ip.ecn, outer_ecn) {
+        (1 | 2, 3) => 3,
+        (2, 1) => 1,
+        _ => return packet,
+    };
     if ip.src.is_ipv6() {
-        packet[1] |= 0x30;
+        packet[1] = packet[1] & 0xcf | ecn << 4;
         return packet;
     }
     let (old, sum) = (be16(&packet, 0), be16(&packet, 10));
-    packet[1] |= 3;
+    packet[1] = packet[1] & 0xfc | ecn;
     let all = u32::from(!sum) + u32::from(!old) + u32::from(be16(&packet, 0));
     let folded = (all & 0xffff) + (all >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
