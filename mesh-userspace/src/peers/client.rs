@@ -4,15 +4,20 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
-use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::AbortHandle,
+    time::timeout,
+};
 
 use super::{
     PORT, Shared,
-    protocol::{MESSAGE_MAX, News, PATH},
+    protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
 use crate::docker::http;
 
@@ -100,7 +105,7 @@ async fn follow(shared: Shared, peer: String, address: IpAddr, period: Duration)
 }
 
 async fn exchange(address: IpAddr, news: &News) -> io::Result<News> {
-    let stream = TcpStream::connect(SocketAddr::new(address, PORT)).await?;
+    let stream = connect(SocketAddr::new(address, PORT)).await?;
     stream.set_nodelay(true)?;
     let body = serde_json::to_vec(news)?;
     let answer = http::call(stream, "POST", PATH, body, MESSAGE_MAX).await?;
@@ -109,3 +114,34 @@ async fn exchange(address: IpAddr, news: &News) -> io::Result<News> {
     }
     Ok(serde_json::from_slice(&answer.body)?)
 }
+
+/// From a port that only root, and an agent, may send from ([`RESERVED`]).
+async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // From another one each time: what was closed just now keeps its port for this peer for a minute.
+    let count = RESERVED.end - RESERVED.start;
+    let first = NEXT.fetch_add(1, Ordering::Relaxed) % count;
+    for i in 0..count {
+        let socket = if any.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        let port = RESERVED.start + (first + i) % count;
+        let connected = match socket.bind(SocketAddr::new(any, port)) {
+            Ok(()) => socket.connect(to).await,
+            Err(e) => Err(e),
+        };
+        match connected {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+                ) => {}
+            done => return done,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, format!("none of the ports {RESERVED:?} is free")))
+}
+
+static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -1,11 +1,15 @@
 //! The words of agents among themselves: one request, one answer, each a JSON object.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::{NetworkRecord, View};
 
 /// Where it is asked for; another version has another path.
 pub const PATH: &str = "/v1/exchange";
+/// Ports that an agent asks from. Without CAP_NET_BIND_SERVICE nobody on its host can.
+pub const RESERVED: Range<u16> = 600..1024;
 
 /// Longest message in bytes: 4095 containers with long names fit.
 pub const MESSAGE_MAX: usize = 4 << 20;

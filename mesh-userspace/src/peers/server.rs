@@ -1,5 +1,6 @@
 //! Answers other agents, on the overlay addresses of this host only and to configured peers only:
-//! the data plane takes such a source from no other host, and from no container.
+//! the data plane takes such a source from no other host and from no container, that host's rules keep
+//! out what it masquerades ([`guard`](crate::host)), and the port its users.
 
 use std::net::SocketAddr;
 
@@ -13,7 +14,7 @@ use tokio::{net::TcpListener, task::AbortHandle};
 
 use super::{
     PORT, Shared,
-    protocol::{MESSAGE_MAX, News, PATH},
+    protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
 
 /// Listens on whatever overlay addresses this host has.
@@ -55,9 +56,10 @@ async fn exchange(
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     body: axum::body::Bytes,
 ) -> Result<Json<News>, (StatusCode, String)> {
+    let is_reserved = RESERVED.contains(&from.port());
     let peer = shared.roster.borrow().peer(from.ip().to_canonical()).map(str::to_owned);
-    let Some(peer) = peer else {
-        return Err((StatusCode::FORBIDDEN, format!("{} is no agent of this mesh", from.ip())));
+    let Some(peer) = peer.filter(|_| is_reserved) else {
+        return Err((StatusCode::FORBIDDEN, format!("{from} is no agent of this mesh")));
     };
     let news: News =
         serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
