@@ -66,7 +66,7 @@ numbered! {
         PeerIncomplete = 14, "peer_incomplete", "The peer has no route on the underlay at the moment.";
         NoReply = 15, "no_reply", "An ARP or neighbour message that asks for nothing mesh can answer.";
         Congestion = 16, "congestion", "Marked CE on the underlay, but the sender has no ECN (RFC 6040).";
-        UnknownPort = 17, "unknown_port", "From an interface that is not attached to the mesh.";
+        UnknownPort = 17, "unknown_port", "From an interface that is not attached to the mesh, or in a tunnel past the underlay's program.";
         VlanTagged = 18, "vlan_tagged", "A container sent a VLAN tag.";
         Hairpin = 19, "hairpin", "Sent to the sender's own address.";
         Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for, once a second.";

@@ -67,6 +67,8 @@ pub struct State {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// There are rules of ours in the host's firewall.
     pub firewall: bool,
+    /// The same for what this host forwards.
+    pub guard: bool,
     /// The same for networks that this host is the gateway of.
     pub gateways: bool,
     /// Networks besides those of the config file.

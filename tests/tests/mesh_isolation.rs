@@ -1,12 +1,20 @@
 //! Who must not reach whom, and who must not be believed.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use etherparse::{IpNumber, PacketBuilder, ether_type};
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, PacketBuilder, ether_type};
 use mesh_tests::{
-    Encap, Options, Party, Topology, packet::PacketSocket, party::pairs, scenario, scenario::bare,
-    socket::Fragment, traffic::UdpPair,
+    Encap, Netns, Options, Party, Topology, Underlay,
+    packet::PacketSocket,
+    party::pairs,
+    scenario,
+    scenario::bare,
+    socket::Fragment,
+    traffic::{self, UdpPair},
 };
 
 const SOON: Duration = Duration::from_secs(1);
@@ -227,6 +235,172 @@ fn malformed_packets_are_dropped_and_the_mesh_goes_on() {
         }
         from.expect_reaches(&to)?;
         ensure!(mesh.hosts[0].drops("truncated")? > 0 && mesh.hosts[1].drops("truncated")? > 0);
+        Ok(())
+    });
+}
+
+/// A frame in VXLAN, as a UDP datagram's payload (RFC 7348, 5).
+fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
+    [&[8, 0, 0, 0][..], &(vni << 8).to_be_bytes(), frame].concat()
+}
+
+/// The interface that keeps GRO alive for a tunnel in UDP.
+const LISTENER: &str = "mesh-gro-vxlan";
+
+/// The kernel's own socket takes every VNI from everybody, wherever no program does before.
+#[test]
+fn tunnel_packets_that_pass_the_underlays_program_get_nowhere() {
+    let options = Options { hosts: 3, encap: Encap::Vxlan, ..Options::default() };
+    bare(options, |mesh| {
+        // h3 is on the underlay, and not in the mesh.
+        mesh.cluster = mesh.cluster.clone().without_node("h3");
+        mesh.up()?;
+        let [host, peer] = [mesh.hosts[0].party()?, mesh.hosts[1].party()?];
+        let mac = mesh.hosts[0].netns.mac(LISTENER)?;
+        let receiver = host.netns.run(|| Ok(UdpSocket::bind("[::]:2000")?))?;
+        receiver.set_read_timeout(Some(SOON / 5))?;
+        let is_received = || receiver.recv(&mut [0; 64]).is_ok();
+        for ipv6 in [false, true] {
+            let inner = udp(mac, peer.address(ipv6)?, host.address(ipv6)?)?;
+            for vni in [0, 77] {
+                let payload = vxlan(vni, &inner);
+                let before = mesh.hosts[0].drops("unknown_port")?;
+                with_options(mesh, 2, &payload)?;
+                // To the host itself, at an address that is not the underlay's.
+                let container = mesh.party("h1c1")?;
+                let socket = container.netns.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+                socket.send_to(&payload, (host.address(false)?, 4789))?;
+                ensure!(!is_received(), "VNI {vni}: what nobody judged was received");
+                let dropped = mesh.hosts[0].drops("unknown_port")? - before;
+                ensure!(dropped == 2, "VNI {vni}: {dropped} of 2 are counted");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// VXLAN to h1, behind four IP options that say nothing.
+fn with_options(mesh: &Topology, from: usize, payload: &[u8]) -> Result<()> {
+    let mut frame = Vec::new();
+    let options = [1, 1, 1, 1].into();
+    let netns = &mesh.hosts[from].netns;
+    PacketBuilder::ethernet2(netns.mac("eth0")?, mesh.hosts[0].netns.mac("eth0")?)
+        .ip(IpHeaders::Ipv4(
+            Ipv4Header {
+                time_to_live: 64,
+                source: [192, 0, 2, 13],
+                destination: [192, 0, 2, 11],
+                options,
+                ..Ipv4Header::default()
+            },
+            Default::default(),
+        ))
+        .udp(4789, 4789)
+        .write(&mut frame, payload)?;
+    PacketSocket::open(netns, "eth0")?.send(&frame)
+}
+
+/// Someone behind h1's NAT, as Docker's containers are: the second container of h1, not attached.
+fn masqueraded(mesh: &Topology) -> Result<Netns> {
+    let host = &mesh.hosts[0].netns;
+    let guest = &mesh.hosts[0].containers[1].netns;
+    for sysctl in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        host.exec(&format!("sysctl -qw {sysctl}=1"))?;
+    }
+    host.ip_batch(&format!(
+        "link add guest type veth peer name eth1 netns {}\n\
+         addr add 172.18.0.1/24 dev guest\naddr add fd18::1/64 dev guest nodad\nlink set guest up\n",
+        guest.name()
+    ))?;
+    guest.ip_batch(
+        "addr add 172.18.0.2/24 dev eth1\naddr add fd18::2/64 dev eth1 nodad\nlink set eth1 up\n\
+         route add default via 172.18.0.1\nroute add default via fd18::1\n",
+    )?;
+    host.exec("nft add table inet foreign")?;
+    host.exec("nft add chain inet foreign post { type nat hook postrouting priority 100 ; }")?;
+    for source in ["ip saddr 172.18.0.0/24", "ip6 saddr fd18::/64"] {
+        host.exec(&format!("nft add rule inet foreign post {source} oifname != guest masquerade"))?;
+    }
+    Ok(guest.clone())
+}
+
+#[test]
+fn what_a_host_masquerades_does_not_pass_for_the_host() {
+    let options = Options { containers: 2, encap: Encap::Vxlan, ..Options::default() };
+    bare(options, |mesh| {
+        let guest = masqueraded(mesh)?;
+        let cluster = mesh.cluster.clone();
+        for host in &mut mesh.hosts {
+            host.up(&cluster)?;
+            host.attach(0, &[])?;
+        }
+        let [host, far] = [mesh.hosts[0].party()?, mesh.hosts[1].party()?];
+        let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let world = "192.0.2.12".parse()?;
+        let outside = |from: &Netns| UdpPair::new(from, &far.netns, world, Fragment::Never);
+        ensure!(outside(&guest)?.carries(100, SOON)?, "the guest does not reach the world");
+
+        // By mesh0, to containers, and to other hosts, where agents listen.
+        let listener = far.netns.run(|| Ok(TcpListener::bind("[::]:0")?))?;
+        let port = listener.local_addr()?.port();
+        for ipv6 in [false, true] {
+            let agent = SocketAddr::new(far.address(ipv6)?, port);
+            ensure!(traffic::tcp_connects(&host.netns, agent, SOON)?, "the host itself: {agent}");
+            ensure!(!traffic::tcp_connects(&guest, agent, SOON / 5)?, "the guest: {agent}");
+            for party in [&near, &to] {
+                let target = party.address(ipv6)?;
+                let own = UdpPair::new(&host.netns, &party.netns, target, Fragment::Never)?;
+                ensure!(own.carries(100, SOON)?, "the host itself: {target}");
+                let udp = UdpPair::new(&guest, &party.netns, target, Fragment::Never)?;
+                ensure!(!udp.carries(100, SOON / 5)?, "the guest got to {target}");
+            }
+        }
+
+        // With a tunnel of its own.
+        let receiver = PacketSocket::open(&to.netns, "eth0")?;
+        let inner = udp([2; 6], near.address(false)?, to.address(false)?)?;
+        for (from, is_taken) in [(&host.netns, true), (&guest, false)] {
+            let socket = from.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+            socket.send_to(&vxlan(0, &inner), (world, 4789))?;
+            let arrives = arrives(&receiver, if is_taken { SOON } else { SOON / 5 })?;
+            ensure!(arrives == is_taken, "a tunnel packet from {}: {arrives}", from.name());
+        }
+        Ok(())
+    });
+}
+
+/// Of IPv4 the kernel takes no packet that has an address of its own, of IPv6 it forwards it.
+#[test]
+fn what_a_host_forwards_has_no_address_of_the_hosts() {
+    let options = Options {
+        containers: 2,
+        encap: Encap::Vxlan,
+        underlay: Underlay::V6,
+        ..Options::default()
+    };
+    bare(options, |mesh| {
+        let guest = masqueraded(mesh)?;
+        let cluster = mesh.cluster.clone();
+        for host in &mut mesh.hosts {
+            host.up(&cluster)?;
+            host.attach(0, &[])?;
+        }
+        let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        let node = |h| -> Result<Ipv6Addr> { Ok(Underlay::V6.address(h).parse()?) };
+        let inner = udp([2; 6], near.address(false)?, to.address(false)?)?;
+        let [own, other] = [node(1)?, node(2)?];
+        let receiver = PacketSocket::open(&to.netns, "eth0")?;
+        let socket = mesh.hosts[0].netns.run(|| Ok(UdpSocket::bind("[::]:0")?))?;
+        socket.send_to(&vxlan(0, &inner), (other, 4789))?;
+        ensure!(arrives(&receiver, SOON)?, "what the host itself sends must arrive");
+
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(guest.mac("eth1")?, mesh.hosts[0].netns.mac("guest")?)
+            .ipv6(own.octets(), other.octets(), 9)
+            .udp(4789, 4789)
+            .write(&mut frame, &vxlan(0, &inner))?;
+        PacketSocket::open(&guest, "eth1")?.send(&frame)?;
+        ensure!(!arrives(&receiver, SOON / 5)?, "the guest was taken for its host");
         Ok(())
     });
 }

@@ -108,9 +108,12 @@ fn networks(s: &Status) -> Table {
     table
 }
 
-/// Of networks and of Docker.
+/// Of this host, of networks and of Docker.
 fn faults(s: &Status) -> Table {
     let mut table = table(&["of", "fault"]);
+    for fault in &s.faults {
+        table.add_row(["host", fault]);
+    }
     for n in &s.networks {
         for fault in &n.faults {
             table.add_row([&n.name, fault]);

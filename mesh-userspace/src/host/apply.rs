@@ -99,13 +99,14 @@ impl Host {
             self.state.pinned = Identity::of(&self.pins);
         }
         self.attach_all(&me).await?;
-        self.gro_failed.forget();
+        self.listeners.forget_failed();
         self.ensure_gro(&cluster).await?;
         if let Some(old) = old_mode.filter(|old| *old != mode) {
             self.detach_all(old)?;
         }
         self.ensure_host_routes(&cluster, &me).await?;
-        self.ensure_firewall(&cluster);
+        self.ensure_firewall();
+        self.ensure_guard(&cluster, &me);
         self.follow_mtu(&cluster, underlay.mtu).await;
         self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
@@ -158,7 +159,8 @@ impl Host {
         self.attach_all(&me).await?;
         self.ensure_gro(cluster).await?;
         self.ensure_host_routes(cluster, &me).await?;
-        self.ensure_firewall(cluster);
+        self.ensure_firewall();
+        self.ensure_guard(cluster, &me);
         self.ensure_gateways(cluster, &me).await?;
         if self.state != before { self.save() } else { Ok(()) }
     }

@@ -56,7 +56,7 @@ impl Host {
         for endpoint in self.state.endpoints.values().filter(|e| !e.netkit) {
             attach::detach(&self.pins, old, Hook::FromContainer, &endpoint.host)?;
         }
-        Ok(())
+        self.detach_gro(old)
     }
 
     pub(super) fn mode(&self) -> Mode {

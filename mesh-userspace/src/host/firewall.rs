@@ -2,21 +2,13 @@
 //! of our own, beside whatever others have.
 //!
 //! What containers of different hosts say to each other passes no firewall, whatever its policy, and
-//! no masquerading. Three things are left:
-//!
-//! - A port that Docker publishes, asked for by an overlay address of the host: the request is
-//!   rewritten by Docker and forwarded to the container, but the container's answer would take the
-//!   short way back into the mesh, past the one who could rewrite it. So it must see the host as the
-//!   one who asks.
-//! - Docker masquerades what its bridge's network sends to anywhere else. What gets to `mesh0` by the
-//!   stack, in the moment before a port is attached, must not become the host's own by that; as it
-//!   is, it is dropped there, and sent again.
-//! - What is masqueraded comes from the host's own address, as all do that other nodes trust. A
-//!   container must not be able to put an outer header in front of what it sends.
+//! no masquerading. One thing is left: a port that Docker publishes, asked for by an overlay address of
+//! the host. The request is rewritten by Docker and forwarded to the container, but the container's
+//! answer would take the short way back into the mesh, past the one who could rewrite it. So it must
+//! see the host as the one who asks. What may not get into the mesh by the stack is in
+//! [`guard`](super::guard).
 
 use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
     io::{self, Write as _},
     process::{Command, Stdio},
 };
@@ -24,10 +16,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Host, HostError, mesh0};
-use crate::{
-    config::{Cluster, Encap},
-    state::State,
-};
+use crate::state::State;
 
 const TABLE: &str = "mesh_bridges";
 
@@ -41,30 +30,40 @@ pub(super) struct Table {
     pub error: Option<String>,
 }
 
+impl Table {
+    /// Takes over what was done to it; where that failed, `outcome` says what is so for that. Are there
+    /// rules of ours now? `None`: as before.
+    pub fn take(&mut self, done: Result<Self, HostError>, outcome: &str) -> Option<bool> {
+        match done {
+            Ok(table) => {
+                *self = table;
+                Some(!self.listing.is_empty())
+            }
+            Err(e) => {
+                let error = Some(format!("{outcome}: {e}"));
+                if self.error != error {
+                    tracing::warn!("{}", error.as_deref().unwrap_or_default());
+                }
+                *self = Self { error, ..Self::default() };
+                None
+            }
+        }
+    }
+}
+
 impl Host {
     /// Makes the rules be there if a bridge is attached, and not be there otherwise. Without `nft`
     /// what is said above is not so; all else works.
-    pub(super) fn ensure_firewall(&mut self, cluster: &Cluster) {
+    pub(super) fn ensure_firewall(&mut self) {
         let names: Vec<&str> = self.bridges.names().collect();
         let done = match names.is_empty() {
             true => remove(&self.state).map(|()| Table::default()),
-            false => ensure(TABLE, rules(&names, cluster), &self.firewall),
+            false => ensure(TABLE, rules(&names), &self.firewall),
         };
-        match done {
-            Ok(table) => {
-                self.state.firewall = !table.listing.is_empty();
-                self.firewall = table;
-            }
-            Err(e) => {
-                let error = Some(format!(
-                    "ports that Docker publishes are not reached by the overlay address of their \
-                     host: {e}"
-                ));
-                if self.firewall.error != error {
-                    tracing::warn!("{}", error.as_deref().unwrap_or_default());
-                }
-                self.firewall = Table { error, ..Table::default() };
-            }
+        let outcome =
+            "ports that Docker publishes are not reached by the overlay address of their host";
+        if let Some(is_there) = self.firewall.take(done, outcome) {
+            self.state.firewall = is_there;
         }
     }
 }
@@ -104,42 +103,15 @@ fn list(name: &str) -> Result<String, HostError> {
 }
 
 /// 99: before Docker's, at 100.
-fn rules(bridges: &[&str], cluster: &Cluster) -> String {
+fn rules(bridges: &[&str]) -> String {
     let (bridges, mesh0) = (quoted(bridges), mesh0::NAME);
-    let no_tunnels = no_tunnels(&bridges, cluster);
     format!(
-        "chain forward {{
-            type filter hook forward priority 0; policy accept;
-            {no_tunnels}
-            iifname {{ {bridges} }} oifname \"{mesh0}\" ct state new drop
-        }}
-        chain postrouting {{
+        "chain postrouting {{
             type nat hook postrouting priority 99; policy accept;
             iifname \"{mesh0}\" oifname {{ {bridges} }} ct status dnat masquerade
         }}
         "
     )
-}
-
-/// What comes in by these interfaces is no tunnel to a node, whichever it is: nodes take every form from
-/// each other. Only to nodes; to anywhere else containers may have tunnels of their own.
-pub(super) fn no_tunnels(interfaces: &str, cluster: &Cluster) -> String {
-    let used = cluster.udp_tunnels().into_iter().map(|tunnel| tunnel.port);
-    let ports: BTreeSet<u16> =
-        Encap::ALL.iter().filter_map(|e| e.default_port()).chain(used).collect();
-    let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let nodes = IpNet::aggregate(&cluster.nodes.iter().map(|n| n.underlay.into()).collect());
-    let mut rules = String::new();
-    for (family, v4) in [("ip", true), ("ip6", false)] {
-        let Some(nodes) = of_family(&nodes, v4) else { continue };
-        for kind in ["meta l4proto gre", &format!("udp dport {{ {ports} }}")] {
-            let _ = writeln!(
-                rules,
-                "iifname {{ {interfaces} }} {family} daddr {{ {nodes} }} {kind} drop"
-            );
-        }
-    }
-    rules
 }
 
 /// The elements of a set of prefixes; a set must not be empty.

@@ -2,25 +2,34 @@
 //!
 //! The kernel puts the segments of a flow together again before the programs see them, and knows
 //! GRE by itself. In UDP it looks only behind a port that a tunnel of its own listens on. So there is
-//! an interface for the port, up, in metadata mode and without a VNI. It never gets a packet: the
-//! programs take, or drop, what comes on that port before.
+//! an interface for the port, up, in metadata mode, which takes every VNI from everybody, at all
+//! addresses of the host and on all its interfaces. What gets to it passed `from_underlay`, or came
+//! where that is not attached (IP options, another address of the host, a container's interface), and
+//! was judged by nobody: `from_endpoint`, to which it is a port that is not there, drops all of it.
 
-use super::{ALIAS, Host, mesh0};
+use mesh_common::verdict::Hook;
+
+use super::{ALIAS, Host, HostError, mesh0};
 use crate::{
+    bpf::attach::{self, Interface, Mode},
     config::{Cluster, Encap, Tunnel},
-    net::{Link, NetError, Single},
+    net::{Link, Single},
 };
 
 const MAC: [u8; 6] = [0x02, 0x6d, 0, 0, 0, 3];
 
-/// What could not be made is not tried again before the config file changes: each try is a change
-/// of the network, which the agent looks at.
+/// What this process knows of them.
 #[derive(Debug, Default)]
-pub(super) struct Failed(Vec<Tunnel>);
+pub(super) struct Listeners {
+    interfaces: Vec<Interface>,
+    /// What could not be made is not tried again before the config file changes: each try is a change
+    /// of the network, which the agent looks at.
+    failed: Vec<Tunnel>,
+}
 
-impl Failed {
-    pub fn forget(&mut self) {
-        self.0.clear();
+impl Listeners {
+    pub fn forget_failed(&mut self) {
+        self.failed.clear();
     }
 }
 
@@ -37,9 +46,10 @@ impl Host {
     /// Makes an interface for the first port of VXLAN and of Geneve that the cluster uses, and takes
     /// others away. A port that somebody has, or a kernel without the tunnel, is no error: the mesh
     /// works, and receives more slowly.
-    pub(super) async fn ensure_gro(&mut self, cluster: &Cluster) -> Result<(), NetError> {
+    pub(super) async fn ensure_gro(&mut self, cluster: &Cluster) -> Result<(), HostError> {
         let links = self.net.links().await?;
         let used = cluster.udp_tunnels();
+        self.listeners.interfaces.clear();
         for encap in [Encap::Vxlan, Encap::Geneve] {
             let wanted = used.iter().find(|tunnel| tunnel.encap == encap);
             let there = links.iter().find(|link| link.name == name(encap));
@@ -49,12 +59,16 @@ impl Host {
             let is_right = |link: &Link| {
                 wanted.is_some_and(|tunnel| link.up && link.udp_port == Some(tunnel.port))
             };
-            match (there, wanted) {
-                (Some(link), _) if is_right(link) && !mesh0::is_unfinished(link) => continue,
-                (Some(link), _) => self.net.delete_link(link.index).await?,
-                (None, _) => {}
+            if let Some(link) = there {
+                let interface = Interface { name: link.name.clone(), index: link.index };
+                if is_right(link) && !mesh0::is_unfinished(link) && self.close(&interface).is_ok() {
+                    self.listeners.interfaces.push(interface);
+                    continue;
+                }
+                self.remove_listener(&interface).await?;
             }
-            let Some(tunnel) = wanted.filter(|tunnel| !self.gro_failed.0.contains(tunnel)) else {
+            let Some(tunnel) = wanted.filter(|tunnel| !self.listeners.failed.contains(tunnel))
+            else {
                 continue;
             };
             let is_taken =
@@ -62,29 +76,60 @@ impl Host {
             if links.iter().any(is_taken) {
                 continue;
             }
-            if let Err(e) = self.listen(tunnel).await {
-                tracing::debug!("what comes by {tunnel} is not put together by the kernel: {e}");
-                self.gro_failed.0.push(*tunnel);
+            match self.listen(tunnel).await {
+                Ok(interface) => self.listeners.interfaces.push(interface),
+                Err(e) => {
+                    tracing::debug!(
+                        "what comes by {tunnel} is not put together by the kernel: {e}"
+                    );
+                    self.listeners.failed.push(*tunnel);
+                }
             }
         }
         Ok(())
     }
 
-    async fn listen(&self, tunnel: &Tunnel) -> Result<(), NetError> {
+    /// Takes the programs off as those of the other kind are there.
+    pub(super) fn detach_gro(&self, old: Mode) -> Result<(), HostError> {
+        for interface in &self.listeners.interfaces {
+            attach::detach(&self.pins, old, Hook::FromContainer, interface)?;
+        }
+        Ok(())
+    }
+
+    async fn listen(&self, tunnel: &Tunnel) -> Result<Interface, HostError> {
         let alias = &format!("{ALIAS}gro");
         let single = Single { name: name(tunnel.encap), mac: MAC, alias };
         let index = match tunnel.encap {
             Encap::Geneve => self.net.add_geneve(&single, tunnel.port).await?,
             _ => self.net.add_vxlan(&single, tunnel.port).await?,
         };
+        let interface = Interface { name: single.name.to_owned(), index };
         let up = async {
             self.net.set_no_link_local(index).await?;
-            self.net.set_up(index).await
+            // Before it is up nothing gets to it.
+            self.close(&interface)?;
+            self.net.set_up(index).await?;
+            Ok(())
         };
-        if let Err(e) = up.await {
-            self.net.delete_link(index).await?;
-            return Err(e);
+        match up.await {
+            Ok(()) => Ok(interface),
+            Err(e) => {
+                self.remove_listener(&interface).await?;
+                Err(e)
+            }
         }
+    }
+
+    async fn remove_listener(&self, interface: &Interface) -> Result<(), HostError> {
+        self.net.delete_link(interface.index).await?;
+        attach::detach(&self.pins, self.mode(), Hook::FromContainer, interface)?;
+        Ok(())
+    }
+
+    /// Has everything dropped that comes in by it.
+    fn close(&self, interface: &Interface) -> Result<(), HostError> {
+        attach::attach(&self.pins, self.mode(), Hook::FromContainer, interface)?;
         Ok(())
     }
 }

@@ -230,7 +230,7 @@ pub(super) fn is_ours(link: &Link) -> bool {
 /// killed has none yet, but its name and its MAC from the start.
 pub(super) fn is_unfinished(link: &Link) -> bool {
     link.alias.is_none()
-        && matches!(link.kind.as_deref(), Some("veth" | "bridge" | "vxlan"))
+        && matches!(link.kind.as_deref(), Some("veth" | "bridge" | "vxlan" | "geneve"))
         && link.name.starts_with("mesh")
         && link.mac.is_some_and(|mac| mac.starts_with(&compile::MAC_PREFIX))
 }

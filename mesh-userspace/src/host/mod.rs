@@ -23,6 +23,7 @@ mod firewall;
 mod gateway;
 mod gro;
 mod groups;
+mod guard;
 mod headroom;
 mod identity;
 mod mesh0;
@@ -83,6 +84,7 @@ pub struct Host {
     headroom: Option<u32>,
     bridges: bridge::Bridges,
     firewall: firewall::Table,
+    guard: firewall::Table,
     gateways: gateway::Gateways,
     /// What this process last made the maps contain; `None` if they must be read. Only who holds
     /// the lock writes to them.
@@ -94,7 +96,7 @@ pub struct Host {
     hops_from: Option<IpAddr>,
     next_hops: underlay::NextHops,
     path_mtus: path_mtu::PathMtus,
-    gro_failed: gro::Failed,
+    listeners: gro::Listeners,
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
 }
@@ -136,6 +138,7 @@ impl Host {
             headroom: None,
             bridges: bridge::Bridges::default(),
             firewall: firewall::Table::default(),
+            guard: firewall::Table::default(),
             gateways: gateway::Gateways::default(),
             contents: None,
             revision: 0,
@@ -143,7 +146,7 @@ impl Host {
             hops_from: None,
             next_hops: underlay::NextHops::default(),
             path_mtus: path_mtu::PathMtus::default(),
-            gro_failed: gro::Failed::default(),
+            listeners: gro::Listeners::default(),
             no_netkit: false,
         })
     }

@@ -53,6 +53,9 @@ pub struct Status {
     /// As the agent sees it; `None` without one.
     #[serde(default)]
     pub docker: Option<DockerStatus>,
+    /// What is not as it should be on this host, and the way out.
+    #[serde(default)]
+    pub faults: Vec<String>,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -215,6 +218,7 @@ impl Host {
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
             docker: None,
+            faults: self.guard.error.iter().cloned().collect(),
             drops,
             hooks,
             programs: self.programs(),

@@ -3,7 +3,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{Host, HostError, firewall, gateway, mesh0};
+use super::{Host, HostError, firewall, gateway, guard, mesh0};
 use crate::bpf::attach::{self, Mode};
 
 impl Host {
@@ -25,6 +25,7 @@ impl Host {
             }
         }
         errors.extend(firewall::remove(&state).err());
+        errors.extend(guard::remove(&state).err());
         errors.extend(gateway::remove(&state).err());
         for interface in &state.clsact {
             if let Err(e) = self.net.remove_clsact(interface.index).await {

@@ -165,8 +165,7 @@ impl Host {
         let bridges = links.iter().filter(|link| is_dockers(link)).map(|link| link.name.as_str());
         let ports = self.state.endpoints.values().filter(|e| self.is_gateway_of(e));
         let ports = ports.flat_map(|e| e.ports.iter().map(|port| (port, e.addresses.as_slice())));
-        let no_tunnels = firewall::no_tunnels(&firewall::quoted(&[mesh0::NAME]), cluster);
-        Ok(rules::rules(&nets, &bridges.collect::<Vec<_>>(), &no_tunnels, ports))
+        Ok(rules::rules(&nets, &bridges.collect::<Vec<_>>(), ports))
     }
 
     /// Routes to the containers here, each with its MAC: none of them is to be asked for it.

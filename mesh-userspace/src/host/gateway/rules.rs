@@ -23,8 +23,7 @@ pub(super) struct Nets {
 }
 
 /// The chains. `[::1]` is the proxy's ([`super::proxy`]). `bridges`: with containers that are not to be
-/// reached. `no_tunnels`: rules of [`firewall::no_tunnels`](super::firewall::no_tunnels). `ports`: each
-/// with the container's addresses.
+/// reached. `ports`: each with the container's addresses.
 ///
 /// Ports are rewritten before Docker looks for its own (-100), and sources before it masquerades
 /// (100). A connection once rewritten may pass, whatever it was rewritten for; else nothing gets into a
@@ -32,7 +31,6 @@ pub(super) struct Nets {
 pub(super) fn rules<'a>(
     nets: &Nets,
     bridges: &[&str],
-    no_tunnels: &str,
     ports: impl Iterator<Item = (&'a Published, &'a [IpAddr])>,
 ) -> String {
     let mut ways = String::new();
@@ -82,7 +80,6 @@ pub(super) fn rules<'a>(
         }}
         chain forward {{
             type filter hook forward priority -10; policy accept;
-            {no_tunnels}
             ct status dnat accept
             {forward}
         }}
@@ -144,7 +141,7 @@ mod tests {
             networks: net("10.0.9.0/24"),
             overlay: net("10.42.0.0/16"),
         };
-        let rules = rules(&nets, &["docker0"], "", std::iter::empty());
+        let rules = rules(&nets, &["docker0"], std::iter::empty());
         assert!(!rules.contains("ip6"), "{rules}");
         let masquerade = "ip saddr { 10.0.9.0/24 } ip daddr != { 10.0.9.0/24, 10.42.0.0/16 } masq";
         assert!(rules.contains(masquerade), "{rules}");
