@@ -435,7 +435,7 @@ fn it_outlives_agents_and_daemons_and_leaves_nothing_behind() {
             docker.wait_for(at, "network ls -q -f name=my-net", str::is_empty)?;
             let host = docker.host(at);
             wait::until_true("the rules to go", SEEN, || {
-                !host.netns.exec("nft list tables").unwrap_or_default().contains("mesh")
+                !host.netns.exec("nft list tables").unwrap_or_default().contains("mesh_gateways")
             })?;
             let rules = host.netns.exec("iptables -S FORWARD")?;
             ensure!(!rules.contains("mesh"), "{rules}");
