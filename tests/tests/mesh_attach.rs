@@ -159,6 +159,34 @@ fn what_can_not_be_attached_is_refused_with_the_cause() {
     });
 }
 
+/// Networks may have the same addresses, but one container reaches them in one network alone.
+#[test]
+fn a_second_network_with_the_same_addresses_is_refused_and_leaves_the_first_as_it_is() {
+    bare(ONE, |mesh| {
+        let cluster = mesh.cluster.clone().with_network("blue", 7, "10.42.0.0/16");
+        let cluster = cluster.with_network("green", 8, "10.43.0.0/16");
+        mesh.hosts[0].up(&cluster)?;
+        mesh.hosts[0].attach(0, &[])?;
+        let host = &mut mesh.hosts[0];
+        let netns = host.containers[0].netns.clone();
+        let look = || netns.exec("ip -o addr").and_then(|a| Ok(a + &netns.exec("ip route")?));
+        let before = look()?;
+        let second = |network| ["attach", netns.name(), "--network", network, "--name", "second"];
+        let error = "eth0 (endpoint \"h1c1\" of network default)";
+        expect_refused(host, &second("blue"), error)?;
+        ensure!(look()? == before, "it was {before}, and is {}", look()?);
+        ensure!(host.status()?["endpoints"].as_array().map(Vec::len) == Some(1));
+        // Others do not come into its way, nor does it into that of others.
+        host.run_mesh(&second("green"))?;
+        host.run_mesh(&["detach", "second"])?;
+        host.attach(1, &["--network", "blue"])?;
+        // What is free again can be had.
+        host.detach(0)?;
+        host.attach(0, &["--network", "blue"])?;
+        expect_refused(host, &second("default"), "of network blue)")
+    });
+}
+
 #[test]
 fn container_with_an_eth0_of_its_own_keeps_it() {
     bare(ONE, |mesh| {

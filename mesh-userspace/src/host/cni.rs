@@ -4,7 +4,8 @@ use std::{collections::HashSet, os::fd::BorrowedFd};
 
 use super::{
     AttachRequest, Attached, Host, HostError, choice,
-    endpoint::{container_routes, describe, id_of},
+    endpoint::{describe, id_of},
+    routes::{container_routes, is_for_groups},
 };
 use crate::{
     config::{Cluster, Network, Node, Vni, mac_text},
@@ -122,7 +123,9 @@ async fn faults(
     let routes = inside.routes().await?;
     for spec in container_routes(network, me, endpoint) {
         let is_it = |r: &&crate::net::Route| {
-            r.dst == spec.dst && r.ifindex == Some(spec.ifindex) && r.gateway == spec.gateway
+            // Where broadcast goes may be another network of the container's to say.
+            let is_here = r.ifindex == Some(spec.ifindex) || is_for_groups(spec.dst);
+            r.dst == spec.dst && is_here && r.gateway == spec.gateway
         };
         if !routes.iter().any(|r| is_it(&r)) {
             faults.push(format!("the route to {} is missing", spec.dst));

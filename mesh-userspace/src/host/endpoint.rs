@@ -2,23 +2,24 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
     ALIAS, Host, HostError,
     choice::{container_mac, find_network, host_ifname, link_local},
     mesh0::full_len,
+    routes::{self, gateway_for},
 };
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Flood, Network, Node, Vni, gateway, mac_text},
-    net::{Net, RouteSpec, Veth, VethPair, open_netns},
+    config::{Cluster, Network, Node, Vni, mac_text},
+    net::{Net, Veth, VethPair, open_netns},
     state::Endpoint,
 };
 use mesh_common::{names, verdict::Hook};
@@ -111,6 +112,7 @@ impl Host {
         let mtu = request.mtu.map_or(mtu, |most| most.min(mtu));
         let inside = Net::in_netns(netns)?;
         let ifname = choose_ifname(&inside, request.ifname).await?;
+        self.check_container_routes(cluster, network, netns, &inside, &ifname).await?;
         let mac = request.mac.unwrap_or_else(|| container_mac(network.vni, &addresses));
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
@@ -180,9 +182,7 @@ impl Host {
                 inside.add_address(pair.peer_ifindex, local.into(), 64).await?;
             }
         }
-        for route in container_routes(network, me, &endpoint) {
-            inside.add_route(&route).await?;
-        }
+        routes::add_routes(inside, network, me, &endpoint).await?;
         for ip in &endpoint.addresses {
             if !inside.wait_until_local(*ip).await? {
                 tracing::warn!(endpoint = name, address = %ip, "it can not be reached yet");
@@ -318,50 +318,6 @@ impl Host {
             }
         }
     }
-}
-
-/// Where the kernel does not know by itself that the network carries it: multicast, and broadcast.
-const FLOODED: [Ipv4Net; 2] = [
-    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
-    Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32),
-];
-
-/// Routes in the container: the gateways on the link, the rest of the network through them.
-pub(super) fn container_routes(
-    network: &Network,
-    me: &Node,
-    endpoint: &Endpoint,
-) -> Vec<RouteSpec> {
-    let mut routes = Vec::new();
-    for source in &endpoint.addresses {
-        let Some(via) = gateway_for(me, network, *source) else { continue };
-        let spec = RouteSpec {
-            dst: IpNet::from(via),
-            ifindex: endpoint.ifindex,
-            gateway: None,
-            source: Some(*source),
-            onlink: false,
-            mtu: None,
-            protocol: super::ROUTE_PROTOCOL,
-        };
-        routes.push(spec);
-        let cidrs = network.cidrs.iter().filter(|c| c.addr().is_ipv4() == source.is_ipv4());
-        routes.extend(cidrs.map(|c| RouteSpec {
-            dst: *c,
-            gateway: Some(via),
-            onlink: true,
-            ..spec
-        }));
-        // To IPv6 the kernel gives a route for multicast on each interface by itself.
-        let groups = FLOODED.iter().filter(|_| source.is_ipv4() && network.flood == Flood::All);
-        routes.extend(groups.map(|dst| RouteSpec { dst: (*dst).into(), ..spec }));
-    }
-    routes
-}
-
-fn gateway_for(me: &Node, network: &Network, address: IpAddr) -> Option<IpAddr> {
-    let mut subnets = me.subnets.iter().filter(|(vni, _)| *vni == network.vni).map(|(_, n)| n);
-    subnets.find(|net| net.addr().is_ipv4() == address.is_ipv4()).map(|net| gateway(*net))
 }
 
 pub(super) fn describe(name: &str, network: &Network, me: &Node, endpoint: &Endpoint) -> Attached {

@@ -31,6 +31,7 @@ mod networks;
 mod pair;
 mod path_mtu;
 mod recover;
+mod routes;
 mod sandbox;
 mod status;
 mod teardown;
