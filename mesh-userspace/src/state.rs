@@ -35,8 +35,32 @@ pub enum StateError {
     Parse { path: PathBuf, cause: serde_json::Error },
     #[error("process {pid} holds {}: another agent, or a command that is not done yet", path.display())]
     Locked { path: PathBuf, pid: String },
+    #[error("{}", elsewhere(*pid, run_dir.as_deref()))]
+    Elsewhere { pid: i32, run_dir: Option<PathBuf> },
+    #[error("looking for other agents of this network namespace: {source}")]
+    Claim { source: io::Error },
     #[error("{} was removed, and with it the right to change things: start this agent again", path.display())]
     Gone { path: PathBuf },
+}
+
+impl StateError {
+    /// Whether it may be otherwise in a moment: an agent ends, or a command is done.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Locked { .. } | Self::Elsewhere { .. })
+    }
+}
+
+fn elsewhere(pid: i32, run_dir: Option<&Path>) -> String {
+    match run_dir.map(Path::display) {
+        Some(dir) => format!(
+            "process {pid} has the mesh of this network namespace, with the run folder {dir}: give \
+             --run-dir {dir}, or take that mesh down first (`mesh down --run-dir {dir}`)"
+        ),
+        None => format!(
+            "process {pid} has the mesh of this network namespace: another agent, or a command that \
+             is not done yet"
+        ),
+    }
 }
 
 fn hint(e: &io::Error) -> &'static str {
@@ -195,6 +219,14 @@ impl RunDir {
             .and_then(|()| lock.write_all(pid.as_bytes()))
             .map_err(fail("writing", &path))?;
         Ok(Self { dir: dir.to_owned(), lock })
+    }
+
+    /// Gives the lock back, and leaves no folder behind in which there is nothing else.
+    pub fn unlock(self) {
+        if fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {
+            let _ = fs::remove_file(self.dir.join("lock"));
+            let _ = fs::remove_dir(&self.dir);
+        }
     }
 
     /// Fails if the lock's file is not the one that we hold: the next one to come would not notice

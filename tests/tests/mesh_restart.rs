@@ -110,3 +110,41 @@ fn second_agent_with_the_same_run_folder_is_refused() {
         ping::expect_ping(&one.netns, two.address(false)?)
     });
 }
+
+/// As `sudo` without MESH_RUN_DIR.
+#[test]
+fn nobody_with_another_run_folder_touches_the_mesh_of_an_agent() {
+    scenario(TWO, |mesh| {
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[0];
+        let config = host.config.to_str().context("path")?.to_owned();
+        let container = host.containers[0].netns.name().to_owned();
+        let (own, other) = (host.run_dir.clone(), host.run_dir.with_extension("other"));
+        let expected = [
+            format!("process {} ", host.pid().context("no agent")?),
+            format!("--run-dir {}", own.display()),
+        ];
+        let up = ["up", "--config", &config, "--node", "h1"];
+        let once = [&up[..], &["--once"]].concat();
+        let attach = ["attach", &container, "--name", "other"];
+        host.run_dir.clone_from(&other);
+        for args in [&up[..], &once, &attach, &["detach", "h1c1"], &["status"], &["down"]] {
+            let output = host.try_mesh(args)?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(!output.status.success(), "{args:?} was not refused");
+            ensure!(expected.iter().all(|text| said.contains(text)), "{args:?}: {said}");
+            ensure!(!other.exists(), "{args:?} left its run folder behind");
+        }
+        host.run_dir = own;
+        let [one, two] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
+        one.expect_reaches(&two)?;
+        // It is free as soon as the agent is gone, however it went.
+        let host = &mut mesh.hosts[0];
+        host.kill9();
+        host.up(&cluster)?;
+        host.down()?;
+        host.run_dir = other;
+        host.up(&cluster)?;
+        host.down()
+    });
+}

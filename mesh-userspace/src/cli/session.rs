@@ -13,12 +13,16 @@ use crate::{
         client,
         protocol::{Request, Response},
     },
+    claim,
     host::{Host, HostError},
     state::{StateError, socket},
 };
 
 /// How long to wait for an agent that starts, or for another command that is not done yet.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait for an agent with another run folder.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How long `mesh up &` may take to be noticed.
 const STARTING: Duration = Duration::from_secs(1);
@@ -40,25 +44,33 @@ pub async fn open(
     even_if_down: bool,
 ) -> anyhow::Result<Session> {
     if !even_if_down && !comes_up(place).await {
+        if let Ok(Some(holder)) = claim::holder() {
+            return Err(StateError::from(holder).into());
+        }
         bail!(
             "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give \
              the --run-dir of the agent",
             place.run_dir.display()
         );
     }
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
     loop {
         let host = if even_if_down { Host::open_to_remove(place) } else { Host::open(place) };
         let locked = match host {
             Ok(host) => return Ok(Session::Direct(Box::new(host))),
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
+            // Perhaps it is about to end.
+            Err(HostError::State(e)) if e.is_held() && began.elapsed() < ENDING => {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
             Err(e) => return Err(e.into()),
         };
         match client::call(&socket(&place.run_dir), request, fd, client::PATIENCE) {
             Ok(Response::Error(e)) => bail!(e.text),
             Ok(response) => return Ok(Session::Agent(response)),
             // It is about to listen, or about to end.
-            Err(e) if client::is_absent(&e) && Instant::now() < deadline => {
+            Err(e) if client::is_absent(&e) && began.elapsed() < PATIENCE => {
                 tokio::time::sleep(POLL).await;
             }
             Err(e) if client::is_absent(&e) => return Err(locked.into()),

@@ -70,13 +70,14 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
 /// Takes the lock, though a command such as `mesh status` may have it just now.
 async fn open_when_free(place: &Place) -> Result<Host, HostError> {
     let began = Instant::now();
-    let patience = || match UnixStream::connect(state::socket(&place.run_dir)) {
-        Ok(_) => FOR_AN_AGENT,
-        Err(_) => FOR_COMMANDS,
+    let patience = |held: &StateError| match held {
+        StateError::Elsewhere { run_dir: Some(_), .. } => FOR_AN_AGENT,
+        _ if UnixStream::connect(state::socket(&place.run_dir)).is_ok() => FOR_AN_AGENT,
+        _ => FOR_COMMANDS,
     };
     loop {
         match Host::open(place) {
-            Err(HostError::State(StateError::Locked { .. })) if began.elapsed() < patience() => {
+            Err(HostError::State(e)) if e.is_held() && began.elapsed() < patience(&e) => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             done => return done,

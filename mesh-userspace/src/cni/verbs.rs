@@ -23,7 +23,7 @@ use crate::{
     cli::Place,
     host::{AttachRequest, Attached, Host, HostError},
     net::{NetnsError, open_netns, own_netns, same_netns},
-    state::{self, StateError},
+    state,
 };
 
 /// How long `ADD` waits for an agent that is just being replaced, or has not heard of a network yet.
@@ -105,7 +105,7 @@ fn detach_without_agent(name: &str, run_dir: &Path) -> anyhow::Result<()> {
     loop {
         // An agent that ends has the lock a moment longer than the socket.
         let mut host = match Host::open(&place) {
-            Err(HostError::State(StateError::Locked { .. })) if Instant::now() < deadline => {
+            Err(HostError::State(e)) if e.is_held() && Instant::now() < deadline => {
                 std::thread::sleep(POLL);
                 continue;
             }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     bpf::{BpfError, Pins, tables::Tables},
+    claim::Claim,
     cli::Place,
     compile::ByAddress,
     config::{Cluster, Node},
@@ -70,8 +71,9 @@ const ROUTE_PROTOCOL: u8 = 109;
 /// Starts the alias of every interface that we make.
 const ALIAS: &str = "mesh:";
 
-/// This host, with the lock on its run folder.
+/// This host, with the locks on its network namespace and its run folder.
 pub struct Host {
+    claim: Claim,
     run: RunDir,
     pub state: State,
     /// As this process last wrote it.
@@ -125,10 +127,18 @@ impl Host {
         load: impl FnOnce(&RunDir) -> Result<State, StateError>,
     ) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
+        let claim = match Claim::take() {
+            Ok(claim) => claim,
+            Err(e) => {
+                run.unlock();
+                return Err(e.into());
+            }
+        };
         let state = load(&run)?;
         // Where it is, whatever folder is named now.
         let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
         Ok(Self {
+            claim,
             run,
             state,
             saved: None,
@@ -155,6 +165,11 @@ impl Host {
     /// Fails if somebody removed the run folder, and another may be in charge by now.
     pub fn check(&self) -> Result<(), HostError> {
         Ok(self.run.check()?)
+    }
+
+    /// Says to those with another run folder which this one is, for as long as the process lives.
+    pub fn answer_claims(&self) -> std::io::Result<()> {
+        self.claim.answer(self.run.dir())
     }
 
     /// The cluster as this process applied it last.
