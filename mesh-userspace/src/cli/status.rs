@@ -108,7 +108,7 @@ fn networks(s: &Status) -> Table {
     table
 }
 
-/// Of this host, of networks and of Docker.
+/// Of this host, of networks, endpoints and Docker.
 fn faults(s: &Status) -> Table {
     let mut table = table(&["of", "fault"]);
     for fault in &s.faults {
@@ -117,6 +117,11 @@ fn faults(s: &Status) -> Table {
     for n in &s.networks {
         for fault in &n.faults {
             table.add_row([&n.name, fault]);
+        }
+    }
+    for e in &s.endpoints {
+        for fault in &e.faults {
+            table.add_row([&e.name, fault]);
         }
     }
     let Some(docker) = &s.docker else { return table };

@@ -108,6 +108,7 @@ impl Host {
         self.ensure_firewall();
         self.ensure_guard(&cluster, &me);
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.warn_of_stranded(&cluster, &me);
         self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
@@ -162,6 +163,7 @@ impl Host {
         self.ensure_firewall();
         self.ensure_guard(cluster, &me);
         self.ensure_gateways(cluster, &me).await?;
+        self.warn_of_stranded(cluster, &me);
         if self.state != before { self.save() } else { Ok(()) }
     }
 

@@ -1,6 +1,6 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     bpf::{BpfError, Pins, tables::Tables},
@@ -35,6 +35,7 @@ mod recover;
 mod routes;
 mod sandbox;
 mod status;
+mod stranded;
 mod teardown;
 mod underlay;
 
@@ -102,6 +103,8 @@ pub struct Host {
     listeners: gro::Listeners,
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
+    /// What was warned of: endpoints without a place in the cluster.
+    stranded: BTreeSet<String>,
 }
 
 impl Host {
@@ -159,6 +162,7 @@ impl Host {
             path_mtus: path_mtu::PathMtus::default(),
             listeners: gro::Listeners::default(),
             no_netkit: false,
+            stranded: BTreeSet::new(),
         })
     }
 

@@ -10,7 +10,7 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{GroupStatus, Host, HostError, path_mtu::Learned};
+use super::{GroupStatus, Host, HostError, path_mtu::Learned, stranded};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     config::{Cluster, Node, Vni, mac_text},
@@ -144,6 +144,9 @@ pub struct EndpointStatus {
     /// Ports of this host that lead to it; those that Docker publishes are Docker's to tell.
     #[serde(default)]
     pub ports: Vec<Published>,
+    /// What is not as it should be, and the way out.
+    #[serde(default)]
+    pub faults: Vec<String>,
     pub tx: Count,
     pub rx: Count,
 }
@@ -213,7 +216,7 @@ impl Host {
             addresses: self.host_addresses(&me),
             networks,
             peers: self.peers(cluster, &me, tables).await?,
-            endpoints: self.endpoints(cluster, tables)?,
+            endpoints: self.endpoints(cluster, &me, tables)?,
             groups: self.groups(cluster, tables)?,
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
@@ -292,6 +295,7 @@ impl Host {
     fn endpoints(
         &self,
         cluster: &Cluster,
+        me: &Node,
         tables: &Tables,
     ) -> Result<Vec<EndpointStatus>, HostError> {
         let mut all = Vec::new();
@@ -311,6 +315,7 @@ impl Host {
                 bridge: e.bridged.as_ref().map(|b| b.bridge.clone()),
                 container: e.bridged.as_ref().and_then(|b| b.container.clone()),
                 ports: e.ports.clone(),
+                faults: stranded::faults(cluster, me, e),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });
