@@ -43,7 +43,7 @@ pub async fn open(
     fd: Option<BorrowedFd<'_>>,
     even_if_down: bool,
 ) -> anyhow::Result<Session> {
-    if !even_if_down && !comes_up(place).await {
+    if !even_if_down && !comes_up(place).await? {
         if let Ok(Some(holder)) = claim::holder() {
             return Err(StateError::from(holder).into());
         }
@@ -83,17 +83,24 @@ pub async fn open(
 /// in a script is meant to find it.
 pub async fn wait_up(place: &Place) {
     let deadline = Instant::now() + PATIENCE;
-    while !comes_up(place).await && Instant::now() < deadline {}
+    // What is wrong is said when it is opened.
+    while comes_up(place).await.is_ok_and(|up| !up) && Instant::now() < deadline {}
 }
 
-/// Is there a mesh? One that is just being brought up gets a moment.
-async fn comes_up(place: &Place) -> bool {
+/// Is there a mesh? One that is just being brought up gets a moment. Fails where that is not to be
+/// seen, as the run folder is root's alone.
+async fn comes_up(place: &Place) -> Result<bool, StateError> {
     let deadline = Instant::now() + STARTING;
-    while !place.run_dir.join("state.json").exists() {
-        if Instant::now() > deadline {
-            return false;
+    loop {
+        let there = place.run_dir.join("state.json").try_exists();
+        let is_there = there.map_err(|source| StateError::Io {
+            what: "looking into",
+            path: place.run_dir.clone(),
+            source,
+        })?;
+        if is_there || Instant::now() > deadline {
+            return Ok(is_there);
         }
         tokio::time::sleep(POLL).await;
     }
-    true
 }
