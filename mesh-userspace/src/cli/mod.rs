@@ -110,7 +110,7 @@ pub fn main() -> ExitCode {
         if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("mesh: {e:#}");
+        eprintln!("mesh: {}", chain(&e));
         ExitCode::FAILURE
     })
 }
@@ -131,6 +131,19 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Completions(args) => generate::completions(args, Cli::command()),
         Verb::Man(args) => generate::man(args, Cli::command()),
     }
+}
+
+/// An error and its causes, but for those that it names itself, perhaps with a hint behind them.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 impl Verb {
@@ -173,4 +186,24 @@ fn print(text: &str) -> io::Result<()> {
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(print(&serde_json::to_string_pretty(value)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let path = std::path::Path::new("/no-such-file");
+        let read = crate::config::read(path).map(drop);
+        let cause = "No such file or directory (os error 2)";
+        let hint = "(give the file's path with --config)";
+        let text = chain(&read.context("the mesh").unwrap_err());
+        assert_eq!(text, format!("the mesh: can not read /no-such-file: {cause} {hint}"));
+        // One that the error does not name is said behind it.
+        let read = std::fs::read(path).map(drop).context("the mesh");
+        assert_eq!(chain(&read.unwrap_err()), format!("the mesh: {cause}"));
+    }
 }
