@@ -56,6 +56,7 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         anyhow::bail!("this kernel has no tcx (since Linux 6.6): leave --attach-mode out");
     }
     let mut host = open_when_free(place).await?;
+    host.check_pin_dir(place)?;
     if args.once {
         let config_error = agent::start(&mut host, &settings).await?;
         return Ok(if config_error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });

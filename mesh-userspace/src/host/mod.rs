@@ -166,6 +166,25 @@ impl Host {
         })
     }
 
+    /// Fails if pins are wanted in another folder than where they are.
+    pub fn check_pin_dir(&self, place: &Place) -> Result<(), HostError> {
+        let (here, wanted) = (self.pins.dir(), place.pin_dir.as_path());
+        // `ip netns exec` has a folder of its own below.
+        if here.starts_with(wanted) || wanted.starts_with(here) {
+            return Ok(());
+        }
+        let (run, here) = (self.run.dir().display(), here.display());
+        if wanted.starts_with(Place::DEFAULT_PIN_DIR) {
+            tracing::info!("the pins are in {here}, as {run} says");
+            return Ok(());
+        }
+        Err(HostError::User(format!(
+            "the mesh of {run} has its pins in {here}: leave --pin-dir {} out, or take that mesh \
+             down first (`mesh down`)",
+            wanted.display()
+        )))
+    }
+
     /// Fails if somebody removed the run folder, and another may be in charge by now.
     pub fn check(&self) -> Result<(), HostError> {
         Ok(self.run.check()?)
