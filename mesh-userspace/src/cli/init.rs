@@ -1,12 +1,17 @@
 //! `mesh init`
 
-use std::{fmt::Write, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Write,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::{DEFAULT_CONFIG, file, print};
-use crate::config;
+use crate::config::{self, Fault, Faults};
 
 /// Of the cluster's network, a /16 of 10.0.0.0/8.
 const FIRST: u8 = 42;
@@ -25,18 +30,44 @@ pub struct InitArgs {
 
 pub fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
     let text = text(&args.hosts)?;
-    config::parse(text.as_bytes())?;
+    if let Err(faults) = config::parse(text.as_bytes()) {
+        bail!(of_arguments(&faults, args.hosts.len()));
+    }
     let shown = args.file.display();
     let before = file::read(&args.file).with_context(|| shown.to_string())?;
     if !before.is_empty() && before != text {
         bail!("{shown} is there already, and another one: edit it, or move it away");
     }
     file::replace(&args.file, &text).with_context(|| shown.to_string())?;
+    let up = match args.file.as_path() == Path::new(DEFAULT_CONFIG) {
+        true => "mesh up".to_owned(),
+        false => format!("mesh up --config {shown}"),
+    };
     print(&format!(
-        "{shown} is written: {} nodes; do the same on each of them, then `mesh up`",
+        "{shown} is written: {} nodes; do the same on each of them, then `{up}`",
         args.hosts.len()
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The faults of a file that was not written, said of the arguments that it would be made of; one a
+/// line.
+fn of_arguments(faults: &Faults, hosts: usize) -> String {
+    let said = |fault: &Fault| {
+        let whole = format!("{}: {}", fault.key, fault.message);
+        (0..hosts).fold(without_lines(&whole), |text, n| {
+            text.replace(&format!("node[{n}].name"), &format!("the name of host {}", n + 1))
+                .replace(&format!("node[{n}].underlay"), &format!("the address of host {}", n + 1))
+        })
+    };
+    faults.0.iter().map(said).collect::<Vec<_>>().join("\n")
+}
+
+/// Without each "(line N)".
+fn without_lines(text: &str) -> String {
+    let mut parts = text.split(" (line ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, rest| all + rest.split_once(')').map_or(rest, |(_, after)| after))
 }
 
 fn text(hosts: &[String]) -> anyhow::Result<String> {
@@ -102,7 +133,25 @@ mod tests {
     fn what_is_no_address_is_refused() {
         let error = text(&["h1".into()]).unwrap_err().to_string();
         assert!(error.contains("192.0.2.11"), "{error}");
-        let twice = text(&["192.0.2.1".into(), "192.0.2.1".into()]).unwrap();
-        assert!(config::parse(twice.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_of_the_arguments() {
+        let said = |hosts: &[&str]| {
+            let args: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+            let faults = config::parse(text(&args).unwrap().as_bytes()).unwrap_err();
+            of_arguments(&faults, hosts.len())
+        };
+        assert_eq!(
+            said(&["192.0.2.1", "192.0.2.1"]),
+            "the address of host 2: 192.0.2.1 is also the address of host 1"
+        );
+        assert_eq!(
+            said(&["a=192.0.2.1", "a=192.0.2.2"]),
+            "the name of host 2: a is also the name of host 1"
+        );
+        let mixed = said(&["192.0.2.1", "2001:db8::1"]);
+        assert!(mixed.starts_with("the address of host 2: 2001:db8::1 is IPv6"), "{mixed}");
+        assert!(!mixed.contains("line"), "{mixed}");
     }
 }
