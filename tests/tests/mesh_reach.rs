@@ -1,10 +1,11 @@
 //! Everybody reaches everybody.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Encap, Options, Topology, Underlay, party::pairs, ping, scenario, scenario::bare, wait,
+    Encap, Netns, Options, Topology, Underlay, netns::check, party::pairs, ping, scenario,
+    scenario::bare, traffic, wait,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -180,5 +181,61 @@ fn agents_with_mount_namespaces_of_their_own_carry_traffic() {
         let parties = mesh.parties()?;
         pairs(&parties).try_for_each(|(from, to)| from.expect_reaches(to))?;
         mesh.hosts.iter_mut().try_for_each(mesh_tests::Host::down)
+    });
+}
+
+/// As Docker in Docker or Kubernetes in containers has it: TCP's super-packets leave the containers in
+/// VXLAN.
+#[test]
+fn tunnel_between_containers_carries_tcp() {
+    for interfaces in ["veth", "auto"] {
+        bare(Options { ipv6: false, ..Options::default() }, |mesh| {
+            mesh.cluster.interfaces = Some(interfaces);
+            mesh.up()?;
+            let (a, b) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+            for (own, other, ip) in [(&a, &b, "198.18.0.1/24"), (&b, &a, "198.18.0.2/24")] {
+                let (local, remote) = (own.address(false)?, other.address(false)?);
+                own.netns.ip_batch(&format!(
+                    "link add vx0 type vxlan id 7 dstport 4789 local {local} remote {remote} dev eth0\n\
+                     addr add {ip} dev vx0\nlink set vx0 up\n"
+                ))?;
+            }
+            let sent = tcp_within(&a.netns, &b.netns, "198.18.0.2", Duration::from_secs(10));
+            let no_room = mesh.hosts[0].drops("no_room")?;
+            sent.with_context(|| format!("{interfaces}: dropped for want of room: {no_room}"))?;
+            ensure!(no_room == 0, "{interfaces}: dropped for want of room: {no_room}");
+            Ok(())
+        });
+    }
+}
+
+/// 10 MB, all of which must have arrived in time.
+fn tcp_within(from: &Netns, to: &Netns, target: &str, limit: Duration) -> Result<()> {
+    let (from, to, target) = (from.clone(), to.clone(), target.parse()?);
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || done.send(traffic::tcp_transfer(&from, &to, target, 10_000_000)));
+    result.recv_timeout(wait::patient(limit)).context("10 MB take too long")?
+}
+
+/// The kernel keeps the mark of the encapsulation that a super-packet came in.
+#[test]
+fn container_sends_on_by_nat_what_came_in_by_the_mesh() {
+    scenario(Options { containers: 2, ipv6: false, ..Options::default() }, |mesh| {
+        let (from, via, to) = (mesh.party("h1c1")?, mesh.party("h2c1")?, mesh.party("h1c2")?);
+        via.netns.exec("sysctl -q -w net.ipv4.ip_forward=1")?;
+        let (asked, answers) = (via.address(false)?, to.address(false)?);
+        let rules = format!(
+            "add table ip nat\n\
+             add chain ip nat pre {{ type nat hook prerouting priority -100; }}\n\
+             add chain ip nat post {{ type nat hook postrouting priority 100; }}\n\
+             add rule ip nat pre ip daddr {asked} dnat to {answers}\n\
+             add rule ip nat post masquerade\n"
+        );
+        check("nft", &via.netns.command("nft").arg(rules).output()?)?;
+        let sent = tcp_within(&from.netns, &to.netns, &asked.to_string(), Duration::from_secs(10));
+        let no_room = mesh.hosts[1].drops("no_room")?;
+        sent.with_context(|| format!("dropped for want of room: {no_room}"))?;
+        ensure!(no_room == 0, "dropped for want of room: {no_room}");
+        Ok(())
     });
 }

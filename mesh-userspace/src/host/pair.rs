@@ -4,13 +4,32 @@
 use super::{Host, HostError};
 use crate::{
     config::{Cluster, Flood, Interfaces, Network},
-    net::{NetError, PairKind, Veth, VethPair},
+    net::{self, NetError, PairKind, Veth, VethPair},
 };
 
 impl Host {
-    /// Makes the pair, of whatever kind; and whether it is of netkit. In a network that floods it is of
-    /// veth: what is copied is put in once more at the host's end, where netkit has no program.
+    /// Makes the pair, of whatever kind; and whether it is of netkit. The container's end gets no
+    /// super-packets that the program could only drop: without that, a tunnel within containers, as
+    /// Docker in Docker or Kubernetes in containers has it, hardly carries TCP.
     pub(super) async fn add_pair(
+        &mut self,
+        cluster: &Cluster,
+        network: &Network,
+        pair: &Veth<'_>,
+    ) -> Result<(VethPair, bool), HostError> {
+        let made = self.add_either(cluster, network, pair).await?;
+        if let Err(e) = net::segment_nested(pair.peer_netns, pair.peer_name) {
+            let name = pair.peer_name;
+            tracing::warn!(
+                "super-packets that {name} sends in tunnels or of SCTP will be dropped (no_room): {e}"
+            );
+        }
+        Ok(made)
+    }
+
+    /// In a network that floods it is of veth: what is copied is put in once more at the host's end,
+    /// where netkit has no program.
+    async fn add_either(
         &mut self,
         cluster: &Cluster,
         network: &Network,
