@@ -91,7 +91,7 @@ pub struct Facts {
     pub bridge: u32,
     /// The host has GRE tunnels of its own.
     pub foreign_gre: bool,
-    /// UDP ports of VXLAN and Geneve tunnels of its own.
+    /// UDP ports of the mesh that it listens on for others too, such as tunnels of its own.
     pub foreign_ports: Vec<u16>,
     /// Inode number of the host's network namespace.
     pub netns: u32,

@@ -5,11 +5,19 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use mesh_tests::wait;
-use mesh_userspace::doctor::{Docker, Finding, Report, Status, examine};
+use mesh_userspace::{
+    config::{Encap, Tunnel},
+    doctor::{Docker, Finding, Report, Status, examine},
+};
 
 /// Has the doctor look at a new network namespace after the shell commands in `prepare`. `None`
 /// where there can be no namespaces.
 fn examined_after(prepare: &str) -> Option<Report> {
+    examined_with(prepare, &[])
+}
+
+/// The same for a cluster with those tunnels.
+fn examined_with(prepare: &str, tunnels: &'static [Tunnel]) -> Option<Report> {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("MESH_TESTS_NO_SKIP").is_none(), "namespaces need root");
         eprintln!("SKIP: namespaces need root");
@@ -24,7 +32,7 @@ fn examined_after(prepare: &str) -> Option<Report> {
         let before = state();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let pin_dir = Path::new("/sys/fs/bpf/mesh");
-        let report = runtime.block_on(examine(pin_dir, &Docker::default()));
+        let report = runtime.block_on(examine(pin_dir, &Docker::default(), tunnels));
         assert_eq!(state(), before, "the doctor changed something");
         report
     };
@@ -89,6 +97,28 @@ fn a_firewall_that_drops_is_named_and_is_no_fault() {
     let Some(report) = examined_after(&format!("{UNDERLAY}; {drop}")) else { return };
     assert!(report.ok, "{report:#?}");
     assert_eq!(find(&report, "forward_policy").value, "drop (ip fw FORWARD)");
+}
+
+const VXLAN: &[Tunnel] = &[Tunnel { encap: Encap::Vxlan, port: 4789 }];
+
+#[test]
+fn a_port_of_the_mesh_is_free_or_shared_or_its_own() {
+    let listener = "ip link add mesh-gro-vxlan type vxlan external dstport 4789; \
+                    ip link set mesh-gro-vxlan alias mesh:gro; \
+                    ip link set mesh-gro-vxlan addrgenmode none up";
+    let other = "ip link add vx0 type vxlan id 4097 dstport 4789; ip link set vx0 up; \
+                 ip link set vx0 addrgenmode none";
+    for (prepare, value, status) in [
+        ("true", "4789 free", Status::Ok),
+        (listener, "4789 mesh's", Status::Info),
+        (other, "4789 shared", Status::Warn),
+    ] {
+        let prepare = format!("{UNDERLAY}; {prepare}");
+        let Some(report) = examined_with(&prepare, VXLAN) else { return };
+        assert!(report.ok, "{report:#?}");
+        let port = find(&report, "udp_port");
+        assert_eq!((port.value.as_str(), port.status), (value, status), "{port:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,15 @@
-//! Segments that arrive are put together again before the programs see them, in every encapsulation.
+//! Segments that arrive are put together again before the programs see them, in every encapsulation;
+//! and whoever had the port that this takes before keeps it.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Encap, Options, Topology, Underlay, kernel, scenario::scenario, socket, traffic};
+use mesh_tests::{
+    Encap, Host, Options, Topology, Underlay, kernel, ping,
+    scenario::{bare, scenario},
+    socket, traffic, wait,
+};
+use serde_json::Value;
 
 const BYTES: usize = 32 << 20;
 /// No packet is larger that is not of several. On a real machine they have 10,000 bytes and more.
@@ -54,4 +62,58 @@ fn vxlan_segments_are_put_together() {
 #[test]
 fn vxlan_segments_are_put_together_over_ipv6() {
     is_merged(Encap::Vxlan, Underlay::V6);
+}
+
+/// What the doctor says of the UDP port of VXLAN.
+fn udp_port(host: &Host) -> Result<String> {
+    let config = host.config.to_str().context("path")?;
+    // Whatever else it finds.
+    let report = host.try_mesh(&["doctor", "--json", "--config", config])?;
+    let report: Value = serde_json::from_slice(&report.stdout)?;
+    let mut findings = report["findings"].as_array().into_iter().flatten();
+    let port = findings.find(|finding| finding["name"] == "udp_port").context("no udp_port")?;
+    Ok(port["value"].as_str().unwrap_or_default().to_owned())
+}
+
+/// As Docker makes those of its overlay networks: the interface moves, and its socket stays.
+#[test]
+fn vxlan_whose_interface_is_in_a_container_receives_beside_the_mesh() {
+    let options = Options { encap: Encap::Vxlan, ipv6: false, ..Options::default() };
+    bare(options, |mesh| {
+        let container = |h: usize| mesh.hosts[h].containers[0].netns.clone();
+        let [one, two] = [container(0), container(1)];
+        for (h, netns) in [&one, &two].into_iter().enumerate() {
+            let [local, remote] = [h + 1, 2 - h].map(|h| mesh.options.underlay.address(h));
+            mesh.hosts[h].netns.ip_batch(&format!(
+                "link add vx0 type vxlan id 4097 dstport 4789 local {local} remote {remote}\n\
+                 link set vx0 netns {}\n",
+                netns.name()
+            ))?;
+            let own = h + 1;
+            netns.ip_batch(&format!("addr add 198.18.0.{own}/24 dev vx0\nlink set vx0 up\n"))?;
+        }
+        let target = "198.18.0.2".parse()?;
+        ping::expect_ping(&one, target)?;
+        mesh.up()?;
+        ping::expect_ping(&one, target)?;
+        mesh.party("h1c1")?.expect_reaches(&mesh.party("h2c1")?)?;
+        for host in &mesh.hosts {
+            ensure!(host.drops("unknown_vni")? == 0, "{}: theirs was dropped", host.name);
+            ensure!(udp_port(host)? == "4789 shared", "{}: {}", host.name, udp_port(host)?);
+        }
+        if kernel::is_since(5, 13) {
+            let bytes = merged(mesh)?;
+            ensure!(bytes > WHOLE, "{bytes} bytes a packet: their socket does not do for GRO");
+        }
+        // Nobody has it any more; the agent looks when something in its namespace changes.
+        for (host, netns) in mesh.hosts.iter().zip([&one, &two]) {
+            netns.exec("ip link del vx0")?;
+            host.netns.ip_batch("link add x0 type veth peer name x1\nlink del x0\n")?;
+            wait::until("the port to be the mesh's", Duration::from_secs(5), || {
+                let said = udp_port(host).map_err(|e| format!("{e:#}"))?;
+                if said == "4789 mesh's" { Ok(()) } else { Err(said) }
+            })?;
+        }
+        Ok(())
+    });
 }

@@ -315,6 +315,9 @@ fn tunnels(cluster: &Cluster) -> Option<Table> {
     (!table.is_empty()).then_some(table)
 }
 
+/// Of VXLAN (RFC 7348, 5).
+const DOCKERS_PORT: u16 = 4789;
+
 /// What is no fault, and may surprise.
 fn notes(document: &Document) -> String {
     let mut notes = String::new();
@@ -329,6 +332,14 @@ fn notes(document: &Document) -> String {
             let name = &network.name;
             let _ = writeln!(notes, "\nNo node has a part of {cidr} in network {name}.");
         }
+    }
+    if document.cluster.udp_tunnels().iter().any(|tunnel| tunnel.port == DOCKERS_PORT) {
+        let _ = writeln!(
+            notes,
+            "\nDocker's own overlay networks have UDP port {DOCKERS_PORT} too. On hosts that have \
+             some, `mesh doctor`\nsays who has it now; another port, or encap \"gre\", keeps them \
+             apart."
+        );
     }
     notes
 }
@@ -414,6 +425,12 @@ mod tests {
         ] {
             assert!(words.contains(&line.split(' ').collect()), "{line:?} is not in\n{text}");
         }
+        assert!(!text.contains("overlay networks"), "{text}");
+        let file = FILE.replace("name = 'c'", "name = 'c'\nencap = 'vxlan'");
+        let vxlan = |file: &str| table(&config::parse_document(file.as_bytes()).unwrap());
+        assert!(vxlan(&file).contains("UDP port 4789 too"), "{text}");
+        let other = file.replace("name = 'c'", "name = 'c'\nport = 4790");
+        assert!(!vxlan(&other).contains("overlay networks"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use crate::{
         client,
         protocol::{Request, Response},
     },
-    config,
+    config::{self, Cluster},
     doctor::{AS_ROOT, Docker, Finding, Report, Status, examine},
     state::socket,
 };
@@ -29,14 +29,17 @@ pub struct DoctorArgs {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
-    /// The cluster's config file, for where Docker is; a running agent is asked instead
+    /// The cluster's config file, for its UDP ports, and for where Docker is unless an agent runs
     #[arg(long, default_value = super::DEFAULT_CONFIG)]
     pub config: PathBuf,
 }
 
 /// Succeeds unless something failed.
 pub async fn run(args: DoctorArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    let report = examine(&place.pin_dir, &docker(&args.config, place)).await;
+    // That a file is faulty is for `mesh check` to say.
+    let cluster = config::read(&args.config).map(|(cluster, _)| cluster).ok();
+    let tunnels = cluster.as_ref().map(Cluster::udp_tunnels).unwrap_or_default();
+    let report = examine(&place.pin_dir, &docker(cluster, place), &tunnels).await;
     let text = if args.json {
         serde_json::to_string_pretty(&report)?
     } else {
@@ -49,15 +52,14 @@ pub async fn run(args: DoctorArgs, place: &Place) -> anyhow::Result<ExitCode> {
 }
 
 /// What the agent says of it, or the file, or where it usually is.
-fn docker(config: &Path, place: &Place) -> Docker {
+fn docker(cluster: Option<Cluster>, place: &Place) -> Docker {
     let asked = client::call(&socket(&place.run_dir), &Request::Status, None, PATIENCE);
     if let Ok(Response::Status(status)) = asked
         && let Some(docker) = status.docker
     {
         return Docker::Followed(Box::new(docker));
     }
-    // That a file is faulty is for `mesh check` to say.
-    config::read(config).map_or_else(|_| Docker::default(), |(c, _)| Docker::At(c.docker))
+    cluster.map_or_else(Docker::default, |cluster| Docker::At(cluster.docker))
 }
 
 /// The width that the shell says it has, within what can be read.

@@ -7,6 +7,7 @@ mod docker;
 mod firewall;
 mod host;
 mod kernel;
+mod ports;
 mod underlay;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::path::Path;
 pub use docker::Docker;
 use serde::Serialize;
 
-use crate::{bpf::probe::KernelFeatures, net::Net};
+use crate::{bpf::probe::KernelFeatures, config::Tunnel, net::Net};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,8 +86,9 @@ impl Report {
     }
 }
 
-/// Looks at everything. `pin_dir`: where the agent would pin its programs.
-pub async fn examine(pin_dir: &Path, docker: &Docker) -> Report {
+/// Looks at everything. `pin_dir`: where the agent would pin its programs. `tunnels`: those of the
+/// cluster that are in UDP, as far as there is a config file.
+pub async fn examine(pin_dir: &Path, docker: &Docker, tunnels: &[Tunnel]) -> Report {
     let root = rustix::process::geteuid().is_root();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = kernel::findings(&release, KernelFeatures::probe(), root);
@@ -94,7 +96,10 @@ pub async fn examine(pin_dir: &Path, docker: &Docker) -> Report {
     findings.push(firewall::forward_policy(&release));
     findings.extend(docker::findings(docker));
     match Net::here() {
-        Ok(net) => findings.extend(underlay::findings(&net).await),
+        Ok(net) => {
+            findings.extend(underlay::findings(&net).await);
+            findings.extend(ports::findings(&net, tunnels).await);
+        }
         Err(e) => findings.push(underlay::unseen(&e)),
     }
     Report::new(findings)

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Host, HostError, gro, own_inode};
+use super::{Host, HostError, own_inode};
 use crate::{
     bpf::sync,
     compile::{self, ByAddress, Difference, Facts},
@@ -86,11 +86,7 @@ impl Host {
             worlds: self.worlds(),
             bridge: self.bridges.first(),
             foreign_gre: links.iter().any(is_foreign_gre),
-            foreign_ports: links
-                .iter()
-                .filter(|l| l.up && !gro::is_listener(l))
-                .filter_map(|l| l.udp_port)
-                .collect(),
+            foreign_ports: self.follow_foreign_ports(&cluster.udp_tunnels(), &links),
             netns: own_inode()?,
             peer_indices: peer_indices(observed),
         })

@@ -9,7 +9,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{ALIAS, Host, HostError, mesh0};
+use super::{ALIAS, Host, HostError, mesh0, ports};
 use crate::{
     bpf::attach::{self, Interface, Mode},
     config::{Cluster, Encap, Tunnel},
@@ -71,9 +71,7 @@ impl Host {
             else {
                 continue;
             };
-            let is_taken =
-                |link: &Link| link.up && link.udp_port == Some(tunnel.port) && !is_listener(link);
-            if links.iter().any(is_taken) {
+            if ports::foreign(&[*tunnel], &links).contains(&tunnel.port) {
                 continue;
             }
             match self.listen(tunnel).await {

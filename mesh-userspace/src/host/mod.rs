@@ -31,6 +31,7 @@ mod mesh0;
 mod networks;
 mod pair;
 mod path_mtu;
+mod ports;
 mod recover;
 mod routes;
 mod sandbox;
@@ -45,6 +46,7 @@ pub use gateway::PortRequest;
 pub use groups::{GroupStatus, QUERY_INTERVAL, Querier};
 pub use identity::which_node;
 pub use networks::{AddedNetwork, with_added};
+pub use ports::{Holder, holder};
 pub use sandbox::SandboxRequest;
 pub use status::{BridgeStatus, Count, NextHop, Status};
 
@@ -101,6 +103,8 @@ pub struct Host {
     next_hops: underlay::NextHops,
     path_mtus: path_mtu::PathMtus,
     listeners: gro::Listeners,
+    /// Of the mesh's UDP ports those that somebody else has too.
+    foreign_ports: Vec<u16>,
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
     /// What was warned of: endpoints without a place in the cluster.
@@ -161,6 +165,7 @@ impl Host {
             next_hops: underlay::NextHops::default(),
             path_mtus: path_mtu::PathMtus::default(),
             listeners: gro::Listeners::default(),
+            foreign_ports: Vec::new(),
             no_netkit: false,
             stranded: BTreeSet::new(),
         })
