@@ -155,3 +155,44 @@ fn file_that_is_removed_and_comes_back_changes_nothing() {
         expect_no_loss(flows)
     });
 }
+
+/// Faults of the only endpoint, as `mesh status --json` has them.
+fn faults(host: &Host) -> Result<Vec<String>> {
+    let faults = host.status()?["endpoints"][0]["faults"].clone();
+    serde_json::from_value(faults).context("faults")
+}
+
+#[test]
+fn container_without_a_place_in_the_changed_file_is_a_fault_with_the_way_out() {
+    bare(Options { hosts: 1, ipv6: false, ..Options::default() }, |mesh| {
+        mesh.cluster = mesh.cluster.clone().with_network("blue", 7, "10.43.0.0/16");
+        mesh.up()?;
+        let first = mesh.cluster.clone();
+        ensure!(faults(&mesh.hosts[0])?.is_empty());
+        let mut other = first.clone();
+        other.nodes[0].subnet = vec!["10.42.9.0/24".into()];
+        mesh.apply(&other)?;
+        let fault = "10.42.1.2 is in no subnet of h1 in network default any more: \
+                     detach and attach it again";
+        ensure!(faults(&mesh.hosts[0])? == [fault], "{:?}", faults(&mesh.hosts[0])?);
+        let text = mesh.hosts[0].run_mesh(&["status"])?;
+        ensure!(text.contains(fault) && text.contains("FAULTS"), "{text}");
+        let warned = |host: &Host, fault: &str| -> Result<usize> {
+            let log = fs::read_to_string(&host.log)?;
+            Ok(log.lines().filter(|l| l.contains("WARN") && l.contains(fault)).count())
+        };
+        ensure!(warned(&mesh.hosts[0], fault)? == 1, "{}", mesh.hosts[0].log_tail());
+        // The way out, and the same for a network.
+        mesh.hosts[0].detach(0)?;
+        mesh.hosts[0].attach(0, &["--network", "blue"])?;
+        ensure!(faults(&mesh.hosts[0])?.is_empty());
+        other.networks.clear();
+        mesh.apply(&other)?;
+        let fault = "its network, VNI 7, is not there any more: bring that back, or detach it";
+        ensure!(faults(&mesh.hosts[0])? == [fault], "{:?}", faults(&mesh.hosts[0])?);
+        ensure!(warned(&mesh.hosts[0], fault)? == 1, "{}", mesh.hosts[0].log_tail());
+        mesh.apply(&first)?;
+        ensure!(faults(&mesh.hosts[0])?.is_empty());
+        Ok(())
+    });
+}

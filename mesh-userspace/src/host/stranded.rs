@@ -25,10 +25,13 @@ impl Host {
 
 /// What is wrong with an endpoint's place in the cluster, and the way out.
 pub(super) fn faults(cluster: &Cluster, me: &Node, endpoint: &Endpoint) -> Vec<String> {
-    let remedy = remedy(endpoint);
     let Some(network) = cluster.networks.iter().find(|n| n.vni.get() == endpoint.vni) else {
-        return vec![format!("its network, VNI {}, is not there any more: {remedy}", endpoint.vni)];
+        let vni = endpoint.vni;
+        return vec![format!(
+            "its network, VNI {vni}, is not there any more: bring that back, or detach it"
+        )];
     };
+    let remedy = remedy(endpoint);
     let is_lost = |ip| !me.subnets_of(network.vni).any(|net| net.contains(ip));
     let fault = |ip| {
         format!(
