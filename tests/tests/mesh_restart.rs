@@ -1,8 +1,11 @@
 //! The agent ends, is killed, and comes back.
 
+use std::fs::File;
+
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{
-    Flow, Host, Options, Topology, flow, party::pairs, ping, scenario, scenario::bare,
+    Flow, Host, Options, Topology, flow, host::mesh_binary, party::pairs, ping, scenario,
+    scenario::bare,
 };
 
 const TWO: Options = Options { containers: 2, ..Options::DEFAULT };
@@ -146,5 +149,43 @@ fn nobody_with_another_run_folder_touches_the_mesh_of_an_agent() {
         host.run_dir = other;
         host.up(&cluster)?;
         host.down()
+    });
+}
+
+#[test]
+fn another_pin_folder_than_the_one_in_use_is_refused() {
+    scenario(TWO, |mesh| {
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[0];
+        host.kill9();
+        let own = host.pin_dir.clone();
+        let config = host.config.to_str().context("path")?.to_owned();
+        host.pin_dir = own.with_extension("other");
+        let output = host.try_mesh(&["up", "--once", "--config", &config, "--node", "h1"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "it was not refused");
+        ensure!(said.contains(&own.display().to_string()) && said.contains("--pin-dir"), "{said}");
+        // Who only looks need not know.
+        host.status()?;
+        host.pin_dir = own;
+        host.up(&cluster)
+    });
+}
+
+#[test]
+fn a_user_who_may_not_look_is_told_so() {
+    scenario(TWO, |mesh| {
+        let host = &mesh.hosts[0];
+        let mut setpriv = host.netns.command("setpriv");
+        setpriv.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        // By a descriptor: the folder of the binary may be one that it can not enter.
+        setpriv.stdin(File::open(mesh_binary()?)?).arg("/proc/self/fd/0");
+        setpriv.arg("--run-dir").arg(&host.run_dir);
+        let output = setpriv.arg("status").output().context("start setpriv (of util-linux)")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && !said.contains("is not up"), "{said}");
+        ensure!(said.contains("Permission denied") && said.contains("(run as root)"), "{said}");
+        ensure!(said.matches("Permission denied").count() == 1, "{said}");
+        Ok(())
     });
 }
