@@ -352,3 +352,26 @@ fn memberships_outlast_maps_that_grow() {
         expect_all_hear(&joined, b"still?", parties[2].address(false)?)
     });
 }
+
+#[test]
+fn containers_have_the_routes_for_broadcast_while_the_file_says_so() {
+    bare(Options { hosts: 1, containers: 1, ..THREE }, |mesh| {
+        mesh.up()?;
+        let container = mesh.hosts[0].containers[0].netns.clone();
+        let routes = || -> Result<[bool; 2]> {
+            let shown = container.exec("ip route")?;
+            Ok(["224.0.0.0/4 dev eth0", "255.255.255.255 dev eth0"].map(|r| shown.contains(r)))
+        };
+        let without = mesh.cluster.clone();
+        ensure!(routes()? == [false, false]);
+        mesh.apply(&without.clone().with_setting(ALL))?;
+        ensure!(routes()? == [true, true], "they did not come: {}", container.exec("ip route")?);
+        mesh.apply(&without)?;
+        ensure!(routes()? == [false, false], "they stay: {}", container.exec("ip route")?);
+        // Also by an agent that was away meanwhile.
+        mesh.hosts[0].kill9();
+        mesh.hosts[0].up(&without.with_setting(ALL))?;
+        ensure!(routes()? == [true, true], "they did not come: {}", container.exec("ip route")?);
+        Ok(())
+    });
+}

@@ -108,6 +108,7 @@ impl Host {
         self.ensure_firewall();
         self.ensure_guard(&cluster, &me);
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.follow_flood(&cluster).await;
         self.warn_of_stranded(&cluster, &me);
         self.ensure_gateways(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.

@@ -13,7 +13,7 @@ use super::{
     ALIAS, Host, HostError,
     choice::{container_mac, find_network, host_ifname, link_local},
     mesh0::full_len,
-    routes::{self, gateway_for},
+    routes::{self, container_routes, gateway_for},
 };
 use crate::{
     bpf::attach::{self, Interface},
@@ -182,7 +182,7 @@ impl Host {
                 inside.add_address(pair.peer_ifindex, local.into(), 64).await?;
             }
         }
-        routes::add_routes(inside, network, me, &endpoint).await?;
+        routes::add_routes(inside, &container_routes(network, me, &endpoint)).await?;
         for ip in &endpoint.addresses {
             if !inside.wait_until_local(*ip).await? {
                 tracing::warn!(endpoint = name, address = %ip, "it can not be reached yet");
@@ -358,10 +358,15 @@ pub(super) fn id_of(netns: BorrowedFd<'_>) -> (u64, u64) {
     rustix::fs::fstat(netns).map(|s| (s.st_dev, s.st_ino)).unwrap_or_default()
 }
 
-async fn set_inner_mtu(endpoint: &Endpoint, mtu: u32) -> Result<(), HostError> {
+/// The namespace that an endpoint was attached to.
+pub(super) fn inside_of(endpoint: &Endpoint) -> Result<Net, HostError> {
     let netns: OwnedFd = open_netns(&endpoint.netns)?;
     if id_of(netns.as_fd()) != endpoint.netns_id {
         return Err(HostError::User(format!("{} is another namespace by now", endpoint.netns)));
     }
-    Ok(Net::in_netns(netns.as_fd())?.set_mtu(endpoint.ifindex, mtu).await?)
+    Ok(Net::in_netns(netns.as_fd())?)
+}
+
+async fn set_inner_mtu(endpoint: &Endpoint, mtu: u32) -> Result<(), HostError> {
+    Ok(inside_of(endpoint)?.set_mtu(endpoint.ifindex, mtu).await?)
 }

@@ -7,7 +7,10 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Host, HostError, ROUTE_PROTOCOL, endpoint::id_of};
+use super::{
+    Host, HostError, ROUTE_PROTOCOL,
+    endpoint::{id_of, inside_of},
+};
 use crate::{
     config::{Cluster, Flood, Network, Node, gateway},
     net::{Net, Route, RouteSpec},
@@ -46,11 +49,26 @@ pub(super) fn container_routes(
             onlink: true,
             ..spec
         }));
-        // To IPv6 the kernel gives a route for multicast on each interface by itself.
-        let groups = FLOODED.iter().filter(|_| source.is_ipv4() && network.flood == Flood::All);
-        routes.extend(groups.map(|dst| RouteSpec { dst: (*dst).into(), ..spec }));
+    }
+    if network.flood == Flood::All {
+        routes.extend(group_routes(endpoint));
     }
     routes
+}
+
+/// To IPv6 the kernel gives a route for multicast on each interface by itself.
+fn group_routes(endpoint: &Endpoint) -> Vec<RouteSpec> {
+    let v4 = endpoint.addresses.iter().copied().filter(IpAddr::is_ipv4);
+    let route = |source, dst: Ipv4Net| RouteSpec {
+        dst: dst.into(),
+        ifindex: endpoint.ifindex,
+        gateway: None,
+        source: Some(source),
+        onlink: false,
+        mtu: None,
+        protocol: ROUTE_PROTOCOL,
+    };
+    v4.flat_map(|source| FLOODED.map(|dst| route(source, dst))).collect()
 }
 
 pub(super) fn gateway_for(me: &Node, network: &Network, address: IpAddr) -> Option<IpAddr> {
@@ -63,21 +81,16 @@ pub(super) fn is_for_groups(dst: IpNet) -> bool {
     FLOODED.iter().any(|net| dst == (*net).into())
 }
 
-/// Adds the routes of an endpoint. Where two networks of a container carry broadcast, the first
-/// keeps the routes for that: a program says by which interface it sends to the other.
-pub(super) async fn add_routes(
-    inside: &Net,
-    network: &Network,
-    me: &Node,
-    endpoint: &Endpoint,
-) -> Result<(), HostError> {
+/// Adds routes of an endpoint. Where two networks of a container carry broadcast, the first keeps
+/// the routes for that: a program says by which interface it sends to the other.
+pub(super) async fn add_routes(inside: &Net, routes: &[RouteSpec]) -> Result<(), HostError> {
     let there = inside.routes().await?;
-    let is_ours = |r: &Route| r.protocol == ROUTE_PROTOCOL && r.ifindex != Some(endpoint.ifindex);
-    for spec in container_routes(network, me, endpoint) {
-        let is_kept =
-            is_for_groups(spec.dst) && there.iter().any(|r| r.dst == spec.dst && is_ours(r));
-        if !is_kept {
-            inside.add_route(&spec).await?;
+    for spec in routes {
+        let is_anothers = |r: &Route| {
+            r.dst == spec.dst && r.protocol == ROUTE_PROTOCOL && r.ifindex != Some(spec.ifindex)
+        };
+        if !(is_for_groups(spec.dst) && there.iter().any(is_anothers)) {
+            inside.add_route(spec).await?;
         }
     }
     Ok(())
@@ -114,6 +127,41 @@ impl Host {
         let by = link.map_or_else(|| "another interface".to_owned(), |l| l.name);
         Err(taken(route.dst, ifname, &by, "NAME"))
     }
+
+    /// Gives the containers of each network that carries broadcast since this file the routes for
+    /// it, and takes them from those of one that does not any more.
+    pub(super) async fn follow_flood(&self, cluster: &Cluster) {
+        if self.state.endpoints.is_empty() {
+            return;
+        }
+        let of_file = if self.cluster.is_none() { self.file_cluster() } else { None };
+        let Some(last) = self.cluster.as_ref().or(of_file.as_ref()) else { return };
+        for network in &cluster.networks {
+            let before = last.networks.iter().find(|n| n.vni == network.vni);
+            let carries = network.flood == Flood::All;
+            if before.is_none_or(|n| (n.flood == Flood::All) == carries) {
+                continue;
+            }
+            // Those on a bridge have it from there.
+            let endpoints = self.state.endpoints.iter().filter(|(_, e)| e.bridged.is_none());
+            for (name, endpoint) in endpoints.filter(|(_, e)| e.vni == network.vni.get()) {
+                if let Err(e) = follow_flood_in(endpoint, carries).await {
+                    tracing::warn!("endpoint {name} keeps its routes for broadcast: {e}");
+                }
+            }
+        }
+    }
+}
+
+async fn follow_flood_in(endpoint: &Endpoint, carries: bool) -> Result<(), HostError> {
+    let (inside, routes) = (inside_of(endpoint)?, group_routes(endpoint));
+    if carries {
+        return add_routes(&inside, &routes).await;
+    }
+    for spec in &routes {
+        inside.remove_route(spec).await?;
+    }
+    Ok(())
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {
