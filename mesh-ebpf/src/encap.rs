@@ -19,6 +19,7 @@ use mesh_common::{
 use crate::{
     TELL_INNER,
     end::Done,
+    inner::Family,
     packet::{self, Packet},
 };
 
@@ -48,10 +49,22 @@ impl<'a> Route<'a> {
         Self { peer, vni, overhead: u32::from(peer.overhead) + key }
     }
 
-    /// Largest inner packet: the smaller of the port's MTU and what the underlay leaves.
+    /// Largest inner packet that arrives: the smaller of the port's MTU and what the underlay leaves.
     #[inline(always)]
     pub fn mtu(&self, port_mtu: u32) -> u32 {
-        let path = self.peer.underlay_mtu.saturating_sub(self.overhead);
+        self.inside(self.peer.underlay_mtu, port_mtu)
+    }
+
+    /// Largest inner packet of a family that is sent: for IPv6 it may be more than arrives.
+    #[inline(always)]
+    pub fn limit<F: Family>(&self, port_mtu: u32) -> u32 {
+        let PeerInfo { underlay_mtu, underlay_mtu6, .. } = *self.peer;
+        self.inside(if F::IS_V4 { underlay_mtu } else { underlay_mtu6 }, port_mtu)
+    }
+
+    #[inline(always)]
+    fn inside(&self, outer: u32, port_mtu: u32) -> u32 {
+        let path = outer.saturating_sub(self.overhead);
         if path < port_mtu { path } else { port_mtu }
     }
 }

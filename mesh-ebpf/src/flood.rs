@@ -319,8 +319,9 @@ fn to_peer(
     let peer = maps::peer(entry.target)?;
     let route = Route::new(peer, entry.vni_or_id);
     let bytes = packet.l3_len();
-    // The sender is not told: to a group no error is sent (RFC 1122, 3.2.2).
-    if bytes > route.mtu(port.mtu) && packet.gso_size() == 0 {
+    // The sender is not told: to a group no error is sent (RFC 1122, 3.2.2). So of the two limits it
+    // is the larger one for both families.
+    if bytes > route.limit::<V6>(port.mtu) && packet.gso_size() == 0 {
         return Err(DropReason::TooBig);
     }
     let macs = toward(&peer.inner_macs, mac);

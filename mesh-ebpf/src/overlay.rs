@@ -125,7 +125,7 @@ fn forward<F: Family>(packet: &Packet, port: &PortInfo) -> Result<Done, Refusal>
     }
     let peer = maps::peer(to.peer)?;
     let route = encap::Route::new(peer, to.vni);
-    icmp::fits::<F>(packet, port, header, route.mtu(port.mtu))?;
+    icmp::fits::<F>(packet, port, header, route.limit::<F>(port.mtu))?;
     let inner = Inner { proto: F::PROTO, tos: F::tos(header), bytes, macs: &peer.inner_macs };
     if peer.flags & PeerInfo::CLAMP != 0 {
         mss::of_sent::<F>(packet, header, &route, port.mtu);

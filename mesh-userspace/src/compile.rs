@@ -16,11 +16,11 @@ use mesh_common::{
 use rustc_hash::FxBuildHasher;
 
 pub use difference::Difference;
-pub use mtu::container_mtu;
+pub use mtu::{container_mtu, least_path_mtu};
 
 use lens::{Lens, long_len, prefix_lens};
 use mtu::Outer;
-use peer::{peer_info, peer_source, source_flags, wire_vni};
+use peer::{clamp_flag, peer_info, peer_source, source_flags, wire_vni};
 
 use crate::{
     bpf::{load::Room, tables::LpmPrefix},
@@ -42,8 +42,10 @@ pub type ByAddress<T> = HashMap<IpAddr, T, FxBuildHasher>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
     pub ifindex: u32,
-    /// Largest IP packet, in bytes.
+    /// Largest IP packet, in bytes, as interface and route have it.
     pub mtu: u32,
+    /// What ICMP says of it, true or not.
+    pub learned_mtu: Option<u32>,
     /// Our MAC on that interface.
     pub mac: [u8; 6],
     /// Of the family of the other node's address.
@@ -292,9 +294,10 @@ impl Desired {
     ) {
         let Some(&index) = self.peer_indices.get(&peer.underlay) else { return };
         let path = facts.paths.get(&peer.underlay);
-        self.maps.peers.insert(index, peer_info(cluster, me, peer, path));
+        let info = peer_info(cluster, me, peer, path);
+        self.maps.peers.insert(index, info);
         let outer_source = Addr::from(peer.underlay);
-        let flags = source_flags(cluster, me, peer);
+        let flags = source_flags(cluster, me, peer) | clamp_flag(&info);
         let mut may_send = |wire_vni: u32, vni: u32, subnets: &[(Vni, IpNet)]| {
             let key = PeerKey { outer_source, vni: wire_vni };
             // Where it is nobody it has nothing to ask.

@@ -23,7 +23,12 @@ const CHUNK: usize = 256 << 10;
 
 /// Sends `bytes` of pseudo-random data over TCP and compares the hashes of both ends.
 pub fn tcp_transfer(from: &Netns, to: &Netns, target: IpAddr, bytes: usize) -> Result<()> {
-    let (mut client, mut server) = tcp_pair(from, to, target)?;
+    let pair = tcp_pair(from, to, target)?;
+    transfer(pair, bytes).with_context(|| format!("{} -> {target}", from.name()))
+}
+
+/// [`tcp_transfer`] over the two ends of a connection that is open, which it closes.
+pub fn transfer((mut client, mut server): (TcpStream, TcpStream), bytes: usize) -> Result<()> {
     let sent = thread::spawn(move || -> Result<u64> {
         let (mut noise, mut hasher) = (Noise(bytes as u64 | 1), DefaultHasher::new());
         let (mut left, mut chunk) = (bytes, vec![0; CHUNK]);
@@ -39,8 +44,8 @@ pub fn tcp_transfer(from: &Netns, to: &Netns, target: IpAddr, bytes: usize) -> R
     let (mut data, mut hasher) = (Vec::with_capacity(bytes), DefaultHasher::new());
     let read = server.read_to_end(&mut data);
     let sent = sent.join().map_err(|_| anyhow!("sender panicked"))?;
-    let sent = sent.with_context(|| format!("{} -> {target}", from.name()))?;
-    read.with_context(|| format!("receive {} -> {target}", from.name()))?;
+    let sent = sent?;
+    read.context("receive")?;
     ensure!(data.len() == bytes, "{} of {bytes} bytes arrived", data.len());
     data.chunks(CHUNK).for_each(|part| hasher.write(part));
     ensure!(hasher.finish() == sent, "{bytes} bytes arrived, but not those that were sent");
@@ -74,7 +79,8 @@ pub fn tcp_connects(from: &Netns, target: SocketAddr, limit: Duration) -> Result
     from.run(|| Ok(TcpStream::connect_timeout(&target, limit).is_ok()))
 }
 
-fn tcp_pair(from: &Netns, to: &Netns, target: IpAddr) -> Result<(TcpStream, TcpStream)> {
+/// The two ends of a new connection, that of `from` first.
+pub fn tcp_pair(from: &Netns, to: &Netns, target: IpAddr) -> Result<(TcpStream, TcpStream)> {
     let listener = to.run(|| Ok(TcpListener::bind((any(target), 0))?)).context("listen")?;
     let target = SocketAddr::new(target, listener.local_addr()?.port());
     let connect = || {

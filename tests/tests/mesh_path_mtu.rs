@@ -16,19 +16,22 @@ use serde_json::Value;
 const LATER: Duration = Duration::from_secs(10);
 const NARROW: u32 = 1400;
 const WIDE: u32 = 1500;
+/// With outer headers it is too narrow for IPv6 inside.
+const NARROWEST: u32 = 1280;
 
 /// Makes the switch a router, with one hop to h2 that is narrow, and starts the mesh. Large packets
 /// from h2 are too large for h2's own interface; those from h1 for the router.
 fn behind_a_router(encap: Encap, underlay: Underlay, body: impl FnOnce(&Topology) -> Result<()>) {
     let options = Options { encap, underlay, mtu: WIDE, ..Options::default() };
     bare(options, |mesh| {
-        route_over_the_switch(mesh)?;
+        route_over_the_switch(mesh, NARROW)?;
         mesh.up()?;
         body(mesh)
     });
 }
 
-fn route_over_the_switch(mesh: &Topology) -> Result<()> {
+/// `far`: the MTU of h2's link, at both ends.
+fn route_over_the_switch(mesh: &Topology, far: u32) -> Result<()> {
     let family = mesh.options.underlay;
     let (router, len, forwarding) = match family {
         Underlay::V4 => ("192.0.2.1", 32, "/proc/sys/net/ipv4/ip_forward"),
@@ -41,7 +44,7 @@ fn route_over_the_switch(mesh: &Topology) -> Result<()> {
     };
     let mut lines = String::from("link del br0\n");
     for n in 1..=2 {
-        let mtu = if n == 2 { NARROW } else { WIDE };
+        let mtu = if n == 2 { far } else { WIDE };
         let host = family.address(n);
         lines += &format!("link set h{n} mtu {mtu} up\n");
         lines += &format!("addr add {router}/{len} dev h{n}{nodad}\n");
@@ -158,7 +161,7 @@ fn a_path_mtu_of_the_kernels_own_counts() {
     });
 }
 
-/// An ICMP message that the router sends to h1, of what it is said to have sent.
+/// An ICMP message to h1, of what it is said to have sent.
 struct Forged {
     from: [u8; 4],
     to: [u8; 4],
@@ -172,6 +175,11 @@ impl Forged {
         Self { from: [192, 0, 2, 11], to: [192, 0, 2, 12], protocol: 47, length: 1500, mtu: 1300 };
 
     fn send(&self, router: &Netns) -> Result<()> {
+        self.send_to(router, [192, 0, 2, 11])
+    }
+
+    fn send_to(&self, from: &Netns, to: impl Into<IpAddr>) -> Result<()> {
+        let to = to.into();
         let [high, low] = self.mtu.to_be_bytes();
         let mut message = vec![3, 4, 0, 0, 0, 0, high, low];
         let [long, short] = self.length.to_be_bytes();
@@ -184,9 +192,9 @@ impl Forged {
         let sum: u32 = words.sum();
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
         message[2..4].copy_from_slice(&sum.to_be_bytes());
-        router.run(|| {
+        from.run(|| {
             let socket = socket::open(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)?;
-            socket.send_to(&message, ("192.0.2.11", 0)).context("send ICMP")?;
+            socket.send_to(&message, (to, 0)).with_context(|| format!("send ICMP to {to}"))?;
             Ok(())
         })
     }
@@ -210,20 +218,141 @@ fn what_was_never_sent_teaches_nothing() {
         for message in forged {
             message.send(&mesh.switch)?;
         }
-        std::thread::sleep(Duration::from_millis(300));
-        ensure!(path(mesh)? == (WIDE.into(), "interface".into(), None), "{:?}", path(mesh)?);
+        learns_nothing(mesh)?;
         // The same way of saying it, and true: nothing of the above failed for its form.
         Forged::TRUE.send(&mesh.switch)?;
         wait_for(mesh, 1300, "icmp")?;
-        // Nobody makes it useless.
+        // Nobody makes it useless: packets of 552 bytes still go.
         Forged { mtu: 68, ..Forged::TRUE }.send(&mesh.switch)?;
-        wait_for(mesh, 552, "icmp")?;
+        wait_for(mesh, 552 + Encap::Gre.overhead(0), "icmp")?;
+        Ok(())
+    });
+}
+
+fn learns_nothing(mesh: &Topology) -> Result<()> {
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(path(mesh)? == (WIDE.into(), "interface".into(), None), "{:?}", path(mesh)?);
+    Ok(())
+}
+
+fn only_routers_teach(encap: Encap, forged: &Forged) {
+    behind_a_router(encap, Underlay::V4, |mesh| {
+        let (host, container) = (&mesh.hosts[0], &mesh.container("h1c1")?.netns);
+        for address in host.overlay_addresses()?.into_iter().filter(IpAddr::is_ipv4) {
+            forged.send_to(container, address)?;
+        }
+        learns_nothing(mesh)?;
+        // To the right address, from the host's other side: as from a container on Docker's bridge.
+        host.netns.ip_batch(&format!(
+            "link add x0 type veth peer name x1 netns {}\n\
+             addr add 198.51.100.1/24 dev x0\nlink set x0 up\n",
+            container.name()
+        ))?;
+        container.ip_batch(
+            "addr add 198.51.100.2/24 dev x1\nlink set x1 up\n\
+             route add 192.0.2.11/32 via 198.51.100.1\n",
+        )?;
+        host.netns.wait_operational("x0")?;
+        forged.send(container)?;
+        learns_nothing(mesh)?;
+        forged.send(&mesh.switch)?;
+        wait_for(mesh, forged.mtu.into(), "icmp").map(drop)
+    });
+}
+
+#[test]
+fn what_a_container_says_teaches_nothing() {
+    only_routers_teach(Encap::Gre, &Forged::TRUE);
+}
+
+#[test]
+fn what_a_container_says_of_udp_teaches_nothing() {
+    only_routers_teach(Encap::Vxlan, &Forged { protocol: 17, ..Forged::TRUE });
+}
+
+/// Connections that are open and new ones carry data, whatever the message says.
+fn message_stops_nothing(mtu: u16) {
+    behind_a_router(Encap::Gre, Underlay::V4, |mesh| {
+        let (from, to) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let open = |target: &IpAddr| traffic::tcp_pair(&from.netns, &to.netns, *target);
+        let before = to.addresses.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Forged { mtu, ..Forged::TRUE }.send(&mesh.switch)?;
+        wait::until("ICMP to be heard", LATER, || match path(mesh) {
+            Ok((_, by, _)) if by == "icmp" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        for (target, pair) in to.addresses.iter().zip(before) {
+            traffic::transfer(pair, 1 << 18).with_context(|| format!("open to {target}"))?;
+            traffic::tcp_transfer(&from.netns, &to.netns, *target, 1 << 18)?;
+            // What IPv6 promises everybody is sent; IPv4 may always be cut.
+            if target.is_ipv6() {
+                traffic::expect_udp(&from.netns, &to.netns, *target, 1280)?;
+            }
+        }
+        for target in &from.addresses {
+            traffic::tcp_transfer(&to.netns, &from.netns, *target, 1 << 18)?;
+        }
         Ok(())
     });
 }
 
 #[test]
-fn status_says_from_where_the_mtu_is_known() {
+fn a_message_with_the_least_mtu_stops_no_tcp() {
+    message_stops_nothing(552);
+}
+
+#[test]
+fn a_message_with_an_mtu_too_small_for_ipv6_stops_no_tcp() {
+    message_stops_nothing(1280);
+}
+
+/// Both ends are wide, and the way between them is in truth too narrow for IPv6 inside: new
+/// connections of both families are kept to it, and IPv4 learns at any time.
+fn narrowest(encap: Encap, underlay: Underlay) {
+    let options = Options { encap, underlay, mtu: WIDE, ..Options::default() };
+    bare(options, |mesh| {
+        route_over_the_switch(mesh, WIDE)?;
+        for n in 1..=2 {
+            let (host, len) =
+                (underlay.address(n), if underlay == Underlay::V4 { 32 } else { 128 });
+            let route = format!("route replace {host}/{len} dev h{n} mtu lock {NARROWEST}\n");
+            mesh.switch.ip_batch(&route)?;
+        }
+        mesh.up()?;
+        let (from, to) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let is_v4 = |target: &&IpAddr| target.is_ipv4();
+        for target in to.addresses.iter().filter(is_v4) {
+            traffic::tcp_transfer(&from.netns, &to.netns, *target, 1 << 18)?;
+        }
+        wait_for(mesh, NARROWEST, "icmp")?;
+        for target in &to.addresses {
+            traffic::tcp_transfer(&from.netns, &to.netns, *target, 1 << 18)?;
+        }
+        // The other end need not have heard of it.
+        for target in &from.addresses {
+            traffic::tcp_transfer(&to.netns, &from.netns, *target, 1 << 18)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn tcp_goes_through_a_way_too_narrow_for_ipv6_in_gre() {
+    narrowest(Encap::Gre, Underlay::V4);
+}
+
+#[test]
+fn tcp_goes_through_a_way_too_narrow_for_ipv6_in_vxlan() {
+    narrowest(Encap::Vxlan, Underlay::V4);
+}
+
+#[test]
+fn tcp_goes_through_an_ipv6_way_too_narrow_for_ipv6() {
+    narrowest(Encap::Gretap, Underlay::V6);
+}
+
+#[test]
+fn an_mtu_of_the_route_is_heeded_and_status_says_from_where_it_is() {
     behind_a_router(Encap::Gre, Underlay::V4, |mesh| {
         let mtu = |by: &str| format!("{} ({by}", 1300);
         let text = || mesh.hosts[0].run_mesh(&["status"]);
@@ -235,6 +364,10 @@ fn status_says_from_where_the_mtu_is_known() {
         mesh.hosts[0].netns.ip_batch(&route)?;
         wait_for(mesh, 1280, "route")?;
         ensure!(text()?.contains("1280 (route)"), "{}", text()?);
+        let (from, to) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        for target in &to.addresses {
+            traffic::tcp_transfer(&from.netns, &to.netns, *target, 1 << 18)?;
+        }
         let status: Value = mesh.hosts[0].status()?;
         ensure!(status["peers"][0]["next_hop"]["mtu_expires"].is_null(), "{status}");
         Ok(())

@@ -40,7 +40,9 @@ pub struct PeerInfo {
     pub _pad: u16,
     /// Ethernet inside: its two MACs.
     pub inner_macs: [u32; 3],
-    pub _pad2: u32,
+    /// As `underlay_mtu`, for what has IPv6 inside: packets of 1280 bytes are sent whatever was heard
+    /// of the way, since nobody who sends IPv6 makes smaller ones (RFC 8200, 5).
+    pub underlay_mtu6: u32,
 }
 
 impl PeerInfo {

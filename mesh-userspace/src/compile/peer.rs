@@ -9,7 +9,7 @@ use mesh_common::{
     wire::{ETH_LEN, IPPROTO_GRE, IPPROTO_UDP, mac_pair, outer_v4, outer_v6},
 };
 
-use super::{Path, long_len, node_mac};
+use super::{Path, long_len, mtu::Heeded, node_mac};
 use crate::config::{Cluster, Dscp, Foreign, Node, Tunnel, Vni};
 
 /// BPF_F_ADJ_ROOM_ENCAP_* (linux/bpf.h).
@@ -45,6 +45,7 @@ pub(super) fn peer_info(
         _ => return PeerInfo { remote, ..PeerInfo::default() },
     };
     let is_ipv6 = peer.underlay.is_ipv6();
+    let mtu = Heeded::of(cluster, me, peer, path);
     let (tos_mask, tos_set) = match cluster.dscp {
         Dscp::Copy => (0xff, 0),
         // ECN is always copied (RFC 6040, 4.1).
@@ -57,8 +58,8 @@ pub(super) fn peer_info(
             | flag(is_ipv6, PeerInfo::IPV6)
             | flag(is_udp, PeerInfo::UDP)
             | flag(is_switch(cluster, me, peer), PeerInfo::SWITCH)
-            | flag(clamps(peer), PeerInfo::CLAMP),
-        underlay_mtu: path.mtu,
+            | flag(clamps(peer, mtu), PeerInfo::CLAMP),
+        underlay_mtu: mtu.v4,
         remote,
         next_hop: Addr::from(path.next_hop),
         room: room_flags(shape, is_ipv6),
@@ -71,6 +72,7 @@ pub(super) fn peer_info(
         tos_mask,
         tos_set,
         inner_macs: mac_pair(inner_mac(peer), node_mac(me.underlay)),
+        underlay_mtu6: mtu.v6,
         ..PeerInfo::default()
     }
 }
@@ -86,8 +88,11 @@ fn is_switch(cluster: &Cluster, me: &Node, peer: &Node) -> bool {
         && matches!(peer.foreign, Some(Foreign { mac: None, .. }))
 }
 
-fn clamps(peer: &Node) -> bool {
-    peer.foreign.as_ref().is_some_and(|foreign| foreign.clamp_mss)
+/// The file says so, or the way is too narrow for a sender of IPv6 to be told of it: then TCP learns
+/// by its segment size alone.
+fn clamps(peer: &Node, mtu: Heeded) -> bool {
+    let is_told = peer.foreign.as_ref().is_some_and(|foreign| foreign.clamp_mss);
+    is_told || mtu.is_narrow && peer.subnets.iter().any(|(_, net)| net.addr().is_ipv6())
 }
 
 fn flag(is: bool, flag: u32) -> u32 {
@@ -99,7 +104,12 @@ pub(super) fn source_flags(cluster: &Cluster, me: &Node, peer: &Node) -> u32 {
     if peer.is_managed() {
         return 0;
     }
-    flag(is_switch(cluster, me, peer), PeerSource::SWITCH) | flag(clamps(peer), PeerSource::CLAMP)
+    flag(is_switch(cluster, me, peer), PeerSource::SWITCH)
+}
+
+/// The segment size is kept to what fits in both directions.
+pub(super) fn clamp_flag(info: &PeerInfo) -> u32 {
+    flag(info.flags & PeerInfo::CLAMP != 0, PeerSource::CLAMP)
 }
 
 /// The number of a network on the wire to a peer.

@@ -26,12 +26,12 @@ fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
-fn node(name: &str, underlay: impl Into<IpAddr>, subnets: &[(u32, &str)]) -> Node {
+pub(super) fn node(name: &str, underlay: impl Into<IpAddr>, subnets: &[(u32, &str)]) -> Node {
     let subnets = subnets.iter().map(|(v, net)| (vni(*v), net.parse().unwrap())).collect();
     Node { name: name.into(), underlay: underlay.into(), subnets, foreign: None }
 }
 
-fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
+pub(super) fn cluster(encap: Encap, mtu: Option<u16>, vnis: &[u32], nodes: Vec<Node>) -> Cluster {
     let network = |n: &u32| Network {
         name: format!("net{n}"),
         vni: vni(*n),

@@ -9,16 +9,14 @@ use std::{
 
 use mesh_common::{
     maps::PeerInfo,
-    wire::{IPPROTO_GRE, IPPROTO_UDP},
+    wire::{ETH_P_IP, ETH_P_IPV6, ETH_P_TEB, IPPROTO_GRE, IPPROTO_UDP},
 };
 
 use super::Host;
-use crate::{compile::ByAddress, net::TooBig};
-
-/// Smaller than that nobody makes a packet: the kernel's limit (net.ipv4.route.min_pmtu), and the
-/// least that IPv6 must carry.
-const LEAST_V4: u32 = 552;
-const LEAST_V6: u32 = 1280;
+use crate::{
+    compile::{ByAddress, least_path_mtu},
+    net::TooBig,
+};
 
 /// The kernel's default for what it learns itself.
 const HOLDS: Duration = Duration::from_secs(600);
@@ -61,12 +59,11 @@ impl Host {
     /// A router says that a packet was too big. True if it was one of ours to another node, and that
     /// node's packets must be smaller from now on.
     pub fn learn_path_mtu(&mut self, told: &TooBig) -> bool {
-        let Some(before) = self.sent(told).map(|peer| peer.underlay_mtu) else { return false };
-        let least = if told.to.is_ipv4() { LEAST_V4 } else { LEAST_V6 };
+        let Some((before, least)) = self.heard_of(told) else { return false };
         let mtu = told.mtu.max(least);
         // Said of a packet that was no larger, it is not true; and larger ones than now are tried
         // when the time is over, not because somebody says so.
-        if mtu >= told.length || mtu > before {
+        if told.mtu >= told.length || mtu > before {
             return false;
         }
         let is_new = mtu < before;
@@ -79,18 +76,34 @@ impl Host {
         is_new
     }
 
-    /// The node that this packet was sent to, if this host's programs can have sent it.
+    /// The MTU of the way to the node that this packet was sent to, and the least that is believed.
+    /// `None` if this host's programs can not have sent it, or if it is said where no router does.
+    fn heard_of(&self, told: &TooBig) -> Option<(u32, u32)> {
+        let cluster = self.cluster.as_ref()?;
+        let me = cluster.nodes.iter().find(|n| n.name == self.state.node)?;
+        // A router answers the packet's sender. Containers reach the host at other addresses, or by
+        // other interfaces, and may send it what they like.
+        let comes_from_underlay = self.state.underlay.iter().any(|i| i.index == told.ifindex);
+        if me.underlay != told.from || told.told != told.from || !comes_from_underlay {
+            return None;
+        }
+        let peer = self.sent(told)?;
+        let node = cluster.nodes.iter().find(|n| n.underlay == told.to)?;
+        Some((peer.underlay_mtu, least_path_mtu(cluster, me, node)))
+    }
+
+    /// The node that this packet was sent to, if it looks like one of ours.
     fn sent(&self, packet: &TooBig) -> Option<&PeerInfo> {
-        let me = self.cluster.as_ref()?.nodes.iter().find(|n| n.name == self.state.node)?;
         let contents = self.contents.as_ref()?;
         let peer = contents.peers.values().find(|p| IpAddr::from(p.remote) == packet.to)?;
-        let is_udp = peer.flags & PeerInfo::UDP != 0;
-        let is_ours = match packet.protocol {
-            IPPROTO_GRE => !is_udp,
-            IPPROTO_UDP => is_udp && packet.port == Some(u16::from_be(peer.port)),
+        let has = |flag| peer.flags & flag != 0;
+        let is_ours = match (packet.protocol, packet.next?) {
+            (IPPROTO_GRE, ETH_P_TEB) => !has(PeerInfo::UDP) && has(PeerInfo::ETHERNET),
+            (IPPROTO_GRE, ETH_P_IP | ETH_P_IPV6) => !has(PeerInfo::UDP | PeerInfo::ETHERNET),
+            (IPPROTO_UDP, port) => has(PeerInfo::UDP) && port == u16::from_be(peer.port),
             _ => false,
         };
-        (is_ours && me.underlay == packet.from && peer.ifindex != 0).then_some(peer)
+        (is_ours && peer.ifindex != 0).then_some(peer)
     }
 
     /// When something that was learned of a path ends, and larger packets are to be tried.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{GroupStatus, Host, HostError, path_mtu::Learned, stranded};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
+    compile::least_path_mtu,
     config::{Cluster, Node, Vni, mac_text},
     docker::DockerStatus,
     net::{Link, Neighbour},
@@ -269,6 +270,8 @@ impl Host {
                 let address = IpAddr::from(peer.next_hop);
                 let neighbour = neighbours.get(&(peer.ifindex, address));
                 let learned = self.path_mtus.get(node.underlay);
+                let least = least_path_mtu(cluster, me, node);
+                let learned = learned.filter(|l| l.mtu.max(least) == peer.underlay_mtu);
                 next_hop(peer, address, links.get(&peer.ifindex), neighbour, learned)
             });
             let tunnel = cluster.tunnel(me, node);
@@ -350,6 +353,7 @@ fn next_hop(
     address: IpAddr,
     link: Option<&Link>,
     neighbour: Option<&Neighbour>,
+    // Where the MTU comes from it.
     learned: Option<Learned>,
 ) -> NextHop {
     let state = match neighbour {
@@ -358,7 +362,6 @@ fn next_hop(
         _ => "unresolved",
     };
     let mtu = peer.underlay_mtu;
-    let learned = learned.filter(|learned| learned.mtu == mtu);
     let mtu_from = match (learned, link) {
         (Some(_), _) => "icmp",
         (None, Some(link)) if link.mtu == mtu => "interface",

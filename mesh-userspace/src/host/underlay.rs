@@ -188,10 +188,10 @@ impl Host {
             return None;
         }
         let neighbour = neighbours.get(&(hop.ifindex, next_hop));
-        let learned = self.path_mtus.get(to).map(|learned| learned.mtu);
         Some(Path {
             ifindex: hop.ifindex,
-            mtu: [hop.mtu, learned].into_iter().flatten().fold(link.mtu, u32::min),
+            mtu: hop.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
+            learned_mtu: self.path_mtus.get(to).map(|learned| learned.mtu),
             mac,
             next_hop,
             next_hop_mac: neighbour.filter(|n| n.usable).and_then(|n| n.mac),

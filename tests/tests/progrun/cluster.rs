@@ -212,8 +212,13 @@ impl Spec {
 
     /// Largest packet to a peer.
     pub fn path_mtu(self, peer: Peer, vni: u32) -> usize {
+        self.mtu(vni).min(self.whole_path_mtu(peer, vni))
+    }
+
+    /// The same whatever the containers' interfaces have.
+    pub fn whole_path_mtu(self, peer: Peer, vni: u32) -> usize {
         let underlay = if peer == H5 { H5_MTU } else { UNDERLAY_MTU };
-        self.mtu(vni).min(underlay as usize - self.overhead(peer, vni))
+        underlay as usize - self.overhead(peer, vni)
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use mesh_common::verdict::{DropReason, Verdict};
+use mesh_common::{
+    maps::PeerInfo,
+    verdict::{DropReason, Verdict},
+};
+use mesh_userspace::bpf::Store as _;
 
 use super::{
     counters::Counter,
     packet::{IPV4, IPV6, assert_well_formed, eth, ethertype, ip, ip_with, tcp, udp_of},
-    spec::{A, B, BLUE, D, GRE, GRETAP, H5_MTU, HOST, MTU, Port, SIX},
+    spec::{A, B, BLUE, D, GRE, GRETAP, H2, H5_MTU, HOST, MTU, Port, SIX},
     world::{REDIRECT, Ran, SHOT, World, gateway_mac, world},
 };
 
@@ -164,6 +168,17 @@ fn options_of_tcp_count_in_its_segments() {
         let fits = MTU as u32 - 20 - 32;
         assert_eq!(w.sends_segments(A, &frame, fits).verdict, Verdict::Deliver);
         w.sends_segments(A, &frame, fits + 1).assert_dropped(DropReason::TooBig);
+    });
+}
+
+#[test]
+fn each_family_has_a_limit_of_its_own_on_the_way_to_a_peer() {
+    world(GRE, |w| {
+        let peer = w.tables.peers.get(&H2.index).unwrap().unwrap();
+        let narrow = PeerInfo { underlay_mtu: 1000, underlay_mtu6: 1304, ..peer };
+        w.tables.peers.set_all(&[(H2.index, narrow)]).unwrap();
+        assert_limit(w, A, addr("10.42.64.9"), 1000 - 24, Verdict::Encap);
+        assert_limit(w, A, addr("fd42:0:0:1::9"), 1304 - 24, Verdict::Encap);
     });
 }
 

@@ -342,6 +342,7 @@ fn facts(spec: Spec) -> Facts {
         let path = compile::Path {
             ifindex: UNDERLAY,
             mtu,
+            learned_mtu: None,
             mac: UNDERLAY_MAC,
             next_hop: peer.at(spec),
             next_hop_mac: is_resolved.then_some(NEXT_HOP_MAC),

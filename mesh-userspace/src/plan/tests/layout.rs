@@ -224,6 +224,7 @@ impl Layout {
         let path = |u: IpAddr| Path {
             ifindex: 2,
             mtu: 1500,
+            learned_mtu: None,
             mac: [2; 6],
             next_hop: u,
             next_hop_mac: Some([4; 6]),

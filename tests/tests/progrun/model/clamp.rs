@@ -1,7 +1,7 @@
 //! The segment size that is agreed on with peers that need it (RFC 9293, 3.7.1; RFC 6691).
 
 use super::{Model, be16};
-use crate::spec::{OLD_GENEVE, OLD_GRE, Peer, UNDERLAY_MTU};
+use crate::spec::{H5, OLD_GENEVE, OLD_GRE, Peer};
 
 impl Model<'_> {
     /// A packet to a peer, as it is inside its tunnel.
@@ -11,13 +11,13 @@ impl Model<'_> {
 
     /// A packet from a peer, as it is handed over.
     pub fn clamped_from(&self, peer: Peer, vni: u32, packet: &[u8]) -> Vec<u8> {
-        clamped(peer, packet, UNDERLAY_MTU as usize - self.spec.overhead(peer, vni))
+        clamped(peer, packet, self.spec.whole_path_mtu(peer, vni))
     }
 }
 
-/// Those that the file says it of.
+/// Those that the file says it of, and the one that the route leaves less than 1280 bytes to.
 pub fn is_clamped(peer: Peer) -> bool {
-    [OLD_GENEVE, OLD_GRE].contains(&peer)
+    [H5, OLD_GENEVE, OLD_GRE].contains(&peer)
 }
 
 fn clamped(peer: Peer, packet: &[u8], mtu: usize) -> Vec<u8> {
