@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Host, HostError};
+use super::{Host, HostError, gro};
 use crate::{
     bpf::attach::Interface,
     compile::{self, ByAddress, Path},
@@ -83,7 +83,7 @@ impl Host {
         me: &Node,
         links: &[Link],
     ) -> Result<ByAddress<Path>, HostError> {
-        self.look_up_hops(nodes, me)?;
+        self.look_up_hops(nodes, me, links.iter().any(gro::is_listener))?;
         let links: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
         let neighbours = self.net.neighbours().await?;
         let path = |to: &IpAddr| {
@@ -120,8 +120,13 @@ impl Host {
     }
 
     /// Asks the kernel for the routes to those nodes of which it was not asked before, or not since
-    /// [`Host::forget_routes`].
-    fn look_up_hops(&mut self, nodes: &[IpAddr], me: &Node) -> Result<(), HostError> {
+    /// [`Host::forget_routes`]. `listens`: there is a socket of ours for tunnels in UDP.
+    fn look_up_hops(
+        &mut self,
+        nodes: &[IpAddr],
+        me: &Node,
+        listens: bool,
+    ) -> Result<(), HostError> {
         if self.hops_from != Some(me.underlay) {
             self.forget_routes();
             self.hops_from = Some(me.underlay);
@@ -134,9 +139,12 @@ impl Host {
         let found = self.net.routes_to(&asked, Some(me.underlay))?;
         let mut found: Vec<_> = missing().zip(found).collect();
         for (to, hop) in found.iter_mut().filter_map(|(to, hop)| Some((*to, hop.as_mut()?))) {
-            // Learned by the kernel, from traffic of the host's own.
+            // Learned by the kernel, from traffic of the host's own; or from whatever is said to our
+            // socket, by whoever and wherever (__udp4_lib_err), which [`Host::learn_path_mtu`] knows better.
             if let (Some(mtu), Some(expires)) = (hop.mtu, hop.mtu_expires) {
-                self.path_mtus.set(to, mtu, expires);
+                if !listens {
+                    self.path_mtus.set(to, mtu, expires);
+                }
                 hop.mtu = None;
             }
         }
