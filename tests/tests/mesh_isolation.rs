@@ -340,16 +340,22 @@ fn masqueraded(mesh: &Topology) -> Result<Netns> {
     Ok(guest.clone())
 }
 
+/// The mesh without those who are masqueraded.
+fn up_with_first_containers(mesh: &mut Topology) -> Result<()> {
+    let cluster = mesh.cluster.clone();
+    for host in &mut mesh.hosts {
+        host.up(&cluster)?;
+        host.attach(0, &[])?;
+    }
+    Ok(())
+}
+
 #[test]
 fn what_a_host_masquerades_does_not_pass_for_the_host() {
     let options = Options { containers: 2, encap: Encap::Vxlan, ..Options::default() };
     bare(options, |mesh| {
         let guest = masqueraded(mesh)?;
-        let cluster = mesh.cluster.clone();
-        for host in &mut mesh.hosts {
-            host.up(&cluster)?;
-            host.attach(0, &[])?;
-        }
+        up_with_first_containers(mesh)?;
         let [host, far] = [mesh.hosts[0].party()?, mesh.hosts[1].party()?];
         let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
         let world = "192.0.2.12".parse()?;
@@ -396,11 +402,7 @@ fn what_a_host_forwards_has_no_address_of_the_hosts() {
     };
     bare(options, |mesh| {
         let guest = masqueraded(mesh)?;
-        let cluster = mesh.cluster.clone();
-        for host in &mut mesh.hosts {
-            host.up(&cluster)?;
-            host.attach(0, &[])?;
-        }
+        up_with_first_containers(mesh)?;
         let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
         let node = |h| -> Result<Ipv6Addr> { Ok(Underlay::V6.address(h).parse()?) };
         let inner = udp([2; 6], near.address(false)?, to.address(false)?)?;

@@ -16,6 +16,7 @@ use super::{peer_commands, print};
 use crate::{
     compile,
     config::{self, Cluster, Document, Fault, Faults, Network, Node, Tunnel, Vni},
+    docker::OVERLAY_PORT,
     net::{Address, Net},
 };
 
@@ -315,9 +316,6 @@ fn tunnels(cluster: &Cluster) -> Option<Table> {
     (!table.is_empty()).then_some(table)
 }
 
-/// Of VXLAN (RFC 7348, 5).
-const DOCKERS_PORT: u16 = 4789;
-
 /// What is no fault, and may surprise.
 fn notes(document: &Document) -> String {
     let mut notes = String::new();
@@ -333,10 +331,10 @@ fn notes(document: &Document) -> String {
             let _ = writeln!(notes, "\nNo node has a part of {cidr} in network {name}.");
         }
     }
-    if document.cluster.udp_tunnels().iter().any(|tunnel| tunnel.port == DOCKERS_PORT) {
+    if document.cluster.udp_tunnels().iter().any(|tunnel| tunnel.port == OVERLAY_PORT) {
         let _ = writeln!(
             notes,
-            "\nDocker's own overlay networks have UDP port {DOCKERS_PORT} too. On hosts that have \
+            "\nDocker's own overlay networks have UDP port {OVERLAY_PORT} too. On hosts that have \
              some, `mesh doctor`\nsays who has it now; another port, or encap \"gre\", keeps them \
              apart."
         );

@@ -44,6 +44,9 @@ mod saved;
 mod server;
 mod watch;
 
+/// UDP port of Docker's own overlay networks: that of VXLAN (RFC 7348, 5).
+pub const OVERLAY_PORT: u16 = 4789;
+
 use api::Api;
 pub use askers::Askers;
 use attached::Attached;

@@ -8,12 +8,10 @@ use super::{
 };
 use crate::{
     config::Tunnel,
+    docker::OVERLAY_PORT,
     host::{Holder, holder},
     net::{self, Link, Net},
 };
-
-/// Of Docker's overlay networks, and by RFC 7348 of VXLAN.
-const DOCKERS: u16 = 4789;
 
 /// `used`: the cluster's tunnels in UDP. The port of an interface that mesh made is one of them,
 /// whatever the config file says.
@@ -43,7 +41,7 @@ fn finding(port: u16, links: &[Link], taken: &io::Result<BTreeSet<u16>>) -> Find
                            Another cluster.port keeps the two apart, as does encap = \"gre\".";
             finding(Warn, "shared".into(), meaning).mended_by(look)
         }
-        (Holder::Mesh, _) if port == DOCKERS => {
+        (Holder::Mesh, _) if port == OVERLAY_PORT => {
             let meaning = "Docker's overlay networks, and other VXLAN, can not come up on it \
                            (\"address already in use\"). Where this host is to have them, set \
                            cluster.port to another, or encap to \"gre\".";

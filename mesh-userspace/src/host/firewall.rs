@@ -31,13 +31,24 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Takes over what was done to it; where that failed, `outcome` says what is so for that. Are there
-    /// rules of ours now? `None`: as before.
-    pub fn take(&mut self, done: Result<Self, HostError>, outcome: &str) -> Option<bool> {
+    /// Makes the table have just these chains, or not be there if `None`. `noted`: whether the state
+    /// says that there are rules of ours. `is_lost`: it knows nothing at all. Where this fails,
+    /// `outcome` says what is so for that.
+    pub fn follow(
+        &mut self,
+        name: &str,
+        chains: Option<String>,
+        (noted, is_lost): (&mut bool, bool),
+        outcome: &str,
+    ) {
+        let done = match chains {
+            Some(chains) => ensure(name, chains, self),
+            None => remove_noted(name, *noted, is_lost).map(|()| Self::default()),
+        };
         match done {
             Ok(table) => {
+                *noted = !table.listing.is_empty();
                 *self = table;
-                Some(!self.listing.is_empty())
             }
             Err(e) => {
                 let error = Some(format!("{outcome}: {e}"));
@@ -45,7 +56,6 @@ impl Table {
                     tracing::warn!("{}", error.as_deref().unwrap_or_default());
                 }
                 *self = Self { error, ..Self::default() };
-                None
             }
         }
     }
@@ -56,22 +66,22 @@ impl Host {
     /// what is said above is not so; all else works.
     pub(super) fn ensure_firewall(&mut self) {
         let names: Vec<&str> = self.bridges.names().collect();
-        let done = match names.is_empty() {
-            true => remove(&self.state).map(|()| Table::default()),
-            false => ensure(TABLE, rules(&names), &self.firewall),
-        };
+        let chains = (!names.is_empty()).then(|| rules(&names));
         let outcome =
             "ports that Docker publishes are not reached by the overlay address of their host";
-        if let Some(is_there) = self.firewall.take(done, outcome) {
-            self.state.firewall = is_there;
-        }
+        let is_lost = self.state.node.is_empty();
+        self.firewall.follow(TABLE, chains, (&mut self.state.firewall, is_lost), outcome);
     }
 }
 
-/// Takes them away. They can only be there without us knowing if we know nothing at all.
+/// Takes them away.
 pub(super) fn remove(state: &State) -> Result<(), HostError> {
-    let is_lost = state.node.is_empty();
-    if state.firewall || is_lost { remove_table(TABLE) } else { Ok(()) }
+    remove_noted(TABLE, state.firewall, state.node.is_empty())
+}
+
+/// Rules can only be there without us knowing if we know nothing at all.
+pub(super) fn remove_noted(name: &str, noted: bool, is_lost: bool) -> Result<(), HostError> {
+    if noted || is_lost { remove_table(name) } else { Ok(()) }
 }
 
 pub(super) fn remove_table(name: &str) -> Result<(), HostError> {

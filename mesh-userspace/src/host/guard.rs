@@ -33,27 +33,23 @@ const TABLE: &str = "mesh_guard";
 impl Host {
     /// Makes the rules be there if this host forwards, and not be there otherwise.
     pub(super) fn ensure_guard(&mut self, cluster: &Cluster, me: &Node) {
-        let done = if is_forwarding() {
+        let chains = is_forwarding().then(|| {
             let mut own = self.all_host_addresses(me);
             own.extend(self.gateways(me));
             own.push(me.underlay);
             let own: Vec<IpNet> = own.into_iter().map(IpNet::from).collect();
-            firewall::ensure(TABLE, rules(&own, cluster), &self.guard)
-        } else {
-            remove(&self.state).map(|()| firewall::Table::default())
-        };
+            rules(&own, cluster)
+        });
         let outcome =
             "containers whose packets this host masquerades can speak to the mesh as the host";
-        if let Some(is_there) = self.guard.take(done, outcome) {
-            self.state.guard = is_there;
-        }
+        let is_lost = self.state.node.is_empty();
+        self.guard.follow(TABLE, chains, (&mut self.state.guard, is_lost), outcome);
     }
 }
 
-/// Takes the rules away. They can only be there without us knowing if we know nothing at all.
+/// Takes the rules away.
 pub(super) fn remove(state: &State) -> Result<(), HostError> {
-    let is_lost = state.node.is_empty();
-    if state.guard || is_lost { firewall::remove_table(TABLE) } else { Ok(()) }
+    firewall::remove_noted(TABLE, state.guard, state.node.is_empty())
 }
 
 fn is_forwarding() -> bool {

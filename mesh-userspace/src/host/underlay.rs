@@ -140,7 +140,8 @@ impl Host {
         let mut found: Vec<_> = missing().zip(found).collect();
         for (to, hop) in found.iter_mut().filter_map(|(to, hop)| Some((*to, hop.as_mut()?))) {
             // Learned by the kernel, from traffic of the host's own; or from whatever is said to our
-            // socket, by whoever and wherever (__udp4_lib_err), which [`Host::learn_path_mtu`] knows better.
+            // socket, by whoever and wherever (__udp4_lib_err), of which [`Host::learn_path_mtu`]
+            // hears itself.
             if let (Some(mtu), Some(expires)) = (hop.mtu, hop.mtu_expires) {
                 if !listens {
                     self.path_mtus.set(to, mtu, expires);
