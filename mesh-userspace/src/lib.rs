@@ -15,6 +15,8 @@ pub mod compile;
 pub mod config;
 pub mod docker;
 pub mod doctor;
+pub mod durable;
+pub mod faults;
 pub mod foreign;
 pub mod host;
 pub mod mountns;

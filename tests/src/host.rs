@@ -37,6 +37,7 @@ pub struct Host {
     pub log: PathBuf,
     pub run_dir: PathBuf,
     pub pin_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// Runs the agent by `ip netns exec`, which gives it a mount namespace of its own.
     pub private_mounts: bool,
     /// Another `mesh` than [`mesh_binary`].
@@ -68,6 +69,7 @@ impl Host {
             log: dir.join(format!("{name}.log")),
             run_dir: dir.join(&name),
             pin_dir: dir.join("bpf").join(&name),
+            state_dir: dir.join(format!("{name}-state")),
             private_mounts: false,
             binary: None,
             inside: None,
@@ -93,6 +95,7 @@ impl Host {
             self.netns.command(binary)
         };
         command.arg("--run-dir").arg(&self.run_dir).arg("--pin-dir").arg(&self.pin_dir);
+        command.arg("--state-dir").arg(&self.state_dir);
         Ok(command)
     }
 

@@ -167,7 +167,7 @@ fn link(folders: &FoldersArgs) -> anyhow::Result<()> {
     }
     let make = || -> io::Result<()> {
         fs::create_dir_all(&folders.bin_dir)?;
-        let next = file::beside(&path, ".next");
+        let next = crate::durable::beside(&path, ".next");
         match fs::remove_file(&next) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}

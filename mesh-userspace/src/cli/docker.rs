@@ -225,7 +225,7 @@ fn write(path: &Path, before: &str, after: &str) -> io::Result<Option<PathBuf>> 
 fn keep(path: &Path, text: &str) -> io::Result<PathBuf> {
     for n in 1.. {
         let number = if n == 1 { String::new() } else { format!("-{n}") };
-        let kept = file::beside(path, &format!(".before-mesh{number}"));
+        let kept = crate::durable::beside(path, &format!(".before-mesh{number}"));
         match fs::File::create_new(&kept) {
             Ok(mut file) => return file.write_all(text.as_bytes()).map(|()| kept),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

@@ -1,10 +1,8 @@
 //! Config files of others, changed so that a person sees what changes.
 
-use std::{
-    ffi::OsString,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
+
+use crate::durable::beside;
 
 /// Nothing, if there is no such file.
 pub fn read(path: &Path) -> io::Result<String> {
@@ -37,11 +35,4 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let next = beside(path, ".next");
     fs::write(&next, text)?;
     fs::rename(next, path)
-}
-
-/// The same path with more at its end.
-pub fn beside(path: &Path, more: &str) -> PathBuf {
-    let mut name: OsString = path.into();
-    name.push(more);
-    name.into()
 }

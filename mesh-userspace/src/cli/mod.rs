@@ -42,11 +42,15 @@ pub struct Place {
     /// Folder of the pinned programs and maps; a bpf file system is mounted if there is none
     #[arg(long, global = true, default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
     pub pin_dir: PathBuf,
+    /// Folder of what this host must still know after a reboot
+    #[arg(long, global = true, default_value = Place::DEFAULT_STATE_DIR, env = "MESH_STATE_DIR")]
+    pub state_dir: PathBuf,
 }
 
 impl Place {
     pub const DEFAULT_RUN_DIR: &str = "/run/mesh";
     pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/mesh";
+    pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh";
     const RUN_DIR: &str = "MESH_RUN_DIR";
 }
 

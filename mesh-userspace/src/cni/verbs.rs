@@ -97,7 +97,11 @@ fn detach_without_agent(name: &str, run_dir: &Path) -> anyhow::Result<()> {
         // Nothing is attached where no mesh is up.
         return Ok(());
     }
-    let place = Place { run_dir: run_dir.to_owned(), pin_dir: Place::DEFAULT_PIN_DIR.into() };
+    let place = Place {
+        run_dir: run_dir.to_owned(),
+        pin_dir: Place::DEFAULT_PIN_DIR.into(),
+        state_dir: Place::DEFAULT_STATE_DIR.into(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The host's sockets belong to it.
     let _context = runtime.enter();

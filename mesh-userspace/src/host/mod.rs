@@ -8,6 +8,7 @@ use crate::{
     cli::Place,
     compile::ByAddress,
     config::{Cluster, Node},
+    faults::Faults,
     net::{Hop, Net, NetError},
     plan::Contents,
     state::{RunDir, State, StateError},
@@ -109,6 +110,7 @@ pub struct Host {
     no_netkit: bool,
     /// What was warned of: endpoints without a place in the cluster.
     stranded: BTreeSet<String>,
+    faults: Faults,
 }
 
 impl Host {
@@ -168,6 +170,7 @@ impl Host {
             foreign_ports: Vec::new(),
             no_netkit: false,
             stranded: BTreeSet::new(),
+            faults: Faults::default(),
         })
     }
 
@@ -208,6 +211,11 @@ impl Host {
     /// Another one than before: the endpoints may be others.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// What is wrong on this host; every part of the agent adds its own.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     pub fn net(&self) -> &Net {

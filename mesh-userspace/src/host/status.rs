@@ -16,6 +16,7 @@ use crate::{
     compile::least_path_mtu,
     config::{Cluster, Node, Vni, mac_text},
     docker::DockerStatus,
+    faults::PastFault,
     net::{Link, Neighbour},
     state::Published,
 };
@@ -57,6 +58,9 @@ pub struct Status {
     /// What is not as it should be on this host, and the way out.
     #[serde(default)]
     pub faults: Vec<String>,
+    /// What was wrong since the agent began and is not any more, the latest first.
+    #[serde(default)]
+    pub past_faults: Vec<PastFault>,
     /// Packets dropped since `mesh up`, by reason; those that never happened are left out.
     pub drops: BTreeMap<String, u64>,
     pub hooks: Vec<HookStatus>,
@@ -222,7 +226,8 @@ impl Host {
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
             docker: None,
-            faults: self.guard.error.iter().cloned().collect(),
+            faults: self.guard.error.iter().cloned().chain(self.faults.now()).collect(),
+            past_faults: self.faults.past(),
             drops,
             hooks,
             programs: self.programs(),

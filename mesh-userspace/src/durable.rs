@@ -1,0 +1,156 @@
+//! Files that an agent must find again. A reader, and a crash at any moment, find a file either as it was
+//! or as it is now. A file that makes no sense is set aside under another name and counts as missing.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+
+/// Spoiled files of one name that are kept; the next one replaces the last.
+const SET_ASIDE_MAX: u32 = 9;
+
+/// What was found where a file should be.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<T> {
+    Good(T),
+    Absent,
+    /// The file made no sense and has another name now.
+    SetAside(Spoiled),
+}
+
+/// A file that could not be understood.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Spoiled {
+    /// Where it should be.
+    pub path: PathBuf,
+    /// Where it is now.
+    pub at: PathBuf,
+    pub cause: String,
+}
+
+impl std::fmt::Display for Spoiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, at, cause } = self;
+        let (path, at) = (path.display(), at.display());
+        write!(f, "{path} could not be read ({cause}): it is kept as {at} and counts as missing")
+    }
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+///
+/// The file is there but cannot be opened, or a spoiled one cannot be set aside.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
+    let cause = match fs::read(path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => return Ok(Found::Good(value)),
+            Err(e) => e.to_string(),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => e.to_string(),
+        Err(e) => return Err(e),
+    };
+    let at = set_aside(path)?;
+    Ok(Found::SetAside(Spoiled { path: path.to_owned(), at, cause }))
+}
+
+/// Gives a file another name beside its own and returns it: `state.json.spoiled-1`.
+///
+/// # Errors
+///
+/// Those of rename(2).
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let at = |n: u32| beside(path, &format!(".spoiled-{n}"));
+    let free = (1..SET_ASIDE_MAX).map(at).find(|at| fs::symlink_metadata(at).is_err());
+    let at = free.unwrap_or_else(|| at(SET_ASIDE_MAX));
+    fs::rename(path, &at)?;
+    Ok(at)
+}
+
+/// Puts a file of mode 0600 in the place of the old one. It is on the disk when this returns.
+///
+/// # Errors
+///
+/// The old file is as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let next = beside(path, ".next");
+    let write = || {
+        let mut file = File::options();
+        let file = file.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = file.open(&next)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&next, path)
+    };
+    if let Err(e) = write() {
+        // On a full disk it would take room for nothing.
+        let _ = fs::remove_file(&next);
+        return Err(e);
+    }
+    // The name is the folder's: without this, a power failure may bring the old file back.
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// The same path with more at its end.
+pub fn beside(path: &Path, more: &str) -> PathBuf {
+    let mut name: OsString = path.into();
+    name.push(more);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("mesh-durable-{name}-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_was_replaced_is_found_again() {
+        let dir = folder("replace");
+        let path = dir.join("state.json");
+        assert_eq!(read_json::<u32>(&path).unwrap(), Found::Absent);
+        replace(&path, b"7").unwrap();
+        replace(&path, b"8").unwrap();
+        assert_eq!(read_json(&path).unwrap(), Found::Good(8));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_spoiled_file_is_set_aside_and_counts_as_missing() {
+        let dir = folder("spoiled");
+        let path = dir.join("state.json");
+        let spoil: [&dyn Fn(); 4] = [
+            &|| fs::write(&path, "").unwrap(),
+            &|| fs::write(&path, "{\"a\":").unwrap(),
+            &|| fs::write(&path, [0xff; 300]).unwrap(),
+            &|| fs::create_dir(&path).unwrap(),
+        ];
+        // More often than there is room for, too.
+        for (n, spoil) in spoil.iter().cycle().take(11).enumerate() {
+            if n >= 8 {
+                fs::write(&path, "").unwrap();
+            } else {
+                spoil();
+            }
+            let Found::SetAside(spoiled) = read_json::<u32>(&path).unwrap() else { panic!("{n}") };
+            assert!(spoiled.at.exists() && !path.exists(), "{spoiled}");
+            assert_eq!(read_json::<u32>(&path).unwrap(), Found::Absent);
+        }
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 9);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
