@@ -149,7 +149,7 @@ pub async fn run(
                     docker.work(&mut host, work).await;
                 }
             }
-            Some(()) = files.recv() => agent.reload(&mut host, &settings).await,
+            () = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
             change = changes.next() => match change {
                 Ok(change) => agent.noticed(&mut host, change).await,
