@@ -17,10 +17,11 @@ use crate::{
     config::{self, Cluster},
     docker::{self, Docker},
     host::{Host, HostError, Querier},
-    net::{Change, Icmp, TooBig, Watch},
+    net::{Change, Icmp, NetError, TooBig, Watch},
 };
 
 pub mod client;
+mod pace;
 mod privileges;
 pub mod protocol;
 mod server;
@@ -28,12 +29,14 @@ mod watch;
 
 pub use crate::host::QUERY_INTERVAL;
 
+use pace::{Pace, SETTLE};
 use protocol::{Failure, Kind, Request, Response};
 
-/// Changes come in bursts: what follows within this time is looked at together.
-const SETTLE: Duration = Duration::from_millis(10);
-/// After an error, and for changes that nobody told of.
+/// After an error.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Between two looks at everything, of which nobody may have told.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// After which every other agent has said which networks there are.
 const HEARSAY: Duration = Duration::from_secs(2);
@@ -52,6 +55,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Between two questions to all endpoints for their multicast groups.
     pub query_interval: Duration,
+    /// Between two looks at everything.
+    pub look_interval: Duration,
 }
 
 /// Reads the file and applies it. Returns the faults of the file, if it has any and there is an
@@ -97,7 +102,7 @@ pub async fn run(
     mut host: Host,
     settings: Settings,
     config_error: Option<String>,
-    mut changes: Watch,
+    changes: Watch,
 ) -> anyhow::Result<()> {
     let icmp = listen_for_icmp();
     let mut calls = server::listen(&settings.socket)?;
@@ -113,7 +118,9 @@ pub async fn run(
     privileges::drop_the_rest()?;
     tracing::info!(node = host.state.node, "up");
 
-    let mut agent = Agent { config_error, retry: None, due: None };
+    let pace = Pace::new(settings.look_interval, Instant::now());
+    let mut agent = Agent { config_error, retry: None, pace };
+    let mut changes = Changes::of(changes);
     let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster));
     let mut listen = tokio::time::interval(LISTEN);
     listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,8 +140,8 @@ pub async fn run(
             docker.follow(&host);
         }
         let query = querier.as_ref().map(|querier| querier.due(host.revision()).into());
-        let due = agent.due.into_iter().chain(host.path_mtu_ends().map(Instant::from)).min();
-        let at = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let due = agent.retry.into_iter().chain(host.path_mtu_ends().map(Instant::from));
+        let at = due.fold(agent.pace.due(), Instant::min);
         tokio::select! {
             call = calls.recv() => {
                 let Some((request, fd, answer)) = call else { break };
@@ -151,21 +158,13 @@ pub async fn run(
             }
             () = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
-            change = changes.next() => match change {
-                Ok(change) => agent.noticed(&mut host, change).await,
-                Err(e) => {
-                    tracing::warn!("{e}; watching anew");
-                    tokio::time::sleep(RETRY).await;
-                    changes = host.net().watch()?;
-                    agent.noticed(&mut host, Change::Overrun).await;
-                }
-            },
+            change = changes.next(&host) => agent.noticed(&mut host, change).await,
             told = too_big(icmp.as_ref()) => {
                 if host.learn_path_mtu(&told) {
-                    agent.due_in(SETTLE);
+                    agent.pace.changed(Instant::now());
                 }
             }
-            () = tokio::time::sleep_until(at), if due.is_some() => {
+            () = tokio::time::sleep_until(at) => {
                 if agent.retry.is_some_and(|at| at <= Instant::now()) {
                     agent.reload(&mut host, &settings).await;
                 }
@@ -182,7 +181,7 @@ pub async fn run(
             _ = listen.tick(), if host.is_learning() => {
                 if let Err(e) = host.take_learned().await {
                     tracing::debug!("{e}");
-                    agent.due_in(SETTLE);
+                    agent.pace.changed(Instant::now());
                 }
             }
             _ = terminate.recv() => break,
@@ -244,7 +243,7 @@ struct Agent {
     /// When to try a good file again that this host could not take.
     retry: Option<Instant>,
     /// When to look at the host again.
-    due: Option<Instant>,
+    pace: Pace,
 }
 
 impl Agent {
@@ -327,7 +326,7 @@ impl Agent {
             tracing::warn!("the config file is not applied; what was good before stays in effect");
         }
         // Half of it may have been done; the last good state is put right again.
-        self.due_in(SETTLE);
+        self.pace.within(SETTLE, Instant::now());
     }
 
     /// Only what bears on the mesh is worth a look.
@@ -335,32 +334,75 @@ impl Agent {
         match change {
             Change::Neighbour { ifindex, ip, now } => {
                 if host.heeds(ifindex, ip, now).await {
-                    self.due_in(SETTLE);
+                    self.pace.changed(Instant::now());
                 }
             }
             Change::Link { .. } | Change::Address { .. } | Change::Route | Change::Overrun => {
                 host.forget_routes();
-                self.due_in(SETTLE);
+                self.pace.changed(Instant::now());
             }
         }
     }
 
     async fn refresh(&mut self, host: &mut Host) {
-        self.due = self.retry;
-        if let Err(e) = host.refresh().await {
-            tracing::debug!("{e}");
-            // Perhaps somebody removed the pins: everything anew, which says why if it can not be.
-            if let Err(e) = host.restore().await {
-                tracing::warn!("{e}; trying again in {} s", RETRY.as_secs());
-                self.due_in(RETRY);
-            }
+        if self.pace.is_afresh(Instant::now()) {
+            host.forget_routes();
+        }
+        let done = host.refresh().await;
+        self.pace.looked(Instant::now());
+        if done.is_err() {
+            self.pace.within(RETRY, Instant::now());
         }
         return_memory();
     }
+}
 
-    fn due_in(&mut self, wait: Duration) {
-        let at = Instant::now() + wait;
-        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+/// The faults' part of the agent.
+const WATCH: &str = "watch";
+
+/// What the kernel tells of changes. A watch that fails is taken up again, and changes nothing else.
+struct Changes {
+    watch: Option<Watch>,
+    /// When to try to watch again.
+    retry: Instant,
+}
+
+impl Changes {
+    fn of(watch: Watch) -> Self {
+        Self { watch: Some(watch), retry: Instant::now() }
+    }
+
+    /// The next change. May be dropped while it waits: nothing is lost.
+    async fn next(&mut self, host: &Host) -> Change {
+        loop {
+            if let Some(watch) = &mut self.watch {
+                match watch.next().await {
+                    Ok(change) => return change,
+                    Err(e) => self.failed(host, &e),
+                }
+            }
+            tokio::time::sleep_until(self.retry).await;
+            match host.net().watch() {
+                Ok(watch) => {
+                    host.faults().set(WATCH, None);
+                    self.watch = Some(watch);
+                    return Change::Overrun;
+                }
+                Err(e) => self.failed(host, &e),
+            }
+        }
+    }
+
+    fn failed(&mut self, host: &Host, e: &NetError) {
+        let secs = LOOK_INTERVAL.as_secs();
+        host.faults().set(
+            WATCH,
+            Some(format!(
+                "{e}: what changes on this host is seen up to {secs} s later; it is tried again"
+            )),
+        );
+        self.watch = None;
+        self.retry = Instant::now() + RETRY;
     }
 }
 

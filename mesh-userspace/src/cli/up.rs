@@ -41,6 +41,9 @@ pub struct UpArgs {
     /// Seconds between two queries for multicast groups
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub query_interval: Option<u64>,
+    /// Seconds between two looks at everything
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub look_interval: Option<u64>,
 }
 
 pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
@@ -51,6 +54,7 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         mode: args.attach_mode.unwrap_or(if has_tcx { Mode::Tcx } else { Mode::Clsact }),
         socket: state::socket(&place.run_dir),
         query_interval: args.query_interval.map_or(agent::QUERY_INTERVAL, Duration::from_secs),
+        look_interval: args.look_interval.map_or(agent::LOOK_INTERVAL, Duration::from_secs),
     };
     if settings.mode == Mode::Tcx && !has_tcx {
         anyhow::bail!("this kernel has no tcx (since Linux 6.6): leave --attach-mode out");

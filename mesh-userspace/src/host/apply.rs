@@ -1,6 +1,6 @@
 //! The host brought to what a config file says, and kept there.
 
-use super::{Host, HostError, find, groups, own_inode, with_added};
+use super::{Host, HostError, find, groups, own_inode, parts::Parts, with_added};
 use crate::{
     bpf::{
         attach::{self, Mode},
@@ -127,12 +127,21 @@ impl Host {
     }
 
     /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched,
-    /// what somebody took away comes back.
+    /// what somebody took away comes back. What can not be put right is under FAULTS afterwards; the
+    /// first of it is returned.
     pub async fn refresh(&mut self) -> Result<(), HostError> {
-        let cluster = self.adopt()?;
-        let done = self.refresh_all(&cluster).await;
-        self.cluster = Some(cluster);
-        done
+        let mut parts = Parts::default();
+        match self.adopt() {
+            Ok(cluster) => {
+                self.refresh_parts(&cluster, &mut parts).await;
+                self.cluster = Some(cluster);
+            }
+            Err(e) => {
+                tracing::debug!("{e}; everything anew");
+                parts.note("restore", self.restore().await);
+            }
+        }
+        parts.tell(&self.faults)
     }
 
     /// Brings the host to what the last good file says, from whatever is left of it.
@@ -145,27 +154,42 @@ impl Host {
         self.apply(cluster, &bytes, &node, self.mode()).await
     }
 
+    /// [`Host::refresh`] with a cluster that was taken out.
     pub(super) async fn refresh_all(&mut self, cluster: &Cluster) -> Result<(), HostError> {
-        let me = find(cluster, &self.state.node)?;
+        let mut parts = Parts::default();
+        self.refresh_parts(cluster, &mut parts).await;
+        parts.tell(&self.faults)
+    }
+
+    async fn refresh_parts(&mut self, cluster: &Cluster, parts: &mut Parts) {
+        let Some(me) = parts.note("node", find(cluster, &self.state.node)) else { return };
         let before = self.state.clone();
-        let mtu = self.underlay(&me).await?.mtu;
-        self.forget_gone().await?;
-        self.ensure_mesh0(cluster, &me, mtu).await?;
-        self.ensure_headroom().await?;
-        self.bridges = self.look_at_bridges(cluster, &me).await?;
-        self.ensure_ports().await?;
-        // Also what somebody else did to the maps is put right.
+        let underlay = parts.note("underlay", self.underlay(&me).await);
+        parts.note("endpoints", self.forget_gone().await);
+        if let Some(underlay) = &underlay {
+            parts.note("mesh0", self.ensure_mesh0(cluster, &me, underlay.mtu).await);
+        }
+        parts.note("headroom", self.ensure_headroom().await);
+        if let Some(bridges) = parts.note("bridges", self.look_at_bridges(cluster, &me).await) {
+            self.bridges = bridges;
+            parts.note("ports of bridges", self.ensure_ports().await);
+        }
+        // Also what somebody else did to the maps is put right. Without an underlay no other node is
+        // reached, whatever they contain.
         self.contents = None;
-        let observed = sync::observe(self.tables()?)?;
-        self.fill(cluster, &me, observed).await?;
-        self.attach_all(&me).await?;
-        self.ensure_gro(cluster).await?;
-        self.ensure_host_routes(cluster, &me).await?;
+        if underlay.is_some() {
+            parts.note("maps", self.refill(cluster, &me).await);
+        }
+        parts.note("programs", self.attach_all(&me).await);
+        parts.note("listeners", self.ensure_gro(cluster).await);
+        parts.note("routes", self.ensure_host_routes(cluster, &me).await);
         self.ensure_firewall();
         self.ensure_guard(cluster, &me);
-        self.ensure_gateways(cluster, &me).await?;
+        parts.note("gateways", self.ensure_gateways(cluster, &me).await);
         self.warn_of_stranded(cluster, &me);
-        if self.state != before { self.save() } else { Ok(()) }
+        if self.state != before {
+            parts.note("state", self.save());
+        }
     }
 
     /// What the pinned maps contain, if they can be read.

@@ -31,6 +31,7 @@ mod identity;
 mod mesh0;
 mod networks;
 mod pair;
+mod parts;
 mod path_mtu;
 mod ports;
 mod recover;

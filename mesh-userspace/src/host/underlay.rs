@@ -64,10 +64,13 @@ impl Host {
     /// Interfaces over which packets of other nodes may arrive: the one with our address, and those
     /// by which the routes to the others leave, which differ where the address is on loopback.
     pub(super) async fn underlay_interfaces(&self, me: &Node) -> Result<Vec<Interface>, HostError> {
-        let own = self.underlay(me).await?.interface;
         let mut indices: BTreeSet<u32> =
             self.next_hops.keys().map(|(ifindex, _)| *ifindex).collect();
-        indices.insert(own.index);
+        match self.underlay(me).await {
+            Ok(own) => drop(indices.insert(own.interface.index)),
+            // Until the address is back, which is a fault of its own, all stays where it is.
+            Err(_) => indices.extend(self.state.underlay.iter().map(|i| i.index)),
+        }
         let links = self.net.links().await?;
         Ok(links
             .into_iter()
