@@ -10,10 +10,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::{self, Write},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,9 @@ use crate::{
         attach::{Interface, Mode},
         load::Identity,
     },
+    holder::Holder,
     host::AddedNetwork,
+    lock::{Lock, LockError},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +35,10 @@ pub enum StateError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{} can not be read: {cause}; `mesh down` removes it", path.display())]
     Parse { path: PathBuf, cause: serde_json::Error },
-    #[error("process {pid} holds {}: another agent, or a command that is not done yet", path.display())]
-    Locked { path: PathBuf, pid: String },
-    #[error("{}", elsewhere(*pid, run_dir.as_deref()))]
-    Elsewhere { pid: i32, run_dir: Option<PathBuf> },
+    #[error("{}", locked(path, holder.as_ref()))]
+    Locked { path: PathBuf, holder: Option<Holder> },
+    #[error("{}", elsewhere(holder.as_ref()))]
+    Elsewhere { holder: Option<Holder> },
     #[error("looking for other agents of this network namespace: {source}")]
     Claim { source: io::Error },
     #[error("{} was removed, and with it the right to change things: start this agent again", path.display())]
@@ -50,15 +52,38 @@ impl StateError {
     }
 }
 
-fn elsewhere(pid: i32, run_dir: Option<&Path>) -> String {
-    match run_dir.map(Path::display) {
+/// Who holds the lock of a run folder, and what to do.
+fn locked(path: &Path, holder: Option<&Holder>) -> String {
+    let at = path.display();
+    let Some(holder) = holder.filter(|holder| holder.is_there()) else {
+        let pid = holder.map_or_else(String::new, |holder| format!("{holder} is written in it; "));
+        return format!("{at} is locked: {pid}`fuser -v {at}` tells who has it now");
+    };
+    // The default needs not be named.
+    let dir = path.parent().filter(|dir| *dir != Path::new(crate::cli::Place::DEFAULT_RUN_DIR));
+    let option = dir.map_or_else(String::new, |dir| format!(" --run-dir {}", dir.display()));
+    let stop = holder.stop_command();
+    format!(
+        "{holder} holds {at}: an agent of this host, or a command that is not done yet. `mesh \
+         status{option}` shows what an agent has; `{stop}` ends it and leaves the traffic alone; \
+         `mesh down{option}` takes the mesh away"
+    )
+}
+
+/// The same of the network namespace.
+fn elsewhere(holder: Option<&Holder>) -> String {
+    let what = "has the mesh of this network namespace";
+    let Some(holder) = holder else {
+        return format!("a process that has not said yet which {what}: try again");
+    };
+    let stop = holder.stop_command();
+    match holder.run_dir.as_deref().map(Path::display) {
         Some(dir) => format!(
-            "process {pid} has the mesh of this network namespace, with the run folder {dir}: give \
-             --run-dir {dir}, or take that mesh down first (`mesh down --run-dir {dir}`)"
+            "{holder} {what}, with the run folder {dir}: give --run-dir {dir}, end it (`{stop}`), or \
+             take that mesh down first (`mesh down --run-dir {dir}`)"
         ),
         None => format!(
-            "process {pid} has the mesh of this network namespace: another agent, or a command that \
-             is not done yet"
+            "{holder} {what}: another agent, or a command that is not done yet; `{stop}` ends it"
         ),
     }
 }
@@ -177,7 +202,7 @@ pub struct Bridged {
 #[derive(Debug)]
 pub struct RunDir {
     dir: PathBuf,
-    lock: File,
+    lock: Lock,
 }
 
 /// The agent's socket in a run folder.
@@ -188,43 +213,19 @@ pub fn socket(dir: &Path) -> PathBuf {
 impl RunDir {
     /// Makes the folder if it is not there, and takes its lock.
     pub fn lock(dir: &Path) -> Result<Self, StateError> {
-        let fail = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| StateError::Io { what, path, source }
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(fail("making the folder", dir))?;
-        let path = dir.join("lock");
-        let mut lock = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail("opening", &path))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let pid = io::read_to_string(&lock).unwrap_or_default();
-                return Err(StateError::Locked { path, pid });
+        match Lock::take(dir, "lock", &Holder::this(dir)) {
+            Ok(lock) => Ok(Self { dir: dir.to_owned(), lock }),
+            Err(LockError::Held(holder)) => {
+                Err(StateError::Locked { path: dir.join("lock"), holder })
             }
-            Err(e) => return Err(fail("locking", &path)(e.into())),
+            Err(LockError::Io { what, path, source }) => Err(StateError::Io { what, path, source }),
         }
-        let pid = std::process::id().to_string();
-        lock.set_len(0)
-            .and_then(|()| lock.write_all(pid.as_bytes()))
-            .map_err(fail("writing", &path))?;
-        Ok(Self { dir: dir.to_owned(), lock })
     }
 
     /// Gives the lock back, and leaves no folder behind in which there is nothing else.
     pub fn unlock(self) {
         if fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {
-            let _ = fs::remove_file(self.dir.join("lock"));
+            let _ = self.lock.remove();
             let _ = fs::remove_dir(&self.dir);
         }
     }
@@ -232,13 +233,10 @@ impl RunDir {
     /// Fails if the lock's file is not the one that we hold: the next one to come would not notice
     /// us, nor we them.
     pub fn check(&self) -> Result<(), StateError> {
-        let path = self.dir.join("lock");
-        let id = |m: io::Result<fs::Metadata>| m.map(|m| (m.dev(), m.ino())).ok();
-        let ours = id(self.lock.metadata());
-        if ours.is_some() && ours == id(fs::metadata(&path)) {
-            return Ok(());
+        match self.lock.is_in_place() {
+            true => Ok(()),
+            false => Err(StateError::Gone { path: self.lock.path().to_owned() }),
         }
-        Err(StateError::Gone { path })
     }
 
     pub fn dir(&self) -> &Path {

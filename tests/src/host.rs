@@ -38,6 +38,8 @@ pub struct Host {
     pub run_dir: PathBuf,
     pub pin_dir: PathBuf,
     pub state_dir: PathBuf,
+    /// Of the locks on network namespaces.
+    pub lock_dir: PathBuf,
     /// Runs the agent by `ip netns exec`, which gives it a mount namespace of its own.
     pub private_mounts: bool,
     /// Another `mesh` than [`mesh_binary`].
@@ -70,6 +72,7 @@ impl Host {
             run_dir: dir.join(&name),
             pin_dir: dir.join("bpf").join(&name),
             state_dir: dir.join(format!("{name}-state")),
+            lock_dir: dir.join(format!("{name}-locks")),
             private_mounts: false,
             binary: None,
             inside: None,
@@ -96,6 +99,7 @@ impl Host {
         };
         command.arg("--run-dir").arg(&self.run_dir).arg("--pin-dir").arg(&self.pin_dir);
         command.arg("--state-dir").arg(&self.state_dir);
+        command.env("MESH_LOCK_DIR", &self.lock_dir);
         Ok(command)
     }
 

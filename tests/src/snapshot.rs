@@ -32,10 +32,12 @@ const ROUTE: &[&str] = &["table", "type", "dst", "dev", "metric"];
 
 impl Snapshot {
     /// Links, addresses, routes, rules, neighbours, qdiscs, filters, tcx programs, netfilter,
-    /// sysctls, pins, and files in the run folder.
+    /// sysctls, pins, and files in the run folder and in that of locks.
     pub fn of(host: &Host) -> Result<Self> {
         let mut facts = Self::of_netns(&host.netns)?.0;
-        for (kind, dir) in [("pin", &host.pin_dir), ("run", &host.run_dir)] {
+        for (kind, dir) in
+            [("pin", &host.pin_dir), ("run", &host.run_dir), ("lock", &host.lock_dir)]
+        {
             list_files(kind, dir, &mut facts);
         }
         Ok(Self(facts))

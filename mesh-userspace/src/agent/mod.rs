@@ -106,7 +106,6 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let icmp = listen_for_icmp();
     let mut calls = server::listen(&settings.socket)?;
-    host.answer_claims()?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

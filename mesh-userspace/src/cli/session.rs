@@ -45,7 +45,7 @@ pub async fn open(
 ) -> anyhow::Result<Session> {
     if !even_if_down && !comes_up(place).await? {
         if let Ok(Some(holder)) = claim::holder() {
-            return Err(StateError::from(holder).into());
+            return Err(StateError::Elsewhere { holder: Some(holder) }.into());
         }
         bail!(
             "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give \

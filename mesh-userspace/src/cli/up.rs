@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use super::Place;
 use crate::{
     agent::{self, Settings},
     bpf::{attach::Mode, probe::KernelFeatures},
+    holder::Holder,
     host::{Host, HostError},
     state::{self, StateError},
 };
@@ -75,9 +76,14 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
 /// Takes the lock, though a command such as `mesh status` may have it just now.
 async fn open_when_free(place: &Place) -> Result<Host, HostError> {
     let began = Instant::now();
+    let listens = |run_dir: &Path| UnixStream::connect(state::socket(run_dir)).is_ok();
     let patience = |held: &StateError| match held {
-        StateError::Elsewhere { run_dir: Some(_), .. } => FOR_AN_AGENT,
-        _ if UnixStream::connect(state::socket(&place.run_dir)).is_ok() => FOR_AN_AGENT,
+        StateError::Elsewhere { holder: Some(Holder { run_dir: Some(dir), .. }) }
+            if listens(dir) =>
+        {
+            FOR_AN_AGENT
+        }
+        _ if listens(&place.run_dir) => FOR_AN_AGENT,
         _ => FOR_COMMANDS,
     };
     loop {

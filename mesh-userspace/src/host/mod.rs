@@ -137,7 +137,7 @@ impl Host {
         load: impl FnOnce(&RunDir) -> Result<State, StateError>,
     ) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
-        let claim = match Claim::take() {
+        let claim = match Claim::take(&place.run_dir) {
             Ok(claim) => claim,
             Err(e) => {
                 run.unlock();
@@ -195,13 +195,9 @@ impl Host {
     }
 
     /// Fails if somebody removed the run folder, and another may be in charge by now.
-    pub fn check(&self) -> Result<(), HostError> {
-        Ok(self.run.check()?)
-    }
-
-    /// Says to those with another run folder which this one is, for as long as the process lives.
-    pub fn answer_claims(&self) -> std::io::Result<()> {
-        self.claim.answer(self.run.dir())
+    pub fn check(&mut self) -> Result<(), HostError> {
+        self.run.check()?;
+        Ok(self.claim.keep()?)
     }
 
     /// The cluster as this process applied it last.

@@ -1,0 +1,179 @@
+//! A lock on a file that says who has it. The kernel gives it back when the process ends, however it ends.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+};
+
+use crate::holder::Holder;
+
+/// Another process may remove the folder or the file between two steps of ours.
+const TRIES: u32 = 16;
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Debug)]
+pub enum LockError {
+    /// `None` if the holder has not written itself down yet.
+    Held(Option<Holder>),
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock on `dir/name` for this process, and makes what is missing. Follows no symbolic link
+    /// of that name.
+    pub fn take(dir: &Path, name: &str, holder: &Holder) -> Result<Self, LockError> {
+        let path = dir.join(name);
+        for _ in 0..TRIES {
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(dir).map_err(fail("making", dir))?;
+            check_owner(dir)?;
+            let file = match open(&path) {
+                // The folder went.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(fail("opening", &path))?,
+            };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    let holder = Holder::read(&file).map_err(fail("reading", &path))?;
+                    return Err(LockError::Held(holder));
+                }
+                Err(e) => return Err(fail("locking", &path)(e.into())),
+            }
+            let mut lock = Self { path: path.clone(), file };
+            // Who had it may have removed it before we got it.
+            if lock.is_in_place() {
+                holder.write(&mut lock.file).map_err(fail("writing", &path))?;
+                return Ok(lock);
+            }
+        }
+        let source = io::Error::other("it is removed again and again");
+        Err(fail("locking", &path)(source))
+    }
+
+    /// Who has the lock on that file. Leaves it as it is.
+    pub fn holder(path: &Path) -> io::Result<Option<Holder>> {
+        let file = match open_existing(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(None),
+            Err(Errno::WOULDBLOCK) => Holder::read(&file),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Removes the file if nobody has the lock on it.
+    pub fn clear_stale(path: &Path) -> io::Result<()> {
+        let file = open_existing(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Self { path: path.to_owned(), file }.remove()
+    }
+
+    /// Whether the file is the one that is locked: else the next to come does not notice us.
+    pub fn is_in_place(&self) -> bool {
+        let id = |m: io::Result<fs::Metadata>| m.map(|m| (m.dev(), m.ino())).ok();
+        let ours = id(self.file.metadata());
+        ours.is_some() && ours == id(fs::symlink_metadata(&self.path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the file, while it is ours.
+    pub fn remove(&self) -> io::Result<()> {
+        if self.is_in_place() { fs::remove_file(&self.path) } else { Ok(()) }
+    }
+}
+
+/// Whoever may write to the folder could put another lock in the place of ours.
+fn check_owner(dir: &Path) -> Result<(), LockError> {
+    let found = fs::metadata(dir).map_err(fail("looking at", dir))?;
+    let own = rustix::process::geteuid().as_raw();
+    if found.uid() == own && found.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    let text = "it is another user's, or everybody may write to it: name a folder of root's, or \
+                remove it";
+    Err(fail("using", dir)(io::Error::new(io::ErrorKind::InvalidInput, text)))
+}
+
+fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
+    move |source| LockError::Io { what, path: path.to_owned(), source }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    File::options().read(true).custom_flags(flags.bits() as i32).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("mesh-lock-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn who_has_it_is_told_and_a_file_that_was_removed_is_made_anew() {
+        let dir = folder("held");
+        let this = Holder::this(&dir);
+        let lock = Lock::take(&dir, "one", &this).unwrap();
+        let path = lock.path().to_owned();
+        let second = Lock::take(&dir, "one", &this);
+        assert!(matches!(second, Err(LockError::Held(Some(holder))) if holder == this));
+        assert_eq!(Lock::holder(&path).unwrap(), Some(this.clone()));
+        assert!(Lock::clear_stale(&path).is_err());
+        lock.remove().unwrap();
+        assert!(!lock.is_in_place());
+        let next = Lock::take(&dir, "one", &this).unwrap();
+        // The one before is no longer about this file.
+        lock.remove().unwrap();
+        assert!(next.is_in_place());
+        drop(next);
+        assert_eq!(Lock::holder(&path).unwrap(), None);
+        Lock::clear_stale(&path).unwrap();
+        fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn no_link_is_followed_and_nobody_elses_folder_is_used() {
+        let dir = folder("link");
+        fs::create_dir(&dir).unwrap();
+        let target = dir.join("target");
+        std::os::unix::fs::symlink(&target, dir.join("one")).unwrap();
+        let refused = Lock::take(&dir, "one", &Holder::this(&dir));
+        assert!(matches!(refused, Err(LockError::Io { what: "opening", .. })), "{refused:?}");
+        assert!(!target.exists());
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let refused = Lock::take(&dir, "two", &Holder::this(&dir));
+        assert!(matches!(refused, Err(LockError::Io { what: "using", .. })), "{refused:?}");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
