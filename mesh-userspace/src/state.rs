@@ -10,31 +10,32 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     bpf::{
         attach::{Interface, Mode},
         load::Identity,
     },
+    durable::{self, Found, Spoiled},
     holder::Holder,
     host::AddedNetwork,
     lock::{Lock, LockError},
 };
 
+const STATE: &str = "state.json";
+const CLUSTER: &str = "cluster.toml";
+const DOCKER: &str = "docker.json";
+
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("{what} {}: {source}{}", path.display(), hint(source))]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} can not be read: {cause}; `mesh down` removes it", path.display())]
-    Parse { path: PathBuf, cause: serde_json::Error },
     #[error("{}", locked(path, holder.as_ref()))]
     Locked { path: PathBuf, holder: Option<Holder> },
     #[error("{}", elsewhere(holder.as_ref()))]
@@ -91,6 +92,7 @@ fn elsewhere(holder: Option<&Holder>) -> String {
 fn hint(e: &io::Error) -> &'static str {
     match e.kind() {
         io::ErrorKind::PermissionDenied => " (run as root)",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (make room there)",
         _ => "",
     }
 }
@@ -205,6 +207,16 @@ pub struct RunDir {
     lock: Lock,
 }
 
+/// Whether a mesh was brought up with this run folder, and not taken down.
+///
+/// # Errors
+///
+/// The folder can not be looked into.
+pub fn is_there(dir: &Path) -> io::Result<bool> {
+    // The second where the first was set aside.
+    Ok(dir.join(STATE).try_exists()? || dir.join(CLUSTER).try_exists()?)
+}
+
 /// The agent's socket in a run folder.
 pub fn socket(dir: &Path) -> PathBuf {
     dir.join("mesh.sock")
@@ -243,72 +255,100 @@ impl RunDir {
         &self.dir
     }
 
-    /// What was made here; nothing if there is no such file.
+    /// What was made here; nothing if there is no file that makes sense.
     pub fn load(&self) -> Result<State, StateError> {
-        let path = self.dir.join("state.json");
-        match fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|cause| StateError::Parse { path, cause })
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(State::default()),
-            Err(source) => Err(StateError::Io { what: "reading", path, source }),
-        }
+        Ok(self.read(STATE)?.unwrap_or_default())
     }
 
     pub fn save(&self, state: &State) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec_pretty(state)
-            .map_err(|cause| StateError::Parse { path: self.dir.join("state.json"), cause })?;
-        self.replace("state.json", &bytes)
+        let bytes = serde_json::to_vec_pretty(state).map_err(|e| self.fail("writing", STATE, e))?;
+        self.replace(STATE, &bytes)
     }
 
     /// The last config file that was good.
     pub fn cluster(&self) -> Option<Vec<u8>> {
-        fs::read(self.dir.join("cluster.toml")).ok()
+        match fs::read(self.dir.join(CLUSTER)) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                self.set_cluster_aside(e.to_string());
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     pub fn save_cluster(&self, bytes: &[u8]) -> Result<(), StateError> {
-        self.replace("cluster.toml", bytes)
+        self.replace(CLUSTER, bytes)
     }
 
-    /// Writes a file so that a reader, and a crash, find either the old or the new.
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let (path, next) = (self.dir.join(name), self.dir.join(format!("{name}.next")));
-        let write = || {
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&next)?;
-            file.write_all(bytes)?;
-            fs::rename(&next, &path)
-        };
-        write().map_err(|source| StateError::Io { what: "writing", path: path.clone(), source })
+    /// Has the last config file count as missing: it makes no sense.
+    pub fn set_cluster_aside(&self, cause: String) {
+        let path = self.dir.join(CLUSTER);
+        match durable::set_aside(&path) {
+            Ok(at) => tracing::warn!("{}", Spoiled { path, at, cause }),
+            Err(e) => tracing::warn!("{} can not be set aside: {e}", path.display()),
+        }
     }
 
-    /// What Docker was given; nothing if there is no such file, or none that makes sense.
-    pub fn docker(&self) -> Option<Vec<u8>> {
-        fs::read(self.dir.join("docker.json")).ok()
+    /// What Docker was given; nothing if there is no file that makes sense.
+    pub fn docker<T: DeserializeOwned>(&self) -> Result<Option<T>, StateError> {
+        self.read(DOCKER)
     }
 
     pub fn save_docker(&self, bytes: &[u8]) -> Result<(), StateError> {
-        self.replace("docker.json", bytes)
+        self.replace(DOCKER, bytes)
+    }
+
+    /// Files that made no sense when they were read, under their new names.
+    pub fn spoiled(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let is_spoiled = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let of = name.and_then(|name| Some(name.rsplit_once(".spoiled-")?.0));
+            of.is_some_and(|of| [STATE, CLUSTER, DOCKER].contains(&of))
+        };
+        entries.flatten().map(|entry| entry.path()).filter(is_spoiled).collect()
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let found = durable::read_json(&self.dir.join(name));
+        match found.map_err(|e| self.fail("reading", name, e))? {
+            Found::Good(value) => Ok(Some(value)),
+            Found::Absent => Ok(None),
+            Found::SetAside(spoiled) => {
+                tracing::warn!("{spoiled}");
+                Ok(None)
+            }
+        }
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        let is_folder = |e: &io::Error| e.kind() == io::ErrorKind::IsADirectory;
+        let done = match durable::replace(&path, bytes) {
+            Err(e) if is_folder(&e) => {
+                durable::set_aside(&path).and_then(|_| durable::replace(&path, bytes))
+            }
+            done => done,
+        };
+        done.map_err(|e| self.fail("writing", name, e))
+    }
+
+    fn fail(&self, what: &'static str, name: &str, e: impl Into<io::Error>) -> StateError {
+        StateError::Io { what, path: self.dir.join(name), source: e.into() }
     }
 
     /// Removes our files, and the folder if nothing else is in it.
     pub fn remove(self) -> Result<(), StateError> {
-        for name in [
-            "state.json",
-            "state.json.next",
-            "cluster.toml",
-            "cluster.toml.next",
-            "docker.json",
-            "docker.json.next",
-            "mesh.sock",
-            "lock",
-        ] {
-            let path = self.dir.join(name);
-            match fs::remove_file(&path) {
+        let files = [STATE, CLUSTER, DOCKER].map(|name| self.dir.join(name));
+        let nexts = files.clone().map(|path| durable::beside(&path, ".next"));
+        let others = ["mesh.sock", "lock"].map(|name| self.dir.join(name));
+        for path in self.spoiled().into_iter().chain(files).chain(nexts).chain(others) {
+            let removed = match fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&path),
+                removed => removed,
+            };
+            match removed {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(StateError::Io { what: "removing", path, source });
                 }

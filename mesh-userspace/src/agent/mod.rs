@@ -69,7 +69,7 @@ pub async fn start(host: &mut Host, settings: &Settings) -> anyhow::Result<Optio
         }
         Err(e) => e,
     };
-    let last = host.last_config().and_then(|b| Some((config::parse(&b).ok()?, b)));
+    let last = host.file_cluster().zip(host.last_config());
     let (Some((cluster, bytes)), false) = (last, host.state.node.is_empty()) else {
         return Err(error.into());
     };

@@ -182,7 +182,14 @@ pub fn detach(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Res
 pub fn replace(pins: &Pins, name: &'static str, program: &SchedClassifier) -> Result<(), BpfError> {
     for pin in links_of(pins, name) {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| BpfError::Load(e);
-        let link = raw::open_pin(&pin).map_err(|e| failed(e.into()))?;
+        let link = match raw::open_pin(&pin) {
+            Ok(link) => link,
+            // Not a link at all: whoever attaches there next says so.
+            Err(e) => {
+                tracing::debug!("{}: {e}", pin.display());
+                continue;
+            }
+        };
         let program = program.fd().map_err(|e| failed(e.into()))?;
         match raw::update_link(&link, program) {
             Ok(()) => {}

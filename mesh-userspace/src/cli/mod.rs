@@ -203,7 +203,7 @@ mod tests {
         let path = std::path::Path::new("/no-such-file");
         let read = crate::config::read(path).map(drop);
         let cause = "No such file or directory (os error 2)";
-        let hint = "(give the file's path with --config)";
+        let hint = "(write it with `mesh init`, or give its path with --config)";
         let text = chain(&read.context("the mesh").unwrap_err());
         assert_eq!(text, format!("the mesh: can not read /no-such-file: {cause} {hint}"));
         // One that the error does not name is said behind it.

@@ -15,7 +15,7 @@ use crate::{
     },
     claim,
     host::{Host, HostError},
-    state::{StateError, socket},
+    state::{self, StateError, socket},
 };
 
 /// How long to wait for an agent that starts, or for another command that is not done yet.
@@ -55,8 +55,7 @@ pub async fn open(
     }
     let began = Instant::now();
     loop {
-        let host = if even_if_down { Host::open_to_remove(place) } else { Host::open(place) };
-        let locked = match host {
+        let locked = match Host::open(place) {
             Ok(host) => return Ok(Session::Direct(Box::new(host))),
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
             // Perhaps it is about to end.
@@ -92,8 +91,7 @@ pub async fn wait_up(place: &Place) {
 async fn comes_up(place: &Place) -> Result<bool, StateError> {
     let deadline = Instant::now() + STARTING;
     loop {
-        let there = place.run_dir.join("state.json").try_exists();
-        let is_there = there.map_err(|source| StateError::Io {
+        let is_there = state::is_there(&place.run_dir).map_err(|source| StateError::Io {
             what: "looking into",
             path: place.run_dir.clone(),
             source,

@@ -43,7 +43,7 @@ impl fmt::Display for Located<'_> {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => " (give the file's path with --config)",
+        io::ErrorKind::NotFound => " (write it with `mesh init`, or give its path with --config)",
         io::ErrorKind::PermissionDenied => " (run as root, or make the file readable)",
         _ => "",
     }

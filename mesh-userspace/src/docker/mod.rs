@@ -116,9 +116,7 @@ impl Docker {
     pub fn start(host: &Host, cluster: &Cluster) -> Self {
         let settings = cluster.docker.clone();
         let is_asked = settings.plugin || !cluster.bridges.is_empty();
-        let saved: Option<Saved> =
-            host.docker().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let mut saved = saved.unwrap_or_default();
+        let mut saved: Saved = host.docker().unwrap_or_default();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
         saved.epoch = u64::try_from(now).unwrap_or(0).max(saved.epoch + 1);
         let records = saved.records.clone();

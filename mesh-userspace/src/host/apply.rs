@@ -52,7 +52,7 @@ impl Host {
         self.pins.prepare()?;
         self.state.pin_dir = Some(self.pins.dir().to_owned());
         let old_mode = self.state.mode.replace(mode);
-        self.save()?;
+        self.note();
 
         let pinned =
             self.state.pinned.take().filter(|p| Identity::of(&self.pins).as_ref() == Some(p));
@@ -77,6 +77,7 @@ impl Host {
             _ => sync::observe(&tables)?,
         };
         self.tables = Some(tables);
+        self.forget_gone().await?;
         self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
         if self.state.endpoints.is_empty() {
             self.recover().await?;
@@ -123,7 +124,9 @@ impl Host {
         self.cluster = Some(cluster);
         // Only now: until here the last good file, which may name this node otherwise, is in effect.
         self.state.node = node.to_owned();
-        self.save()
+        self.say_spoiled();
+        self.note();
+        Ok(())
     }
 
     /// Follows the host: routes, neighbours, interfaces that went. What is right stays untouched,
@@ -163,7 +166,6 @@ impl Host {
 
     async fn refresh_parts(&mut self, cluster: &Cluster, parts: &mut Parts) {
         let Some(me) = parts.note("node", find(cluster, &self.state.node)) else { return };
-        let before = self.state.clone();
         let underlay = parts.note("underlay", self.underlay(&me).await);
         parts.note("endpoints", self.forget_gone().await);
         if let Some(underlay) = &underlay {
@@ -187,8 +189,9 @@ impl Host {
         self.ensure_guard(cluster, &me);
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
         self.warn_of_stranded(cluster, &me);
-        if self.state != before {
-            parts.note("state", self.save());
+        self.say_spoiled();
+        if !self.is_saved() {
+            self.note();
         }
     }
 

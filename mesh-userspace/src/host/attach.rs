@@ -1,5 +1,7 @@
 //! The programs on their interfaces.
 
+use std::collections::BTreeMap;
+
 use mesh_common::verdict::Hook;
 
 use super::{Host, HostError};
@@ -29,34 +31,45 @@ impl Host {
         if let Some(host) = &self.state.host {
             attach::attach(&self.pins, mode, Hook::FromHost, host)?;
         }
-        for endpoint in self.state.endpoints.values() {
-            let mode = self.mode_of(endpoint);
-            match attach::attach(&self.pins, mode, Hook::FromContainer, &endpoint.host) {
+        self.attach_endpoints().await;
+        Ok(())
+    }
+
+    /// One that can not have its program stops no other, nor the host: it is a fault.
+    async fn attach_endpoints(&mut self) {
+        let mut faults = BTreeMap::new();
+        for (name, endpoint) in &self.state.endpoints {
+            let (mode, host) = (self.mode_of(endpoint), &endpoint.host);
+            match attach::attach(&self.pins, mode, Hook::FromContainer, host) {
                 Ok(true) if endpoint.bridged.is_some() => {
-                    if !self.state.clsact.contains(&endpoint.host) {
-                        self.state.clsact.push(endpoint.host.clone());
+                    if !self.state.clsact.contains(host) {
+                        self.state.clsact.push(host.clone());
                     }
                 }
+                Ok(_) => {}
                 // A container that ends takes its interface with it.
-                Err(e) if endpoint.bridged.is_some() => tracing::debug!("{e}"),
-                done => drop(done?),
+                Err(e) if matches!(self.net.link(host.index).await, Ok(None)) => {
+                    tracing::debug!("{e}");
+                }
+                Err(e) => {
+                    faults.insert(name.clone(), format!(
+                        "endpoint {name} sends nothing into the mesh: {e}; start its container anew, \
+                         or detach and attach it again"
+                    ));
+                }
             }
         }
-        Ok(())
+        self.faults.set_all("endpoint", faults);
     }
 
     /// Takes the attachments of one kind away, as those of the other are in place.
     pub(super) fn detach_all(&self, old: Mode) -> Result<(), HostError> {
-        for interface in &self.state.underlay {
-            attach::detach(&self.pins, old, Hook::FromUnderlay, interface)?;
-        }
-        if let Some(host) = &self.state.host {
-            attach::detach(&self.pins, old, Hook::FromHost, host)?;
-        }
-        for endpoint in self.state.endpoints.values().filter(|e| !e.netkit) {
-            attach::detach(&self.pins, old, Hook::FromContainer, &endpoint.host)?;
-        }
-        self.detach_gro(old)
+        let detach = |hook, interface| Ok(attach::detach(&self.pins, old, hook, interface)?);
+        let endpoints = self.state.endpoints.values().filter(|e| !e.netkit);
+        let endpoints = endpoints.map(|e| detach(Hook::FromContainer, &e.host));
+        let underlay = self.state.underlay.iter().map(|i| detach(Hook::FromUnderlay, i));
+        let host = self.state.host.iter().map(|i| detach(Hook::FromHost, i));
+        all(underlay.chain(host).chain(endpoints).chain([self.detach_gro(old)]))
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -66,4 +79,9 @@ impl Host {
     pub(super) fn mode_of(&self, endpoint: &Endpoint) -> Mode {
         if endpoint.netkit { Mode::Netkit } else { self.mode() }
     }
+}
+
+/// Has all be done, whatever becomes of one, and fails as the first that failed.
+pub(super) fn all(done: impl IntoIterator<Item = Result<(), HostError>>) -> Result<(), HostError> {
+    done.into_iter().fold(Ok(()), Result::and)
 }

@@ -9,7 +9,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{ALIAS, Host, HostError, mesh0, ports};
+use super::{ALIAS, Host, HostError, attach::all, mesh0, ports};
 use crate::{
     bpf::attach::{self, Interface, Mode},
     config::{Cluster, Encap, Tunnel},
@@ -89,10 +89,8 @@ impl Host {
 
     /// Takes the programs off as those of the other kind are there.
     pub(super) fn detach_gro(&self, old: Mode) -> Result<(), HostError> {
-        for interface in &self.listeners.interfaces {
-            attach::detach(&self.pins, old, Hook::FromContainer, interface)?;
-        }
-        Ok(())
+        let listeners = self.listeners.interfaces.iter();
+        all(listeners.map(|i| Ok(attach::detach(&self.pins, old, Hook::FromContainer, i)?)))
     }
 
     async fn listen(&self, tunnel: &Tunnel) -> Result<Interface, HostError> {

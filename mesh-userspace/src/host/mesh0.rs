@@ -60,7 +60,7 @@ impl Host {
         let host = Some(Interface { name: NAME.into(), index: link.index });
         if self.state.host != host {
             self.state.host = host;
-            self.save()?;
+            self.note();
         }
         self.ensure_up(&link).await?;
         self.ensure_addresses(link.index, me).await

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use serde::de::DeserializeOwned;
+
 use crate::{
     bpf::{BpfError, Pins, tables::Tables},
     claim::Claim,
@@ -34,6 +36,7 @@ mod pair;
 mod parts;
 mod path_mtu;
 mod ports;
+mod record;
 mod recover;
 mod routes;
 mod sandbox;
@@ -115,27 +118,9 @@ pub struct Host {
 }
 
 impl Host {
-    /// Takes the lock and reads what was made here before. Changes nothing.
+    /// Takes the lock and reads what was made here before. Changes nothing, but for a file that makes
+    /// no sense: it is set aside, and what is ours is known by its mark.
     pub fn open(place: &Place) -> Result<Self, HostError> {
-        Self::open_with(place, RunDir::load)
-    }
-
-    /// As [`Host::open`], to take everything away: a state that makes no sense counts as lost, and
-    /// what is ours is known by its mark.
-    pub fn open_to_remove(place: &Place) -> Result<Self, HostError> {
-        Self::open_with(place, |run| match run.load() {
-            Err(e @ StateError::Parse { .. }) => {
-                tracing::warn!("{e}");
-                Ok(State::default())
-            }
-            other => other,
-        })
-    }
-
-    fn open_with(
-        place: &Place,
-        load: impl FnOnce(&RunDir) -> Result<State, StateError>,
-    ) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
         let claim = match Claim::take(&place.run_dir) {
             Ok(claim) => claim,
@@ -144,7 +129,7 @@ impl Host {
                 return Err(e.into());
             }
         };
-        let state = load(&run)?;
+        let state = run.load()?;
         // Where it is, whatever folder is named now.
         let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
         Ok(Self {
@@ -232,8 +217,12 @@ impl Host {
     }
 
     /// What Docker was given, as [`Host::save_docker`] kept it.
-    pub fn docker(&self) -> Option<Vec<u8>> {
-        self.run.docker()
+    pub fn docker<T: DeserializeOwned>(&self) -> Option<T> {
+        let found = self.run.docker();
+        found.unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            None
+        })
     }
 
     pub fn save_docker(&self, bytes: &[u8]) -> Result<(), HostError> {
@@ -242,6 +231,13 @@ impl Host {
 
     /// The cluster and the open maps, also when another process applied them.
     fn adopt(&mut self) -> Result<Cluster, HostError> {
+        if self.state.node.is_empty() && self.run.cluster().is_some() {
+            return Err(HostError::User(format!(
+                "{} does not say any more what was made on this host: run `mesh up --config FILE`, \
+                 which takes it up again; traffic goes on",
+                self.run.dir().display()
+            )));
+        }
         let Some(cluster) = self.cluster.take().or_else(|| self.last_cluster()) else {
             return Err(HostError::User(
                 "the mesh is not up on this host: run `mesh up --config FILE`".into(),
@@ -255,17 +251,6 @@ impl Host {
 
     fn tables(&self) -> Result<&Tables, HostError> {
         self.tables.as_ref().ok_or_else(|| HostError::User("the mesh is not up".into()))
-    }
-
-    /// On a disk, to put a file in the place of another takes 2 to 11 ms; it is not done for nothing.
-    fn save(&mut self) -> Result<(), HostError> {
-        self.revision += 1;
-        if self.saved.as_ref() != Some(&self.state) {
-            self.saved = None;
-            self.run.save(&self.state)?;
-            self.saved = Some(self.state.clone());
-        }
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Host, HostError};
 use crate::{
     bpf::load,
     compile,
-    config::{self, Cluster, Flood, Network, Vni, share},
+    config::{Cluster, Flood, Network, Vni, share},
 };
 
 /// A network that is not in the config file.
@@ -110,16 +110,12 @@ impl Host {
         // With room for more the maps are made anew.
         self.restore().await
     }
-
-    /// The cluster as the file that was good last has it.
-    pub fn file_cluster(&self) -> Option<Cluster> {
-        config::parse(&self.run.cluster()?).ok()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
 
     #[test]
     fn a_network_with_a_foreign_nodes_vni_is_left_out() {

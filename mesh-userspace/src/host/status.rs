@@ -197,6 +197,7 @@ impl Host {
     }
 
     async fn status_of(&mut self, cluster: &Cluster) -> Result<Status, HostError> {
+        self.say_spoiled();
         self.forget_gone().await?;
         let me = super::find(cluster, &self.state.node)?;
         self.bridges = self.look_at_bridges(cluster, &me).await?;
