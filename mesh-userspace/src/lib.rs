@@ -26,4 +26,6 @@ pub mod names;
 pub mod net;
 pub mod peers;
 pub mod plan;
+pub mod quota;
 pub mod state;
+pub mod supervise;

@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     net::IpAddr,
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -147,6 +147,23 @@ impl Host {
     pub fn up(&mut self, cluster: &ClusterFile) -> Result<()> {
         self.spawn(cluster)?;
         self.wait_ready(cluster)
+    }
+
+    /// As [`Host::spawn`], by a shell that first does `before`, in a mount namespace of its own.
+    pub fn spawn_after(&mut self, cluster: &ClusterFile, before: &str) -> Result<()> {
+        let script = self.config.with_extension("sh");
+        let mesh = mesh_binary()?;
+        let text = format!(
+            "#!/bin/sh\nexec unshare --mount --propagation slave sh -e -c '\n{before}\n\
+             exec {} \"$@\"' mesh \"$@\"\n",
+            mesh.display()
+        );
+        fs::write(&script, text).with_context(|| format!("write {}", script.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        let usual = self.binary.replace(script);
+        let spawned = self.spawn(cluster);
+        self.binary = usual;
+        spawned
     }
 
     /// Starts the agent, and does not wait.

@@ -13,6 +13,7 @@ pub mod capture;
 pub mod cluster;
 pub mod cni;
 pub mod container;
+pub mod dns;
 pub mod docker;
 pub mod etcd;
 pub mod figure;

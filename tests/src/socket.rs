@@ -6,7 +6,7 @@
 use std::{
     io,
     mem::{size_of, size_of_val, zeroed},
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
@@ -21,6 +21,14 @@ pub fn open(family: c_int, kind: c_int, protocol: c_int) -> io::Result<UdpSocket
     }
     // SAFETY: the kernel just gave this descriptor to us alone.
     Ok(UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Connects a TCP socket from this port.
+pub fn connect_from(socket: UdpSocket, port: u16, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = OwnedFd::from(socket);
+    rustix::net::bind(&socket, &SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))?;
+    rustix::net::connect(&socket, &to)?;
+    Ok(socket.into())
 }
 
 /// setsockopt(2) for options whose value is an int.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior},
@@ -114,6 +115,7 @@ pub async fn run(
     let mut querier = Querier::open(settings.query_interval)
         .inspect_err(|e| tracing::warn!("multicast groups are not asked for: {e}"))
         .ok();
+    raise_descriptor_limit();
     privileges::drop_the_rest()?;
     tracing::info!(node = host.state.node, "up");
 
@@ -157,7 +159,12 @@ pub async fn run(
             }
             () = files.recv() => agent.reload(&mut host, &settings).await,
             _ = hangup.recv() => agent.reload(&mut host, &settings).await,
-            change = changes.next(&host) => agent.noticed(&mut host, change).await,
+            change = changes.next(&host) => {
+                if let (Some(docker), Change::Link { .. } | Change::Overrun) = (&docker, &change) {
+                    docker.shared().look();
+                }
+                agent.noticed(&mut host, change).await;
+            }
             told = too_big(icmp.as_ref()) => {
                 if host.learn_path_mtu(&told) {
                     agent.pace.changed(Instant::now());
@@ -418,6 +425,16 @@ fn hear_others(host: &Host, docker: &mut Docker, request: &Request) -> Option<St
     let is_new = since.elapsed() < HEARSAY && host.cluster()?.network(name).is_none();
     is_new
         .then(|| format!("network {name:?} is not known here yet: the other nodes are being asked"))
+}
+
+/// As many descriptors as this process may have. What strangers can take of them is bounded far below
+/// the usual 1024, so that the host's own work always has some.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(e) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("the limit of open files stays {:?}: {e}", limit.current);
+    }
 }
 
 /// Gives back to the kernel what the last piece of work took: an agent of a large cluster needs ten

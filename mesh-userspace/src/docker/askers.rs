@@ -21,7 +21,7 @@ use super::{
 use crate::{net::Net, peers::Shared};
 
 /// The network by which Docker lets containers of other networks out into the world.
-const GATEWAY: &str = "docker_gwbridge";
+pub const GATEWAY: &str = "docker_gwbridge";
 /// A resolver that waits longer for Docker than this is of no use.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// For a source that is nobody's, Docker is not asked more often.

@@ -48,7 +48,7 @@ mod watch;
 pub const OVERLAY_PORT: u16 = 4789;
 
 use api::Api;
-pub use askers::Askers;
+pub use askers::{Askers, GATEWAY};
 use attached::Attached;
 use health::Health;
 pub use health::{DockerStatus, DriverFault};
@@ -120,7 +120,8 @@ impl Docker {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
         saved.epoch = u64::try_from(now).unwrap_or(0).max(saved.epoch + 1);
         let records = saved.records.clone();
-        let shared = Shared::new(Directory::new(host.state.node.clone(), saved.epoch, records));
+        let directory = Directory::new(host.state.node.clone(), saved.epoch, records);
+        let shared = Shared::new(directory, host.faults().clone());
         let (calls_sender, calls) = mpsc::channel(QUEUE);
         let (events, incoming) = mpsc::channel(QUEUE);
         let look = Arc::new(Notify::new());
@@ -293,6 +294,7 @@ pub fn roster(cluster: &Cluster, me: &str) -> Roster {
         me: me.to_owned(),
         addresses: cluster.node(me).map(addresses).unwrap_or_default(),
         peers: peers.map(|n| (n.name.clone(), addresses(n))).collect(),
+        bridges: cluster.bridges.clone(),
     }
 }
 

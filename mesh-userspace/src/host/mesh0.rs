@@ -15,7 +15,7 @@ use crate::{
     net::{Link, PairKind, Route, RouteSpec, Veth},
 };
 
-pub(super) const NAME: &str = "mesh0";
+pub const NAME: &str = "mesh0";
 const OTHER_END: &str = "mesh0-end";
 
 impl Host {

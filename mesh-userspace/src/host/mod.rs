@@ -50,6 +50,7 @@ pub use endpoint::{AttachRequest, Attached};
 pub use gateway::PortRequest;
 pub use groups::{GroupStatus, QUERY_INTERVAL, Querier};
 pub use identity::which_node;
+pub use mesh0::NAME as MESH0;
 pub use networks::{AddedNetwork, with_added};
 pub use ports::{Holder, holder};
 pub use sandbox::SandboxRequest;

@@ -14,7 +14,7 @@ use std::sync::{
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 
-use crate::{docker::Askers, peers::Shared};
+use crate::{docker::Askers, peers::Shared, supervise};
 
 pub mod forward;
 mod server;
@@ -39,8 +39,9 @@ pub struct Resolver {
 impl Resolver {
     /// Serves on this node's overlay addresses, from now on.
     pub fn start(shared: Shared, askers: Askers) {
+        let faults = shared.faults().clone();
         let resolver = Self { shared, askers, turn: Arc::default() };
-        tokio::spawn(server::run(resolver));
+        supervise::spawn(faults, "answers for names", move || server::run(resolver.clone()));
     }
 
     /// The answer to a message from `source`; `None` if it deserves none.

@@ -1,12 +1,8 @@
 //! UDP and TCP on port 53 of this node's overlay addresses.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use socket2::Type;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -16,8 +12,14 @@ use tokio::{
 };
 
 use super::Resolver;
+use crate::{
+    docker::GATEWAY,
+    host::MESH0,
+    peers::{Listeners, Place, Roster, Service, bind, bind_tcp},
+};
 
 const PORT: u16 = 53;
+const SERVICE: Service = Service { part: "names", port: PORT, outcome: "names are not answered" };
 /// After a client that could not be taken.
 const RETRY: Duration = Duration::from_secs(1);
 /// Questions at once; what comes beyond that is lost, as on a network.
@@ -27,34 +29,20 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Questions of one TCP client.
 const PER_CLIENT: usize = 1024;
 
-/// Listens on whatever overlay addresses this host has.
+/// Listens on whatever overlay addresses this host has, to whom the names are for: the host itself,
+/// the mesh, the bridges that are attached to it, and Docker's way out of its other networks.
 pub async fn run(resolver: Resolver) {
-    let mut listeners = resolver.shared.listeners();
-    let mut complaint = None;
-    loop {
-        let mut failed = false;
-        for address in listeners.missing() {
-            match listen(&resolver, address).await {
-                Ok(listener) => listeners.add(address, listener),
-                Err(e) => {
-                    failed = true;
-                    let text = format!("no names on {address}, port {PORT}: {e}");
-                    if complaint.as_ref() != Some(&text) {
-                        tracing::warn!("{text}");
-                    }
-                    complaint = Some(text);
-                }
-            }
-        }
-        if !listeners.wait(failed).await {
-            return;
-        }
-    }
+    let listeners = Listeners::new(SERVICE, &resolver.shared);
+    let interfaces = |roster: &Roster| {
+        let own = ["lo", MESH0, GATEWAY].into_iter().map(str::to_owned);
+        own.chain(roster.bridges.iter().cloned()).collect()
+    };
+    listeners.run(interfaces, |place| listen(&resolver, place)).await;
 }
 
-async fn listen(resolver: &Resolver, address: IpAddr) -> io::Result<AbortHandle> {
-    let udp = UdpSocket::bind((address, PORT)).await?;
-    let tcp = TcpListener::bind((address, PORT)).await?;
+fn listen(resolver: &Resolver, place: &Place) -> io::Result<AbortHandle> {
+    let udp = UdpSocket::from_std(bind(place, PORT, Type::DGRAM)?.into())?;
+    let tcp = bind_tcp(place, PORT)?;
     let (for_udp, for_tcp) = (resolver.clone(), resolver.clone());
     Ok(tokio::spawn(async move {
         tokio::select! {

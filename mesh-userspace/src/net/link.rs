@@ -16,6 +16,13 @@ use rtnetlink::packet_route::{
 
 use super::{Net, NetError, Refusal, wait::until};
 
+/// The index of an interface of this thread's network namespace, if there is one of that name.
+pub fn interface_index(name: &str) -> Option<u32> {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+    rustix::net::netdevice::name_to_index(socket.ok()?, name).ok()
+}
+
 const RUNNING: Duration = Duration::from_secs(1);
 
 /// An interface of this namespace.

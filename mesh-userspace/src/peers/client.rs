@@ -5,12 +5,16 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     net::{TcpSocket, TcpStream},
+    sync::Semaphore,
     task::AbortHandle,
     time::timeout,
 };
@@ -29,12 +33,15 @@ const PERIOD: Duration = Duration::from_secs(5);
 const PERIOD_PER_PEER: Duration = Duration::from_millis(50);
 /// After an error, at first.
 const RETRY: Duration = Duration::from_secs(1);
+/// Peers that are spoken to at once: each takes a descriptor.
+const AT_ONCE: usize = 64;
 /// Periods of silence after which a node's names are forgotten.
 const SILENT_PERIODS: u32 = 3;
 
 /// One task for each peer of the roster.
 pub(super) async fn run(shared: Shared) {
     let mut roster = shared.roster.subscribe();
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks: HashMap<(String, IpAddr), AbortHandle> = HashMap::new();
     loop {
         let now = roster.borrow_and_update().clone();
@@ -45,7 +52,7 @@ pub(super) async fn run(shared: Shared) {
             wanted.extend(addresses.first().map(|a| (name, *a)));
         }
         tasks.retain(|peer, task| {
-            let stays = wanted.contains(peer);
+            let stays = wanted.contains(peer) && !task.is_finished();
             if !stays {
                 task.abort();
             }
@@ -53,34 +60,38 @@ pub(super) async fn run(shared: Shared) {
         });
         for peer in wanted {
             tasks.entry(peer.clone()).or_insert_with(|| {
-                tokio::spawn(follow(shared.clone(), peer.0, peer.1, period)).abort_handle()
+                let turns = turns.clone();
+                tokio::spawn(follow(shared.clone(), turns, peer.0, peer.1, period)).abort_handle()
             });
         }
-        loop {
-            tokio::select! {
-                changed = roster.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-                () = tokio::time::sleep(period) => {
-                    shared.lock().expire(period * SILENT_PERIODS);
-                }
-            }
+        tokio::select! {
+            changed = roster.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(period) => shared.lock().expire(period * SILENT_PERIODS),
         }
     }
 }
 
-async fn follow(shared: Shared, peer: String, address: IpAddr, period: Duration) {
+async fn follow(
+    shared: Shared,
+    turns: Arc<Semaphore>,
+    peer: String,
+    address: IpAddr,
+    period: Duration,
+) {
     let mut own = shared.own.subscribe();
     // What the peer said it has of our names.
     let mut has = None;
     let mut retry = RETRY;
     loop {
+        let Ok(turn) = turns.acquire().await else { return };
         own.borrow_and_update();
         let news = shared.lock().news_for(&peer, has);
-        let wait = match timeout(PATIENCE, exchange(address, &news)).await {
+        let version = news.version;
+        let answered = timeout(PATIENCE, exchange(address, &news)).await;
+        drop((turn, news));
+        let wait = match answered {
             Ok(Ok(answer)) => {
-                has = Some(news.version);
+                has = Some(version);
                 // It forgot us, or started anew: tell it all.
                 if answer.have != has {
                     has = None;

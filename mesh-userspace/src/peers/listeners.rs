@@ -1,50 +1,253 @@
 //! What listens on this node's overlay addresses, which come and go with the config file.
+//!
+//! Each listener is bound to one interface: the kernel hands it nothing that came in by another, and
+//! sends its answers by no other. The underlay and the bridges of strangers find a closed port.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
-use tokio::{sync::watch, task::AbortHandle};
+use socket2::{Domain, Socket, Type};
+use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
-use super::Roster;
+use super::{Roster, Shared};
+use crate::{faults::Faults, net};
 
+/// Between two looks at what nobody tells of: listeners that ended, ports that became free.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Between two looks, however much happens.
+const SETTLE: Duration = Duration::from_millis(20);
 /// An address may be taken up a little before the interface has it.
-const RETRY: Duration = Duration::from_secs(1);
+const ADDRESS_LATE: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
-/// The listeners, one for each address.
+/// What is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// Whose faults they are.
+    pub part: &'static str,
+    pub port: u16,
+    /// What does not work where it can not listen.
+    pub outcome: &'static str,
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub address: IpAddr,
+    pub interface: String,
+    /// The interface's index: a new one of the same name has another.
+    pub index: u32,
+}
+
+/// The listeners of one service.
 pub struct Listeners {
+    service: Service,
     roster: watch::Receiver<Roster>,
-    tasks: HashMap<IpAddr, AbortHandle>,
+    looks: watch::Receiver<u64>,
+    faults: Faults,
+    tasks: HashMap<Place, AbortHandle>,
+    /// Since when an address can not be listened on.
+    failing: BTreeMap<IpAddr, Instant>,
 }
 
 impl Listeners {
-    pub fn new(roster: watch::Receiver<Roster>) -> Self {
-        Self { roster, tasks: HashMap::new() }
+    pub fn new(service: Service, shared: &Shared) -> Self {
+        Self {
+            service,
+            roster: shared.roster.subscribe(),
+            looks: shared.looks.subscribe(),
+            faults: shared.faults.clone(),
+            tasks: HashMap::new(),
+            failing: BTreeMap::new(),
+        }
     }
 
-    /// Ends those on addresses that this node no longer has, and returns the addresses that have
-    /// none.
-    pub fn missing(&mut self) -> Vec<IpAddr> {
-        let mut wanted = self.roster.borrow_and_update().addresses.clone();
-        self.tasks.retain(|address, task| {
-            let stays = wanted.contains(address) && !task.is_finished();
+    /// Keeps a listener on each of this node's addresses and each of these interfaces that there is.
+    /// Returns only if nothing more will change.
+    pub async fn run(
+        mut self,
+        interfaces: impl Fn(&Roster) -> Vec<String>,
+        open: impl Fn(&Place) -> io::Result<AbortHandle>,
+    ) {
+        loop {
+            let wanted = {
+                let roster = self.roster.borrow_and_update();
+                places(&roster.addresses, &interfaces(&roster))
+            };
+            self.looks.borrow_and_update();
+            let mut failed = Vec::new();
+            for place in self.missing(wanted) {
+                match open(&place) {
+                    Ok(task) => drop(self.tasks.insert(place, task)),
+                    Err(e) => failed.push((place, e)),
+                }
+            }
+            self.tell(&failed);
+            sleep(SETTLE).await;
+            tokio::select! {
+                changed = self.roster.changed() => if changed.is_err() { return },
+                changed = self.looks.changed() => if changed.is_err() { return },
+                () = sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    /// Ends those that are not wanted, and returns the places that have none.
+    fn missing(&mut self, mut wanted: Vec<Place>) -> Vec<Place> {
+        self.tasks.retain(|place, task| {
+            let stays = wanted.contains(place) && !task.is_finished();
             if !stays {
                 task.abort();
             }
             stays
         });
-        wanted.retain(|address| !self.tasks.contains_key(address));
+        wanted.retain(|place| !self.tasks.contains_key(place));
         wanted
     }
 
-    pub fn add(&mut self, address: IpAddr, task: AbortHandle) {
-        self.tasks.insert(address, task);
+    fn tell(&mut self, failed: &[(Place, io::Error)]) {
+        self.failing.retain(|address, _| failed.iter().any(|(place, _)| place.address == *address));
+        let mut faults = BTreeMap::new();
+        for (place, error) in failed {
+            let since = *self.failing.entry(place.address).or_insert_with(Instant::now);
+            let is_late = error.kind() == io::ErrorKind::AddrNotAvailable;
+            if !is_late || since.elapsed() > ADDRESS_LATE {
+                let fault = || self.service.fault(place, error);
+                faults.entry(place.address.to_string()).or_insert_with(fault);
+            }
+        }
+        self.faults.set_all(self.service.part, faults);
+    }
+}
+
+impl Service {
+    fn fault(&self, place: &Place, error: &io::Error) -> String {
+        let Self { port, outcome, .. } = *self;
+        let address = place.address;
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                let holder = net::port_holder(address, port);
+                let remedy = remedy(holder.as_ref().map(|(name, _)| name.as_str()), address);
+                let holder = holder.map_or_else(
+                    || "another program".to_owned(),
+                    |(name, pid)| format!("{name} (process {pid})"),
+                );
+                format!(
+                    "port {port} of {address} is taken by {holder}, so that {outcome}: {remedy}. It \
+                     is tried again each {} s",
+                    PERIOD.as_secs()
+                )
+            }
+            _ => format!(
+                "port {port} of {address} on {} can not be listened on ({error}), so that {outcome}; \
+                 it is tried again each {} s",
+                place.interface,
+                PERIOD.as_secs()
+            ),
+        }
+    }
+}
+
+/// How a program that listens on every address is made to leave one alone.
+fn remedy(holder: Option<&str>, address: IpAddr) -> String {
+    match holder {
+        Some("dnsmasq") => "give it `bind-dynamic` and `except-interface=mesh0`".into(),
+        Some("systemd-resolve" | "systemd-resolved") => {
+            "take the address out of DNSStubListenerExtra= in resolved.conf".into()
+        }
+        Some("named") => "list other addresses in its `listen-on` and `listen-on-v6`".into(),
+        Some("unbound") => "list other addresses in its `interface`".into(),
+        _ => format!("end it, or let it listen on other addresses than {address}"),
+    }
+}
+
+/// Each address on each interface that there is.
+fn places(addresses: &[IpAddr], interfaces: &[String]) -> Vec<Place> {
+    let mut places = Vec::new();
+    for interface in interfaces {
+        let Some(index) = net::interface_index(interface) else { continue };
+        places.extend(addresses.iter().map(|address| Place {
+            address: *address,
+            interface: interface.clone(),
+            index,
+        }));
+    }
+    places
+}
+
+/// A socket on a port of this place, which does not block.
+pub fn bind(place: &Place, port: u16, kind: Type) -> io::Result<Socket> {
+    let address = SocketAddr::new(place.address, port);
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind_device(Some(place.interface.as_bytes()))?;
+    socket.set_nonblocking(true)?;
+    if kind == Type::STREAM {
+        // What was accepted by an agent before may linger.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+    } else {
+        socket.bind(&address.into())?;
+    }
+    Ok(socket)
+}
+
+/// The same for TCP.
+pub fn bind_tcp(place: &Place, port: u16) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(bind(place, port, Type::STREAM)?.into())
+}
+
+/// Ends a connection at once, and leaves nothing of it behind in the kernel.
+pub fn refuse(stream: tokio::net::TcpStream) {
+    // Else the kernel would keep it for a minute, for a peer that may never answer.
+    _ = stream.set_zero_linger();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: Service = Service { part: "x", port: 53, outcome: "nothing works" };
+
+    fn place() -> Place {
+        Place { address: "127.0.0.1".parse().unwrap(), interface: "lo".into(), index: 1 }
     }
 
-    /// Until there is something to do: addresses changed, or, if one `failed`, a while later. `false`
-    /// if nothing more will change.
-    pub async fn wait(&mut self, failed: bool) -> bool {
-        tokio::select! {
-            changed = self.roster.changed() => changed.is_ok(),
-            () = tokio::time::sleep(RETRY), if failed => true,
-        }
+    #[test]
+    fn a_place_is_an_address_on_an_interface_that_there_is() {
+        let own = place();
+        let there = places(&[own.address], &["lo".into(), "mesh-nowhere".into()]);
+        assert_eq!(there, [own]);
+    }
+
+    #[test]
+    fn a_busy_port_is_said_with_who_has_it_and_what_to_do() {
+        let error = io::Error::from(io::ErrorKind::AddrInUse);
+        let fault = SERVICE.fault(&place(), &error);
+        assert!(fault.starts_with("port 53 of 127.0.0.1 is taken by "), "{fault}");
+        assert!(fault.contains("so that nothing works"), "{fault}");
+        assert!(remedy(Some("dnsmasq"), place().address).contains("except-interface"));
+        assert!(remedy(None, place().address).contains("127.0.0.1"));
+    }
+
+    #[test]
+    fn an_address_that_is_late_is_no_fault_at_first() {
+        let shared =
+            Shared::new(super::super::Directory::new("h".into(), 1, vec![]), Faults::default());
+        let mut listeners = Listeners::new(SERVICE, &shared);
+        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())]);
+        assert_eq!(shared.faults.now(), [""; 0]);
+        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())]);
+        assert_eq!(shared.faults.now().len(), 1);
+        listeners.tell(&[]);
+        assert_eq!(shared.faults.now(), [""; 0]);
     }
 }

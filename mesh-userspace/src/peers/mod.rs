@@ -14,6 +14,8 @@ use std::{
 
 use tokio::sync::watch;
 
+use crate::{faults::Faults, supervise};
+
 mod client;
 mod directory;
 mod listeners;
@@ -21,9 +23,9 @@ mod protocol;
 mod server;
 
 pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
-pub use listeners::Listeners;
+pub use listeners::{Listeners, Place, Service, bind, bind_tcp, refuse};
 
-/// Where agents listen, on their overlay addresses only.
+/// Where agents listen, on `mesh0` and their overlay addresses only.
 pub const PORT: u16 = 7473;
 
 /// The nodes of the mesh, as far as agents speak to each other.
@@ -34,6 +36,8 @@ pub struct Roster {
     pub addresses: Vec<IpAddr>,
     /// Name and overlay addresses of every other node.
     pub peers: Vec<(String, Vec<IpAddr>)>,
+    /// This host's bridges whose containers are of the mesh.
+    pub bridges: Vec<String>,
 }
 
 impl Roster {
@@ -53,15 +57,20 @@ pub struct Shared {
     /// Counts changes of networks, whoever made them.
     networks: Arc<watch::Sender<u64>>,
     roster: Arc<watch::Sender<Roster>>,
+    /// Counts changes of this host's interfaces.
+    looks: Arc<watch::Sender<u64>>,
+    faults: Faults,
 }
 
 impl Shared {
-    pub fn new(directory: Directory) -> Self {
+    pub fn new(directory: Directory, faults: Faults) -> Self {
         Self {
             directory: Arc::new(Mutex::new(directory)),
             own: Arc::new(watch::Sender::new(0)),
             networks: Arc::new(watch::Sender::new(0)),
             roster: Arc::default(),
+            looks: Arc::new(watch::Sender::new(0)),
+            faults,
         }
     }
 
@@ -98,9 +107,14 @@ impl Shared {
         self.roster.borrow().addresses.clone()
     }
 
-    /// None yet, for whatever addresses this node has.
-    pub fn listeners(&self) -> Listeners {
-        Listeners::new(self.roster.subscribe())
+    /// What is wrong on this host.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// An interface may have come or gone: those who listen look where.
+    pub fn look(&self) {
+        self.looks.send_modify(|n| *n += 1);
     }
 
     /// Takes what a peer told.
@@ -112,7 +126,12 @@ impl Shared {
 
     /// Speaks with the other agents, from now on.
     pub fn start(&self) {
-        tokio::spawn(server::run(self.clone()));
-        tokio::spawn(client::run(self.clone()));
+        let (server, client) = (self.clone(), self.clone());
+        supervise::spawn(self.faults.clone(), "answers to other agents", move || {
+            server::run(server.clone())
+        });
+        supervise::spawn(self.faults.clone(), "questions to other agents", move || {
+            client::run(client.clone())
+        });
     }
 }

@@ -1,69 +1,167 @@
-//! Answers other agents, on the overlay addresses of this host only and to configured peers only:
-//! the data plane takes such a source from no other host and from no container, that host's rules keep
-//! out what it masquerades ([`guard`](crate::host)), and the port its users.
+//! Answers other agents, on `mesh0` and to configured peers only: the data plane takes such a source
+//! from no other host and from no container, that host's rules keep out what it masquerades
+//! ([`guard`](crate::host)), and the port its users.
+//!
+//! Who connects is looked at before a byte of it is read. What a peer may have is bounded too: one of
+//! them may have been taken over.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{
-    Json, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, State},
-    http::StatusCode,
-    routing::post,
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
 };
-use tokio::{net::TcpListener, task::AbortHandle};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+    time::timeout,
+};
 
 use super::{
-    PORT, Shared,
+    Listeners, PORT, Shared,
+    listeners::{Place, Service, bind_tcp, refuse},
     protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
+use crate::{host::MESH0, quota::Quota};
+
+const SERVICE: Service =
+    Service { part: "agents", port: PORT, outcome: "other agents are not answered" };
+/// Connections at once of one peer, which needs one, and of all. Each agent asks 20 times a second
+/// at most.
+const PER_PEER: usize = 2;
+const CONNECTIONS: usize = 64;
+/// From accepting a connection to the end of the answer. Who asks waits less.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of all requests that are not whole yet.
+const BODIES_MAX: usize = 32 << 20;
+/// Longest header of a request, and what is read ahead of its body, in bytes.
+const BUFFER: usize = 16 << 10;
+/// After a connection that could not be accepted.
+const RETRY: Duration = Duration::from_millis(100);
+
+#[derive(Clone)]
+struct Server {
+    shared: Shared,
+    connections: Quota<String>,
+    bodies: Arc<Semaphore>,
+}
+
+/// Why a request is not answered.
+type Refusal = (StatusCode, String);
 
 /// Listens on whatever overlay addresses this host has.
 pub(super) async fn run(shared: Shared) {
-    let mut listeners = shared.listeners();
-    loop {
-        let mut failed = false;
-        for address in listeners.missing() {
-            match TcpListener::bind((address, PORT)).await {
-                Ok(listener) => listeners.add(address, serve(&shared, listener)),
+    let listeners = Listeners::new(SERVICE, &shared);
+    let connections = Quota::new(CONNECTIONS, 0);
+    let server = Server { shared, connections, bodies: Arc::new(Semaphore::new(BODIES_MAX)) };
+    listeners.run(|_| vec![MESH0.to_owned()], |place| server.listen(place)).await;
+}
+
+impl Server {
+    fn listen(&self, place: &Place) -> io::Result<AbortHandle> {
+        let listener = bind_tcp(place, PORT)?;
+        Ok(tokio::spawn(self.clone().serve(listener)).abort_handle())
+    }
+
+    async fn serve(self, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => self.accept(stream, from),
                 Err(e) => {
-                    tracing::debug!("listening for agents on {address}: {e}");
-                    failed = true;
+                    tracing::debug!("an agent's connection: {e}");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
         }
-        if !listeners.wait(failed).await {
-            return;
-        }
     }
-}
 
-fn serve(shared: &Shared, listener: TcpListener) -> AbortHandle {
-    let router = Router::new()
-        .route(PATH, post(exchange))
-        .layer(DefaultBodyLimit::max(MESSAGE_MAX))
-        .with_state(shared.clone())
-        .into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async move {
-        if let Err(e) = axum::serve(listener, router).await {
-            tracing::warn!("no longer listening for agents: {e}");
+    fn accept(&self, stream: TcpStream, from: SocketAddr) {
+        let Some(peer) = self.peer(from) else { return refuse(stream) };
+        let Some(share) = self.connections.take(&peer, PER_PEER) else { return refuse(stream) };
+        let server = self.clone();
+        tokio::spawn(async move {
+            let answer = |request| {
+                let (server, peer) = (server.clone(), peer.clone());
+                async move { Ok::<_, hyper::Error>(server.answer(&peer, request).await) }
+            };
+            let mut http = http1::Builder::new();
+            let connection = http
+                .keep_alive(false)
+                .max_buf_size(BUFFER)
+                .serve_connection(TokioIo::new(stream), service_fn(answer));
+            match timeout(DEADLINE, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => tracing::debug!("the agent of {peer}: {e}"),
+                Err(_) => tracing::debug!("the agent of {peer} takes longer than {DEADLINE:?}"),
+            }
+            drop(share);
+        });
+    }
+
+    /// The node whose agent this is; `None` for all others.
+    fn peer(&self, from: SocketAddr) -> Option<String> {
+        if !RESERVED.contains(&from.port()) {
+            return None;
         }
-    })
-    .abort_handle()
-}
+        self.shared.roster.borrow().peer(from.ip().to_canonical()).map(str::to_owned)
+    }
 
-async fn exchange(
-    State(shared): State<Shared>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    body: axum::body::Bytes,
-) -> Result<Json<News>, (StatusCode, String)> {
-    let is_reserved = RESERVED.contains(&from.port());
-    let peer = shared.roster.borrow().peer(from.ip().to_canonical()).map(str::to_owned);
-    let Some(peer) = peer.filter(|_| is_reserved) else {
-        return Err((StatusCode::FORBIDDEN, format!("{from} is no agent of this mesh")));
-    };
-    let news: News =
-        serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
-    shared.absorb(&peer, &news);
-    let answer = shared.lock().news_for(&peer, news.have);
-    Ok(Json(answer))
+    async fn answer(&self, peer: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, kind, body) = match self.exchange(peer, request).await {
+            Ok(body) => (StatusCode::OK, "application/json", body),
+            Err((status, why)) => (status, "text/plain", why.into_bytes()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        response
+    }
+
+    async fn exchange(&self, peer: &str, request: Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+        if request.uri().path() != PATH {
+            return Err((StatusCode::NOT_FOUND, format!("there is only {PATH}")));
+        }
+        if request.method() != Method::POST {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "POST is what is understood".into()));
+        }
+        let (body, held) = self.read(request.into_body()).await?;
+        let news: News =
+            serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+        drop((body, held));
+        self.shared.absorb(peer, &news);
+        let answer = self.shared.lock().news_for(peer, news.have);
+        serde_json::to_vec(&answer).map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+    }
+
+    /// A whole body. Each byte of it is counted as it comes, among all others' that are read.
+    async fn read(
+        &self,
+        mut body: Incoming,
+    ) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
+        let (mut whole, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if whole.len() + data.len() > MESSAGE_MAX {
+                let why = format!("longer than {MESSAGE_MAX} bytes");
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, why));
+            }
+            let count = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let Ok(more) = self.bodies.clone().try_acquire_many_owned(count) else {
+                return Err((StatusCode::SERVICE_UNAVAILABLE, "too much at once".into()));
+            };
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok((whole, held))
+    }
 }
