@@ -8,6 +8,8 @@ use crate::verdict::Hook;
 pub const FROM_ENDPOINT: &str = "from_endpoint";
 /// tcx ingress on the underlay's network card.
 pub const FROM_UNDERLAY: &str = "from_underlay";
+/// tcx egress on the underlay's network card.
+pub const FROM_FORWARD: &str = "from_forward";
 /// Where `from_endpoint` goes on with what is for many.
 pub const FLOOD_SEND: &str = "flood_send";
 /// Where `from_underlay` goes on with what is for many.
@@ -18,6 +20,7 @@ pub const fn program(hook: Hook) -> &'static str {
     match hook {
         Hook::FromContainer | Hook::FromHost => FROM_ENDPOINT,
         Hook::FromUnderlay => FROM_UNDERLAY,
+        Hook::FromForward => FROM_FORWARD,
     }
 }
 

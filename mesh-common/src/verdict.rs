@@ -29,6 +29,7 @@ numbered! {
         FromContainer = 0, "from_container", "What a container sends.";
         FromUnderlay = 1, "from_underlay", "What arrives on the underlay's network card.";
         FromHost = 2, "from_host", "What the host itself sends into the overlay.";
+        FromForward = 3, "from_forward", "What the host forwards out of the underlay's network card.";
     }
 }
 
@@ -71,6 +72,7 @@ numbered! {
         Hairpin = 19, "hairpin", "Sent to the sender's own address.";
         Unresolved = 20, "unresolved", "The MAC of an address behind a peer without mesh is not known; asked for, once a second.";
         NoMember = 21, "no_member", "Broadcast or multicast that nobody here or on other nodes gets.";
+        ForgedTunnel = 22, "forged_tunnel", "Forwarded by this host, a tunnel packet to a node with this host's own address.";
     }
 }
 

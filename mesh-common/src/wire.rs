@@ -18,10 +18,14 @@ pub const GRE_KEY_LEN: usize = 4;
 pub const UDP_LEN: usize = 8;
 /// VXLAN (RFC 7348), and Geneve without options (RFC 8926): a word, then the VNI and a byte.
 pub const VNI_HEADER_LEN: usize = 8;
+/// A VLAN tag in the bytes (IEEE 802.1Q).
+pub const VLAN_LEN: usize = 4;
 
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86dd;
 pub const ETH_P_ARP: u16 = 0x0806;
+pub const ETH_P_8021Q: u16 = 0x8100;
+pub const ETH_P_8021AD: u16 = 0x88a8;
 /// Ethernet in GRE (transparent Ethernet bridging).
 pub const ETH_P_TEB: u16 = 0x6558;
 
@@ -32,9 +36,11 @@ pub const IPPROTO_IGMP: u8 = 2;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_ROUTING: u8 = 43;
+pub const IPPROTO_FRAGMENT: u8 = 44;
 pub const IPPROTO_GRE: u8 = 47;
 pub const IPPROTO_ICMPV6: u8 = 58;
 pub const IPPROTO_DSTOPTS: u8 = 60;
+pub const IPPROTO_MOBILITY: u8 = 135;
 
 /// GRE flags: a key follows (RFC 2890, 2).
 pub const GRE_FLAG_KEY: u16 = 0x2000;

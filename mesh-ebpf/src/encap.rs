@@ -194,6 +194,7 @@ fn fill(
         put_tunnel(packet, AFTER_IPV6, route, inner, hash, len)?;
     }
 
+    packet.set_sent();
     let code = if peer.flags & PeerInfo::MAC_KNOWN != 0 {
         packet::redirect(peer.ifindex)
     } else {

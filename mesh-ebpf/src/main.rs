@@ -1,10 +1,11 @@
-//! The data plane: two programs, named by where the packet comes from, and two in which they go on
-//! where it is for many.
+//! The data plane: three programs, named by where the packet comes from, and two in which the first
+//! two go on where it is for many.
 //!
 //! ```text
 //! from_endpoint  tcx ingress, host side of a container's veth  \  overlay.rs -> encap.rs
 //!                tcx egress,  mesh0, the host's own            /             -> deliver.rs
 //! from_underlay  tcx ingress, underlay network card            -> underlay.rs -> deliver.rs
+//! from_forward   tcx egress,  underlay network card            -> forward.rs
 //! flood_send     broadcast and multicast, from the first       \  flood.rs -> group.rs
 //! flood_receive  broadcast and multicast, from the second      /
 //! ```
@@ -25,6 +26,7 @@ mod encap;
 mod end;
 mod fib;
 mod flood;
+mod forward;
 mod group;
 mod icmp;
 mod inner;
@@ -49,6 +51,12 @@ pub fn from_endpoint(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn from_underlay(ctx: TcContext) -> i32 {
     underlay::receive(&Packet::new(&ctx))
+}
+
+#[classifier]
+#[inline(always)]
+pub fn from_forward(ctx: TcContext) -> i32 {
+    forward::leave(&Packet::new(&ctx))
 }
 
 #[classifier]

@@ -31,6 +31,10 @@ use crate::maps::TAILS;
 const PACKET_HOST: u32 = 0;
 /// Of a tag's control information.
 const VLAN_ID: u32 = 0xfff;
+/// Says beside a packet that a program of ours sends it; see [`Packet::set_sent`].
+const SENT: u32 = 0xb7d3_9ea5;
+/// The word of the control block for it.
+const SENT_AT: usize = 2;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
@@ -288,6 +292,34 @@ impl Packet {
                 (&raw const (*cb)[4]).read_volatile(),
             ]
         }
+    }
+
+    /// The interface by which the packet came into this host, as the kernel noted it last; 0 for what
+    /// the host itself sends.
+    #[inline(always)]
+    pub fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).ingress_ifindex }
+    }
+
+    /// Notes that a program of ours sends the packet, for the one at the egress of the underlay.
+    ///
+    /// In the control block, which a redirect leaves as it is, also where the packet waits for its next
+    /// hop's MAC. Nobody else has a use for it there, as for the mark, and no sender can write to it:
+    /// it is no part of the packet, and IP clears it for each that it takes (ip_rcv_core,
+    /// ip6_rcv_core). What IP itself writes at this place can not be [`SENT`]: with IPv4 the upper half
+    /// ends in padding, with IPv6 its flags are the lower half, of which the highest bit is none.
+    #[inline(always)]
+    pub fn set_sent(&self) {
+        // SAFETY: as above; the kernel lets a program write this field.
+        unsafe { (&raw mut (*self.skb).cb[SENT_AT]).write_volatile(SENT) }
+    }
+
+    /// As [`Self::set_sent`] noted.
+    #[inline(always)]
+    pub fn is_sent(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.skb).cb[SENT_AT]).read_volatile() == SENT }
     }
 
     #[inline(always)]

@@ -16,7 +16,10 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use mesh_common::{verdict::DropReason, wire::ETH_LEN};
+use mesh_common::{
+    verdict::DropReason,
+    wire::{ETH_LEN, ETH_P_8021Q},
+};
 use packet::Packet;
 
 mod bridge;
@@ -26,6 +29,7 @@ mod encap;
 mod end;
 mod fib;
 mod flood;
+mod forward;
 mod group;
 mod icmp;
 mod inner;
@@ -40,8 +44,6 @@ mod underlay;
 /// A packet stays marked as encapsulated when the outer header is off again, and is then not
 /// encapsulated a second time. So here the kernel is not told.
 const TELL_INNER: bool = false;
-
-const ETH_P_8021Q: u16 = 0x8100;
 
 /// What encapsulation overwrites.
 type Ethernet = [u16; ETH_LEN / 2];
@@ -170,6 +172,21 @@ pub fn tagged_from_endpoint(ctx: TcContext) -> i32 {
 pub fn tagged_from_underlay(ctx: TcContext) -> i32 {
     tag(&ctx);
     underlay::receive(&Packet::new(&ctx))
+}
+
+/// What `from_forward` does with a forwarded packet, on kernels whose BPF_PROG_TEST_RUN forwards none.
+#[classifier]
+#[inline(always)]
+pub fn forwarded(ctx: TcContext) -> i32 {
+    forward::judge(&Packet::new(&ctx))
+}
+
+/// [`forwarded`] on a packet with a VLAN tag beside its bytes.
+#[classifier]
+#[inline(always)]
+pub fn tagged_forwarded(ctx: TcContext) -> i32 {
+    tag(&ctx);
+    forward::judge(&Packet::new(&ctx))
 }
 
 /// Saves the front of the packet, runs `f`, and writes the front back: word by word, since after

@@ -231,7 +231,7 @@ fn udp<O: Family>(packet: &Packet, ip: &O::Header) -> Result<Tunnel, Not> {
 
 /// `port`: network byte order.
 #[inline(always)]
-fn udp_port(port: u16) -> Option<UdpPort> {
+pub fn udp_port(port: u16) -> Option<UdpPort> {
     let ports = &maps::node()?.ports;
     let [a, b, c, d] = *ports;
     // Nobody sends to port 0, which those not in use have.

@@ -1,24 +1,22 @@
 //! Who must not reach whom, and who must not be believed.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, PacketBuilder, ether_type};
 use mesh_tests::{
-    Encap, Netns, Options, Party, Topology, Underlay,
-    packet::PacketSocket,
-    party::pairs,
-    scenario,
-    scenario::bare,
-    socket::Fragment,
-    traffic::{self, UdpPair},
+    Encap, Options, Party, Topology, packet::PacketSocket, party::pairs, scenario, scenario::bare,
+    socket::Fragment, traffic::UdpPair,
 };
 
+use frames::{MARK, arrives, udp, vxlan};
+
+mod frames;
+
 const SOON: Duration = Duration::from_secs(1);
-const MARK: &[u8] = b"mesh test payload";
 
 /// Two hosts with a container each in the networks red and blue, which have the same addresses.
 fn red_and_blue(body: impl FnOnce(&mut Topology) -> Result<()>) {
@@ -77,31 +75,6 @@ fn containers_of_different_networks_never_reach_each_other() {
         }
         Ok(())
     });
-}
-
-fn udp(dst_mac: [u8; 6], src: IpAddr, dst: IpAddr) -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], dst_mac);
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let builder = builder.ipv4(src.octets(), dst.octets(), 9).udp(1000, 2000);
-            builder.write(&mut frame, MARK)?;
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let builder = builder.ipv6(src.octets(), dst.octets(), 9).udp(1000, 2000);
-            builder.write(&mut frame, MARK)?;
-        }
-        _ => anyhow::bail!("{src} and {dst} are of different families"),
-    }
-    Ok(frame)
-}
-
-/// Whether a UDP packet with the mark is seen within `limit`. An ICMP error that quotes it does not
-/// count.
-fn arrives(socket: &PacketSocket, limit: Duration) -> Result<bool> {
-    let protocol = |frame: &[u8]| frame.get(if frame[12] == 0x08 { 23 } else { 20 }).copied();
-    let ours = |frame: &[u8]| frame.ends_with(MARK) && protocol(frame) == Some(IpNumber::UDP.0);
-    Ok(socket.find(limit, ours)?.is_some())
 }
 
 /// Some switches and adapters tag all that is in no VLAN with VLAN 0, for its priority.
@@ -239,11 +212,6 @@ fn malformed_packets_are_dropped_and_the_mesh_goes_on() {
     });
 }
 
-/// A frame in VXLAN, as a UDP datagram's payload (RFC 7348, 5).
-fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
-    [&[8, 0, 0, 0][..], &(vni << 8).to_be_bytes(), frame].concat()
-}
-
 /// In Geneve (RFC 8926, 3.4).
 fn geneve(vni: u32, frame: &[u8]) -> Vec<u8> {
     [&[0, 0, 0x65, 0x58][..], &(vni << 8).to_be_bytes(), frame].concat()
@@ -314,111 +282,4 @@ fn with_options(mesh: &Topology, from: usize, port: u16, payload: &[u8]) -> Resu
         .udp(port, port)
         .write(&mut frame, payload)?;
     PacketSocket::open(netns, "eth0")?.send(&frame)
-}
-
-/// Someone behind h1's NAT, as Docker's containers are: the second container of h1, not attached.
-fn masqueraded(mesh: &Topology) -> Result<Netns> {
-    let host = &mesh.hosts[0].netns;
-    let guest = &mesh.hosts[0].containers[1].netns;
-    for sysctl in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
-        host.exec(&format!("sysctl -qw {sysctl}=1"))?;
-    }
-    host.ip_batch(&format!(
-        "link add guest type veth peer name eth1 netns {}\n\
-         addr add 172.18.0.1/24 dev guest\naddr add fd18::1/64 dev guest nodad\nlink set guest up\n",
-        guest.name()
-    ))?;
-    guest.ip_batch(
-        "addr add 172.18.0.2/24 dev eth1\naddr add fd18::2/64 dev eth1 nodad\nlink set eth1 up\n\
-         route add default via 172.18.0.1\nroute add default via fd18::1\n",
-    )?;
-    host.exec("nft add table inet foreign")?;
-    host.exec("nft add chain inet foreign post { type nat hook postrouting priority 100 ; }")?;
-    for source in ["ip saddr 172.18.0.0/24", "ip6 saddr fd18::/64"] {
-        host.exec(&format!("nft add rule inet foreign post {source} oifname != guest masquerade"))?;
-    }
-    Ok(guest.clone())
-}
-
-/// The mesh without those who are masqueraded.
-fn up_with_first_containers(mesh: &mut Topology) -> Result<()> {
-    let cluster = mesh.cluster.clone();
-    for host in &mut mesh.hosts {
-        host.up(&cluster)?;
-        host.attach(0, &[])?;
-    }
-    Ok(())
-}
-
-#[test]
-fn what_a_host_masquerades_does_not_pass_for_the_host() {
-    let options = Options { containers: 2, encap: Encap::Vxlan, ..Options::default() };
-    bare(options, |mesh| {
-        let guest = masqueraded(mesh)?;
-        up_with_first_containers(mesh)?;
-        let [host, far] = [mesh.hosts[0].party()?, mesh.hosts[1].party()?];
-        let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
-        let world = "192.0.2.12".parse()?;
-        let outside = |from: &Netns| UdpPair::new(from, &far.netns, world, Fragment::Never);
-        ensure!(outside(&guest)?.carries(100, SOON)?, "the guest does not reach the world");
-
-        // By mesh0, to containers, and to other hosts, where agents listen.
-        let listener = far.netns.run(|| Ok(TcpListener::bind("[::]:0")?))?;
-        let port = listener.local_addr()?.port();
-        for ipv6 in [false, true] {
-            let agent = SocketAddr::new(far.address(ipv6)?, port);
-            ensure!(traffic::tcp_connects(&host.netns, agent, SOON)?, "the host itself: {agent}");
-            ensure!(!traffic::tcp_connects(&guest, agent, SOON / 5)?, "the guest: {agent}");
-            for party in [&near, &to] {
-                let target = party.address(ipv6)?;
-                let own = UdpPair::new(&host.netns, &party.netns, target, Fragment::Never)?;
-                ensure!(own.carries(100, SOON)?, "the host itself: {target}");
-                let udp = UdpPair::new(&guest, &party.netns, target, Fragment::Never)?;
-                ensure!(!udp.carries(100, SOON / 5)?, "the guest got to {target}");
-            }
-        }
-
-        // With a tunnel of its own.
-        let receiver = PacketSocket::open(&to.netns, "eth0")?;
-        let inner = udp([2; 6], near.address(false)?, to.address(false)?)?;
-        for (from, is_taken) in [(&host.netns, true), (&guest, false)] {
-            let socket = from.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-            socket.send_to(&vxlan(0, &inner), (world, 4789))?;
-            let arrives = arrives(&receiver, if is_taken { SOON } else { SOON / 5 })?;
-            ensure!(arrives == is_taken, "a tunnel packet from {}: {arrives}", from.name());
-        }
-        Ok(())
-    });
-}
-
-/// Of IPv4 the kernel takes no packet that has an address of its own, of IPv6 it forwards it.
-#[test]
-fn what_a_host_forwards_has_no_address_of_the_hosts() {
-    let options = Options {
-        containers: 2,
-        encap: Encap::Vxlan,
-        underlay: Underlay::V6,
-        ..Options::default()
-    };
-    bare(options, |mesh| {
-        let guest = masqueraded(mesh)?;
-        up_with_first_containers(mesh)?;
-        let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];
-        let node = |h| -> Result<Ipv6Addr> { Ok(Underlay::V6.address(h).parse()?) };
-        let inner = udp([2; 6], near.address(false)?, to.address(false)?)?;
-        let [own, other] = [node(1)?, node(2)?];
-        let receiver = PacketSocket::open(&to.netns, "eth0")?;
-        let socket = mesh.hosts[0].netns.run(|| Ok(UdpSocket::bind("[::]:0")?))?;
-        socket.send_to(&vxlan(0, &inner), (other, 4789))?;
-        ensure!(arrives(&receiver, SOON)?, "what the host itself sends must arrive");
-
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(guest.mac("eth1")?, mesh.hosts[0].netns.mac("guest")?)
-            .ipv6(own.octets(), other.octets(), 9)
-            .udp(4789, 4789)
-            .write(&mut frame, &vxlan(0, &inner))?;
-        PacketSocket::open(&guest, "eth1")?.send(&frame)?;
-        ensure!(!arrives(&receiver, SOON / 5)?, "the guest was taken for its host");
-        Ok(())
-    });
 }

@@ -57,10 +57,24 @@ pub struct Interface {
 
 /// Ours among the filters of an interface: behind those of others, which come at low numbers.
 const PRIORITY: u16 = 28_005;
+/// Before those of others: any of them may end the list.
+const FIRST_PRIORITY: u16 = 5;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 fn side(hook: Hook) -> TcAttachType {
-    if hook == Hook::FromHost { TcAttachType::Egress } else { TcAttachType::Ingress }
+    match hook {
+        Hook::FromHost | Hook::FromForward => TcAttachType::Egress,
+        Hook::FromContainer | Hook::FromUnderlay => TcAttachType::Ingress,
+    }
+}
+
+/// Whether its program comes before those of others, rather than behind them.
+fn is_first(hook: Hook) -> bool {
+    hook == Hook::FromForward
+}
+
+fn priority(hook: Hook) -> u16 {
+    if is_first(hook) { FIRST_PRIORITY } else { PRIORITY }
 }
 
 fn error(
@@ -75,7 +89,7 @@ fn error(
     }
 }
 
-/// Attaches the pinned program of a hook behind what is there already. Nothing happens if it is attached.
+/// Attaches the pinned program of a hook, behind or before what is there already. Nothing happens if it is attached.
 /// Returns whether a clsact qdisc had to be made for it.
 pub fn attach(
     pins: &Pins,
@@ -97,13 +111,10 @@ fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfE
     }
     // What is left of an interface that had this number before.
     let _ = fs::remove_file(&pin);
+    let order = if is_first(hook) { LinkOrder::first() } else { LinkOrder::last() };
     let mut prog = load::pinned(pins, names::program(hook))?;
     let id = prog
-        .attach_with_options(
-            &interface.name,
-            side(hook),
-            TcAttachOptions::TcxOrder(LinkOrder::last()),
-        )
+        .attach_with_options(&interface.name, side(hook), TcAttachOptions::TcxOrder(order))
         .map_err(|e| error(hook, interface, e))?;
     let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
     let link: FdLink = link.try_into().map_err(|e| error(hook, interface, format!("{e}")))?;
@@ -134,7 +145,7 @@ fn attach_clsact(pins: &Pins, hook: Hook, interface: &Interface) -> Result<bool,
     // Fails where there is one already, which is all the same; the filter tells.
     let made = tc::qdisc_add_clsact(&interface.name).is_ok();
     let mut prog = load::pinned(pins, names::program(hook))?;
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let options = NlOptions { priority: priority(hook), handle: HANDLE, classid: None };
     match prog.attach_with_options(&interface.name, side(hook), TcAttachOptions::Netlink(options)) {
         Ok(id) => {
             let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
@@ -152,8 +163,9 @@ fn replace_clsact(
     hook: Hook,
     interface: &Interface,
 ) -> Result<(), BpfError> {
-    let link = SchedClassifierLink::attached(&interface.name, side(hook), PRIORITY, HANDLE, None)
-        .map_err(|e| error(hook, interface, e))?;
+    let link =
+        SchedClassifierLink::attached(&interface.name, side(hook), priority(hook), HANDLE, None)
+            .map_err(|e| error(hook, interface, e))?;
     let id = prog.attach_to_link(link).map_err(|e| error(hook, interface, e))?;
     let link = prog.take_link(id).map_err(|e| error(hook, interface, e))?;
     std::mem::forget(link);
@@ -170,9 +182,9 @@ pub fn detach(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Res
         Mode::Clsact => {
             // By our own number: somebody else's program may have the same name. The interface may
             // be gone, and its filters with it.
-            let _ =
-                SchedClassifierLink::attached(&interface.name, side(hook), PRIORITY, HANDLE, None)
-                    .map(Link::detach);
+            let (side, priority) = (side(hook), priority(hook));
+            let _ = SchedClassifierLink::attached(&interface.name, side, priority, HANDLE, None)
+                .map(Link::detach);
             Ok(())
         }
     }

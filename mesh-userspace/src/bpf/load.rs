@@ -35,7 +35,7 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mes
 pub static TEST_OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-test"));
 
 /// Every program that is attached.
-pub const PROGRAMS: [&str; 2] = [names::FROM_ENDPOINT, names::FROM_UNDERLAY];
+pub const PROGRAMS: [&str; 3] = [names::FROM_ENDPOINT, names::FROM_UNDERLAY, names::FROM_FORWARD];
 
 /// Those in which they go on, and where these are in the array of such.
 pub const TAILS: [(&str, u32); 2] =

@@ -107,7 +107,7 @@ impl Host {
         }
         self.ensure_host_routes(&cluster, &me).await?;
         self.ensure_firewall();
-        self.ensure_guard(&cluster, &me);
+        self.ensure_guard(&me);
         self.follow_mtu(&cluster, underlay.mtu).await;
         self.follow_flood(&cluster).await;
         self.warn_of_stranded(&cluster, &me);
@@ -186,7 +186,7 @@ impl Host {
         parts.note("listeners", self.ensure_gro(cluster).await);
         parts.note("routes", self.ensure_host_routes(cluster, &me).await);
         self.ensure_firewall();
-        self.ensure_guard(cluster, &me);
+        self.ensure_guard(&me);
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
         self.warn_of_stranded(cluster, &me);
         self.say_spoiled();

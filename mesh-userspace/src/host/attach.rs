@@ -11,21 +11,28 @@ use crate::{
     state::Endpoint,
 };
 
+/// Of an interface of the underlay.
+pub(super) const UNDERLAY_HOOKS: [Hook; 2] = [Hook::FromUnderlay, Hook::FromForward];
+
 impl Host {
     /// Attaches every program where it belongs, and takes it off where it does not any more.
     pub(super) async fn attach_all(&mut self, me: &Node) -> Result<(), HostError> {
         let mode = self.mode();
         let wanted = self.underlay_interfaces(me).await?;
         for interface in &wanted {
-            let made = attach::attach(&self.pins, mode, Hook::FromUnderlay, interface)?;
-            if made && !self.state.clsact.contains(interface) {
-                self.state.clsact.push(interface.clone());
+            for hook in UNDERLAY_HOOKS {
+                let made = attach::attach(&self.pins, mode, hook, interface)?;
+                if made && !self.state.clsact.contains(interface) {
+                    self.state.clsact.push(interface.clone());
+                }
             }
         }
         // By number: an interface with another name is still the same one.
         let is_wanted = |i: &Interface| wanted.iter().any(|w| w.index == i.index);
         for interface in self.state.underlay.iter().filter(|i| !is_wanted(i)) {
-            attach::detach(&self.pins, mode, Hook::FromUnderlay, interface)?;
+            for hook in UNDERLAY_HOOKS {
+                attach::detach(&self.pins, mode, hook, interface)?;
+            }
         }
         self.state.underlay = wanted;
         if let Some(host) = &self.state.host {
@@ -67,7 +74,8 @@ impl Host {
         let detach = |hook, interface| Ok(attach::detach(&self.pins, old, hook, interface)?);
         let endpoints = self.state.endpoints.values().filter(|e| !e.netkit);
         let endpoints = endpoints.map(|e| detach(Hook::FromContainer, &e.host));
-        let underlay = self.state.underlay.iter().map(|i| detach(Hook::FromUnderlay, i));
+        let underlay = self.state.underlay.iter();
+        let underlay = underlay.flat_map(|i| UNDERLAY_HOOKS.map(|hook| detach(hook, i)));
         let host = self.state.host.iter().map(|i| detach(Hook::FromHost, i));
         all(underlay.chain(host).chain(endpoints).chain([self.detach_gro(old)]))
     }

@@ -3,18 +3,21 @@
 //! Nodes know each other by the underlay address, agents and `mesh0` by the overlay's. What a host
 //! forwards and masquerades, as Docker does for its bridges and mesh for networks with `gateway=mesh`,
 //! has these addresses too: a container could put an outer header in front of what it sends, send into
-//! the cluster's own network as the host, or tell other agents what is not so. Where a host forwards,
-//! a table of our own drops, of what is forwarded:
+//! the cluster's own network as the host, or tell other agents what is not so.
+//!
+//! Tunnel packets to nodes the program at the underlay's egress drops ([`Hook::FromForward`]), which
+//! needs nobody. The rest takes a look at connections. Where a host forwards, a table of our own drops,
+//! of what is forwarded:
 //!
 //! - what has an address of the host's own already (of IPv4 the kernel drops it by itself);
 //! - what would get to `mesh0`, but for answers: a port that Docker publishes can be asked for by the
-//!   overlay address of its host;
-//! - tunnel packets to nodes that were masqueraded, in any form: nodes take each from each other. To
-//!   anywhere else containers may have tunnels of their own.
+//!   overlay address of its host.
+//!
+//! [`Hook::FromForward`]: mesh_common::verdict::Hook::FromForward
 //!
 //! A host that forwards nothing has no such table: its rules have the kernel follow connections.
 
-use std::{collections::BTreeSet, fmt::Write as _, fs};
+use std::{fmt::Write as _, fs};
 
 use ipnet::IpNet;
 
@@ -23,22 +26,19 @@ use super::{
     firewall::{self, of_family},
     mesh0,
 };
-use crate::{
-    config::{Cluster, Encap, Node},
-    state::State,
-};
+use crate::{config::Node, state::State};
 
 const TABLE: &str = "mesh_guard";
 
 impl Host {
     /// Makes the rules be there if this host forwards, and not be there otherwise.
-    pub(super) fn ensure_guard(&mut self, cluster: &Cluster, me: &Node) {
+    pub(super) fn ensure_guard(&mut self, me: &Node) {
         let chains = is_forwarding().then(|| {
             let mut own = self.all_host_addresses(me);
             own.extend(self.gateways(me));
             own.push(me.underlay);
             let own: Vec<IpNet> = own.into_iter().map(IpNet::from).collect();
-            rules(&own, cluster)
+            rules(&own)
         });
         let outcome =
             "containers whose packets this host masquerades can speak to the mesh as the host";
@@ -59,21 +59,12 @@ fn is_forwarding() -> bool {
     })
 }
 
-/// `own`: the host's addresses. 110: after what masquerades, at 100.
-fn rules(own: &[IpNet], cluster: &Cluster) -> String {
-    let used = cluster.udp_tunnels().into_iter().map(|tunnel| tunnel.port);
-    let ports: BTreeSet<u16> =
-        Encap::ALL.iter().filter_map(|e| e.default_port()).chain(used).collect();
-    let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let nodes = IpNet::aggregate(&cluster.nodes.iter().map(|n| n.underlay.into()).collect());
-    let (mut spoofed, mut tunnels) = (String::new(), String::new());
+/// `own`: the host's addresses.
+fn rules(own: &[IpNet]) -> String {
+    let mut spoofed = String::new();
     for (family, v4) in [("ip", true), ("ip6", false)] {
         if let Some(own) = of_family(own, v4) {
             let _ = writeln!(spoofed, "{family} saddr {{ {own} }} drop");
-        }
-        let Some(nodes) = of_family(&nodes, v4) else { continue };
-        for kind in ["meta l4proto gre", &format!("udp dport {{ {ports} }}")] {
-            let _ = writeln!(tunnels, "ct status snat {family} daddr {{ {nodes} }} {kind} drop");
         }
     }
     let mesh0 = mesh0::NAME;
@@ -82,10 +73,6 @@ fn rules(own: &[IpNet], cluster: &Cluster) -> String {
             type filter hook forward priority -10; policy accept;
             {spoofed}
             iifname != \"{mesh0}\" oifname \"{mesh0}\" ct state != {{ established, related }} drop
-        }}
-        chain postrouting {{
-            type filter hook postrouting priority 110; policy accept;
-            {tunnels}
         }}
         "
     )

@@ -339,8 +339,10 @@ impl Host {
             ifname: ifname.to_owned(),
             side: side.to_owned(),
         };
+        let sides = [(Hook::FromUnderlay, "ingress"), (Hook::FromForward, "egress")];
+        let underlay = self.state.underlay.iter();
         let underlay =
-            self.state.underlay.iter().map(|i| program(Hook::FromUnderlay, &i.name, "ingress"));
+            underlay.flat_map(|i| sides.map(|(hook, side)| program(hook, &i.name, side)));
         let host = self.state.host.iter().map(|i| program(Hook::FromHost, &i.name, "egress"));
         let containers = self.state.endpoints.values().map(|e| {
             let side = if e.netkit { "peer" } else { "ingress" };

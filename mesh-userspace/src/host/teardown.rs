@@ -3,7 +3,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{Host, HostError, firewall, gateway, guard, mesh0};
+use super::{Host, HostError, attach::UNDERLAY_HOOKS, firewall, gateway, guard, mesh0};
 use crate::bpf::attach::{self, Mode};
 
 impl Host {
@@ -14,8 +14,10 @@ impl Host {
         let mode = state.mode.unwrap_or(Mode::Tcx);
         self.tables = None;
         for interface in &state.underlay {
-            if let Err(e) = attach::detach(&self.pins, mode, Hook::FromUnderlay, interface) {
-                errors.push(e.into());
+            for hook in UNDERLAY_HOOKS {
+                errors.extend(
+                    attach::detach(&self.pins, mode, hook, interface).err().map(Into::into),
+                );
             }
         }
         for endpoint in state.endpoints.values().filter(|e| e.bridged.is_some()) {

@@ -18,6 +18,7 @@ mod deliver;
 mod encap;
 mod features;
 mod flood;
+mod forward;
 mod fuzz;
 mod gateway;
 mod growth;

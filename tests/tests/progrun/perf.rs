@@ -202,6 +202,17 @@ fn others(w: &World) {
     row("drop: spoofed source", spoof, spoof - empty);
     row("drop: unknown peer", unknown, unknown - empty);
     row("nothing", empty, Ns::default());
+    let masqueraded = udp(ip(ME, H3.underlay, 0), &[7; 64]);
+    let [empty, own, forwarded] = measure(
+        w,
+        [
+            bench("perf_empty", DONE, UNDERLAY, &foreign),
+            bench(names::FROM_FORWARD, NEXT, UNDERLAY, &foreign),
+            bench("forwarded", NEXT, UNDERLAY, &masqueraded),
+        ],
+    );
+    row("out of the underlay, the host's own", own, own - empty);
+    row("out of the underlay, masqueraded UDP", forwarded, forwarded - empty);
 }
 
 fn row(title: &str, gross: Ns, net: Ns) {

@@ -311,22 +311,40 @@ fn test_run(program: &SchedClassifier, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>)
     (ran.return_value as i32, out)
 }
 
+/// In `struct __sk_buff`.
+const CB_AT: usize = 48;
+
 /// What a test may say of a packet beside its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Skb {
     pub ifindex: u32,
     pub gso_size: u32,
     pub mark: u32,
+    /// Where it came in. Not all kernels let a test say it.
+    pub ingress_ifindex: u32,
+    /// The words that a program may leave beside it.
+    pub cb: [u32; 5],
 }
 
 impl Skb {
     /// `struct __sk_buff`.
     pub fn bytes(self) -> [u8; 192] {
         let mut skb = [0; 192];
-        for (offset, value) in [(8, self.mark), (40, self.ifindex), (176, self.gso_size)] {
+        let Self { ifindex, gso_size, mark, ingress_ifindex, cb } = self;
+        let words = [(8, mark), (36, ingress_ifindex), (40, ifindex), (176, gso_size)];
+        let cb = cb.into_iter().enumerate().map(|(i, word)| (CB_AT + 4 * i, word));
+        for (offset, value) in words.into_iter().chain(cb) {
             skb[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
         skb
+    }
+
+    /// [`Self::cb`] of a `struct __sk_buff`.
+    pub fn cb_of(skb: &[u8; 192]) -> [u32; 5] {
+        std::array::from_fn(|i| {
+            let at = CB_AT + 4 * i;
+            u32::from_ne_bytes([skb[at], skb[at + 1], skb[at + 2], skb[at + 3]])
+        })
     }
 }
 
