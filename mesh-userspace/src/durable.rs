@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -79,12 +79,44 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 ///
 /// The old file is as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put(path, bytes, 0o600, |_| Ok(()))
+}
+
+/// The same, but the mode and the owner are the old file's. A new one is for all to read, within the
+/// umask.
+///
+/// # Errors
+///
+/// The old file is as it was.
+pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let old = match fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        old => Some(old?),
+    };
+    let mode = if old.is_some() { 0o600 } else { 0o644 };
+    put(path, bytes, mode, |new| match &old {
+        Some(old) => {
+            fchown(new, Some(old.uid()), Some(old.gid()))?;
+            new.set_permissions(old.permissions())
+        }
+        None => Ok(()),
+    })
+}
+
+/// `finish`: what is done to the file before it has its name.
+fn put(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    finish: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let next = beside(path, ".next");
     let write = || {
         let mut file = File::options();
-        let file = file.write(true).create(true).truncate(true).mode(0o600);
+        let file = file.write(true).create(true).truncate(true).mode(mode);
         let mut file = file.open(&next)?;
         file.write_all(bytes)?;
+        finish(&file)?;
         file.sync_all()?;
         fs::rename(&next, path)
     };
@@ -93,8 +125,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&next);
         return Err(e);
     }
-    // The name is the folder's: without this, a power failure may bring the old file back.
+    // The name is the folder's: without this, a power failure may bring the old file back. A name
+    // alone is in the folder of now.
     match path.parent() {
+        Some(folder) if folder == Path::new("") => File::open(".")?.sync_all(),
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
     }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::fd::AsFd, process::ExitCode};
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser as NonEmpty};
 
 use super::{
     Place, print, print_json,
@@ -18,15 +18,16 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct AttachArgs {
     /// The namespace: a name of `ip netns`, a path, or the pid of a process in it
+    #[arg(value_parser = NonEmpty::new())]
     pub netns: String,
     /// Name of the endpoint [default: that of the namespace]
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmpty::new())]
     pub name: Option<String>,
     /// Address, one of each family [default: the first that is free in the node's subnet]
     #[arg(long, value_name = "ADDR")]
     pub ip: Vec<IpAddr>,
     /// Network [default: the cluster's own]
-    #[arg(long, value_name = "NET")]
+    #[arg(long, value_name = "NET", value_parser = NonEmpty::new())]
     pub network: Option<String>,
     /// Print what was given as JSON
     #[arg(long)]

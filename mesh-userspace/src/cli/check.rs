@@ -12,17 +12,17 @@ use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{peer_commands, print};
+use super::{path, peer_commands, print};
 use crate::{
     compile,
-    config::{self, Cluster, Document, Fault, Faults, Network, Node, Tunnel, Vni},
+    config::{self, Cluster, Document, Fault, Faults, Network, Node, ReadError, Tunnel, Vni},
     docker::OVERLAY_PORT,
     net::{Address, Net},
 };
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The cluster's config file
+    /// The cluster's config file; `-` is stdin
     #[arg(long, default_value = super::DEFAULT_CONFIG)]
     pub config: PathBuf,
     /// Print as JSON
@@ -33,6 +33,7 @@ pub struct CheckArgs {
     pub schema: bool,
     /// Print what to type on a node that does not run mesh, for its end of the tunnels
     #[arg(long, value_name = "NODE", conflicts_with = "schema")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub peer_commands: Option<String>,
 }
 
@@ -41,8 +42,11 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         print(&json(&config::file::schema())?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let path = args.config;
-    match check(&path).await {
+    let (bytes, path) = match path::is_standard(&args.config) {
+        true => (config::read_stdin(), PathBuf::from("stdin")),
+        false => (config::read_bytes(&args.config), args.config),
+    };
+    match check(bytes).await {
         Ok(document) => {
             let report = match &args.peer_commands {
                 Some(node) => peer_commands::report(&document.cluster, node, args.json)?,
@@ -69,8 +73,8 @@ struct Failure {
     text: String,
 }
 
-async fn check(path: &Path) -> Result<Document, Failure> {
-    let bytes = config::read_bytes(path).map_err(|e| {
+async fn check(read: Result<Vec<u8>, ReadError>) -> Result<Document, Failure> {
+    let bytes = read.map_err(|e| {
         let fault = Fault { line: 0, column: 0, key: String::new(), message: e.to_string() };
         Failure { faults: Faults(vec![fault]), text: String::new() }
     })?;
@@ -482,7 +486,8 @@ mod tests {
 
     #[tokio::test]
     async fn file_that_can_not_be_read_is_a_fault_without_a_line() {
-        let failure = check(Path::new("/nowhere/mesh.toml")).await.err().unwrap();
+        let failure =
+            check(config::read_bytes(Path::new("/nowhere/mesh.toml"))).await.err().unwrap();
         let json = serde_json::to_value(FaultReport { ok: false, faults: &failure.faults.0 });
         let fault = &json.unwrap()["faults"][0];
         assert_eq!((fault["line"].is_null(), fault["column"].is_null()), (true, true));

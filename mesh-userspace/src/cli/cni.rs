@@ -9,10 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser as NonEmpty};
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Place, file, print};
+use super::{Place, file, log, path, print, print_json};
 use crate::{
     agent::{
         client,
@@ -50,14 +51,17 @@ pub enum CniVerb {
 #[derive(Debug, Args)]
 pub struct FoldersArgs {
     /// Where the runtimes look for plugins
-    #[arg(long, default_value = "/opt/cni/bin")]
+    #[arg(long, default_value = "/opt/cni/bin", value_parser = path::named())]
     pub bin_dir: PathBuf,
     /// Where the runtimes look for networks
-    #[arg(long, default_value = "/etc/cni/net.d")]
+    #[arg(long, default_value = "/etc/cni/net.d", value_parser = path::named())]
     pub conf_dir: PathBuf,
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Print what was done, or with `--dry-run` would be, as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -65,67 +69,137 @@ pub struct InstallArgs {
     #[command(flatten)]
     pub folders: FoldersArgs,
     /// The network of the mesh [default: the cluster's own, which runtimes then call "mesh"]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmpty::new())]
     pub network: Option<String>,
 }
 
+impl CniArgs {
+    pub fn is_json(&self) -> bool {
+        match &self.verb {
+            None => false,
+            Some(CniVerb::Install(args)) => args.folders.json,
+            Some(CniVerb::Uninstall(folders)) => folders.json,
+        }
+    }
+}
+
+/// What became of one file, or would.
+#[derive(Debug, Serialize)]
+struct Step {
+    path: PathBuf,
+    action: Action,
+    /// What a link leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<PathBuf>,
+    /// What a file says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<Value>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    Linked,
+    Written,
+    Removed,
+    /// It is right already.
+    Unchanged,
+    /// Somebody changed it by hand, so it stays.
+    Kept,
+}
+
+impl Step {
+    fn new(path: &Path, action: Action) -> Self {
+        Self { path: path.to_owned(), action, target: None, content: None }
+    }
+}
+
+/// What was done so far, said at once or, as JSON, in the end.
+#[derive(Debug, Serialize)]
+struct Steps {
+    dry_run: bool,
+    #[serde(skip)]
+    json: bool,
+    steps: Vec<Step>,
+}
+
+impl Steps {
+    fn new(folders: &FoldersArgs) -> Self {
+        Self { dry_run: folders.dry_run, json: folders.json, steps: Vec::new() }
+    }
+
+    fn add(&mut self, step: Step, text: &str) -> io::Result<()> {
+        self.steps.push(step);
+        if self.json { Ok(()) } else { print(text) }
+    }
+}
+
 pub fn run(args: CniArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    match args.verb {
+    let steps = match args.verb {
         None => bail!("the plugin was to be called before this"),
         Some(CniVerb::Install(args)) => install(&args, place)?,
         Some(CniVerb::Uninstall(folders)) => uninstall(&folders)?,
+    };
+    if steps.json {
+        print_json(&steps)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<()> {
+fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<Steps> {
     let network = args.network.as_deref();
     check_network(network, place)?;
-    link(&args.folders)?;
+    let mut steps = Steps::new(&args.folders);
+    link(&args.folders, &mut steps)?;
     let name = network.map_or(STEM.to_owned(), |network| format!("{STEM}-{network}"));
     let path = args.folders.conf_dir.join(name + ENDING);
     let shown = path.display();
     let before = file::read(&path).with_context(|| shown.to_string())?;
     let run_dir = (place.run_dir != Path::new(Place::DEFAULT_RUN_DIR)).then_some(&*place.run_dir);
-    let after = text(&conflist(network, run_dir))?;
+    let wanted = conflist(network, run_dir);
+    let after = text(&wanted)?;
+    let step = |action| Step { content: Some(wanted.clone()), ..Step::new(&path, action) };
     if before == after {
-        return Ok(print(&format!("{shown} is right already"))?);
+        steps.add(step(Action::Unchanged), &format!("{shown} is right already"))?;
+    } else if !before.is_empty() && !is_as_made(&before) {
+        let text = format!("{shown} was changed by hand, and stays as it is");
+        steps.add(Step::new(&path, Action::Kept), &text)?;
+    } else {
+        if !args.folders.dry_run {
+            file::replace(&path, &after).with_context(|| shown.to_string())?;
+        }
+        let text = format!("{shown}:\n{}", file::difference(&before, &after));
+        steps.add(step(Action::Written), &text)?;
     }
-    if !before.is_empty() && !is_as_made(&before) {
-        return Ok(print(&format!("{shown} was changed by hand, and stays as it is"))?);
-    }
-    print(&format!("{shown}:\n{}", file::difference(&before, &after)))?;
-    if !args.folders.dry_run {
-        file::replace(&path, &after).with_context(|| shown.to_string())?;
-    }
-    Ok(())
+    Ok(steps)
 }
 
-fn uninstall(folders: &FoldersArgs) -> anyhow::Result<()> {
-    let mut found = false;
-    let mut remove = |path: &Path| -> anyhow::Result<()> {
-        found = true;
-        print(&format!("{} is removed", path.display()))?;
+fn uninstall(folders: &FoldersArgs) -> anyhow::Result<Steps> {
+    let mut steps = Steps::new(folders);
+    let remove = |path: &Path, steps: &mut Steps| -> anyhow::Result<()> {
         if !folders.dry_run {
             fs::remove_file(path).with_context(|| path.display().to_string())?;
         }
-        Ok(())
+        let text = format!("{} is removed", path.display());
+        Ok(steps.add(Step::new(path, Action::Removed), &text)?)
     };
     for path in configs(&folders.conf_dir)? {
-        if is_as_made(&file::read(&path)?) {
-            remove(&path)?;
+        if is_as_made(&file::read(&path).with_context(|| path.display().to_string())?) {
+            remove(&path, &mut steps)?;
         } else {
-            print(&format!("{} was changed by hand, and stays", path.display()))?;
+            let text = format!("{} was changed by hand, and stays", path.display());
+            steps.add(Step::new(&path, Action::Kept), &text)?;
         }
     }
     let plugin = folders.bin_dir.join(PLUGIN);
     if plugin.is_symlink() {
-        remove(&plugin)?;
+        remove(&plugin, &mut steps)?;
     }
-    if !found {
+    let is_found = steps.steps.iter().any(|step| matches!(step.action, Action::Removed));
+    if !is_found && !folders.json {
         print("nothing is installed; nothing to do")?;
     }
-    Ok(())
+    Ok(steps)
 }
 
 /// A config that no container could be attached with is not written. Without an agent nobody knows.
@@ -139,9 +213,7 @@ fn check_network(network: Option<&str>, place: &Place) -> anyhow::Result<()> {
                 _ => bail!(failure.text),
             },
             Err(e) if client::is_absent(&e) => {
-                eprintln!(
-                    "mesh: no agent runs here yet; until then runtimes are told to try again"
-                );
+                log::warning("no agent runs here yet; until then runtimes are told to try again");
                 return Ok(());
             }
             done => return Ok(done.map(drop)?),
@@ -150,20 +222,17 @@ fn check_network(network: Option<&str>, place: &Place) -> anyhow::Result<()> {
 }
 
 /// Puts this program among the plugins.
-fn link(folders: &FoldersArgs) -> anyhow::Result<()> {
+fn link(folders: &FoldersArgs, steps: &mut Steps) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("where this program is")?;
     let path = folders.bin_dir.join(PLUGIN);
     let (from, to) = (path.display(), program.display());
     let there = fs::read_link(&path);
+    let step = |action| Step { target: Some(program.clone()), ..Step::new(&path, action) };
     if there.as_ref().is_ok_and(|target| *target == program) || path == program {
-        return Ok(print(&format!("{from} is right already"))?);
+        return Ok(steps.add(step(Action::Unchanged), &format!("{from} is right already"))?);
     }
     if there.is_err() && path.exists() {
         bail!("{from} is there and none of `mesh cni install`: move it away, or give a --bin-dir");
-    }
-    print(&format!("{from} -> {to}"))?;
-    if folders.dry_run {
-        return Ok(());
     }
     let make = || -> io::Result<()> {
         fs::create_dir_all(&folders.bin_dir)?;
@@ -175,7 +244,10 @@ fn link(folders: &FoldersArgs) -> anyhow::Result<()> {
         symlink(&program, &next)?;
         fs::rename(next, &path)
     };
-    make().with_context(|| from.to_string())
+    if !folders.dry_run {
+        make().with_context(|| from.to_string())?;
+    }
+    Ok(steps.add(step(Action::Linked), &format!("{from} -> {to}"))?)
 }
 
 /// What a runtime reads. It calls the network by its name in the mesh.

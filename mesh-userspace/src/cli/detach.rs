@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser as NonEmpty};
 
 use super::{
     Place,
@@ -13,6 +13,7 @@ use crate::agent::protocol::Request;
 #[derive(Debug, Args)]
 pub struct DetachArgs {
     /// The endpoint's name, as in `mesh status`
+    #[arg(value_parser = NonEmpty::new())]
     pub name: String,
 }
 

@@ -10,10 +10,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Place, file, print,
+    Place, file, path, print, print_json,
     session::{self, Session},
 };
 use crate::{
@@ -38,7 +39,7 @@ pub enum DockerVerb {
 #[derive(Debug, Args)]
 pub struct ConfigureArgs {
     /// Docker's config file; everything else in it stays as it is
-    #[arg(long, default_value = "/etc/docker/daemon.json")]
+    #[arg(long, default_value = "/etc/docker/daemon.json", value_parser = path::named())]
     pub file: PathBuf,
     /// Show the difference and change nothing
     #[arg(long)]
@@ -47,6 +48,31 @@ pub struct ConfigureArgs {
     /// it has `live-restore`
     #[arg(long, conflicts_with = "dry_run")]
     pub restart: bool,
+    /// Print what was done, or with `--dry-run` would be, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was done, or would be.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    file: &'a Path,
+    dry_run: bool,
+    /// The keys that change, with their new values; none if the file is right already.
+    set: Map<String, Value>,
+    written: bool,
+    /// Where the file is kept as it was.
+    kept: Option<PathBuf>,
+    restart: Restart,
+}
+
+/// Of Docker, for what is in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Restart {
+    NotNeeded,
+    Needed,
+    Done,
 }
 
 pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
@@ -57,47 +83,85 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
         Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
         Session::Direct(mut host) => host.status().await?,
     };
-    let wanted = settings(&status)?;
-    let shown = args.file.display();
-    let before = file::read(&args.file).with_context(|| shown.to_string())?;
-    let Some(after) = merged(&before, wanted).with_context(|| shown.to_string())? else {
-        let lacks = lacks_restart(&status);
-        let leftover = match lacks {
-            false => "nothing to do".into(),
-            true if args.restart => "Docker runs without it yet".into(),
-            true => format!("but Docker runs without it yet: restart Docker ({RESTART})"),
-        };
-        print(&format!("{shown} is right already; {leftover}"))?;
-        if args.restart && lacks {
-            restart()?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    };
-    print(&file::difference(&before, &after))?;
-    if args.dry_run {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let kept = write(&args.file, &before, &after).with_context(|| shown.to_string())?;
-    let kept = kept.map_or_else(String::new, |kept| {
-        format!("; what it was before is kept in {}", kept.display())
-    });
-    if args.restart {
-        print(&format!("{shown} is written{kept}"))?;
-        restart()?;
-    } else {
-        print(&format!("{shown} is written{kept}; restart Docker for it ({RESTART})"))?;
+    let outcome = configure(&args, &status)?;
+    if args.json {
+        print_json(&outcome)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn restart() -> anyhow::Result<()> {
-    let run = |program: &str, args: [&str; 2]| Command::new(program).args(args).status();
+/// Says what it does as it does it, unless that is printed as JSON in the end.
+fn configure<'a>(args: &'a ConfigureArgs, status: &Status) -> anyhow::Result<Outcome<'a>> {
+    let say = |text: &str| if args.json { Ok(()) } else { print(text) };
+    let shown = args.file.display();
+    let before = file::read(&args.file).with_context(|| shown.to_string())?;
+    let after = merged(&before, settings(status)?).with_context(|| shown.to_string())?;
+    let is_needed = after.is_some() || lacks_restart(status);
+    let mut outcome = Outcome {
+        file: &args.file,
+        dry_run: args.dry_run,
+        set: after.as_deref().map(|after| changes(&before, after)).unwrap_or_default(),
+        written: false,
+        kept: None,
+        restart: if is_needed { Restart::Needed } else { Restart::NotNeeded },
+    };
+    if let Some(after) = &after {
+        say(&file::difference(&before, after))?;
+        if args.dry_run {
+            return Ok(outcome);
+        }
+        outcome.kept = write(&args.file, &before, after).with_context(|| shown.to_string())?;
+        outcome.written = true;
+    }
+    say(&outcome.text(args.restart))?;
+    if args.restart && is_needed {
+        restart(args.json).with_context(|| format!("{shown} is right now"))?;
+        outcome.restart = Restart::Done;
+        say("Docker is restarted")?;
+    }
+    Ok(outcome)
+}
+
+impl Outcome<'_> {
+    /// What was done to the file, and what is left to do unless it follows.
+    fn text(&self, restart_follows: bool) -> String {
+        let shown = self.file.display();
+        if self.written {
+            let kept = self.kept.as_ref().map_or_else(String::new, |kept| {
+                format!("; what it was before is kept in {}", kept.display())
+            });
+            let left = match restart_follows {
+                true => String::new(),
+                false => format!("; restart Docker for it ({RESTART})"),
+            };
+            return format!("{shown} is written{kept}{left}");
+        }
+        let leftover = match self.restart {
+            Restart::Needed if restart_follows => "Docker runs without it yet".into(),
+            Restart::Needed => {
+                format!("but Docker runs without it yet: restart Docker ({RESTART})")
+            }
+            Restart::NotNeeded | Restart::Done => "nothing to do".into(),
+        };
+        format!("{shown} is right already; {leftover}")
+    }
+}
+
+/// `quiet`: nothing but our own may be on stdout.
+fn restart(quiet: bool) -> anyhow::Result<()> {
+    let run = |program: &str, args: [&str; 2]| {
+        let mut command = Command::new(program);
+        if quiet {
+            command.stdout(io::stderr());
+        }
+        command.args(args).status()
+    };
     let done = match run("systemctl", ["restart", "docker"]) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => run("service", ["docker", "restart"]),
         done => done,
     };
     match done {
-        Ok(status) if status.success() => Ok(print("Docker is restarted")?),
+        Ok(status) if status.success() => Ok(()),
         Ok(status) => bail!("restarting Docker: {status}; restart it yourself"),
         Err(e) => bail!("restarting Docker: {e}; restart it yourself"),
     }
@@ -214,6 +278,15 @@ fn merged(before: &str, wanted: Settings) -> anyhow::Result<Option<String>> {
     Ok(Some(serde_json::to_string_pretty(&file)? + "\n"))
 }
 
+/// The keys of `after` that `before` has otherwise, or not.
+fn changes(before: &str, after: &str) -> Map<String, Value> {
+    let parse = |text: &str| serde_json::from_str(text).unwrap_or_default();
+    let (before, mut after): (Map<String, Value>, Map<String, Value>) =
+        (parse(before), parse(after));
+    after.retain(|key, value| before.get(key) != Some(value));
+    after
+}
+
 /// Keeps what was there beside it, and what was kept before. Returns where.
 fn write(path: &Path, before: &str, after: &str) -> io::Result<Option<PathBuf>> {
     let kept = (!before.is_empty()).then(|| keep(path, before)).transpose()?;
@@ -227,7 +300,11 @@ fn keep(path: &Path, text: &str) -> io::Result<PathBuf> {
         let number = if n == 1 { String::new() } else { format!("-{n}") };
         let kept = crate::durable::beside(path, &format!(".before-mesh{number}"));
         match fs::File::create_new(&kept) {
-            Ok(mut file) => return file.write_all(text.as_bytes()).map(|()| kept),
+            Ok(mut file) => {
+                // Before there is anything in it: what others may not read stays so.
+                file.set_permissions(fs::metadata(path)?.permissions())?;
+                return file.write_all(text.as_bytes()).map(|()| kept);
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }
@@ -291,6 +368,14 @@ mod tests {
     fn a_docker_without_its_default_bridge_is_left_alone() {
         let error = merged(r#"{"bridge": "none"}"#, bridge()).unwrap_err();
         assert!(error.to_string().contains("docker0"), "{error}");
+    }
+
+    #[test]
+    fn what_changes_is_told_key_by_key() {
+        let before = r#"{"log-driver": "local", "mtu": 1400, "dns": ["192.0.2.1"]}"#;
+        let after = merged(before, dns()).unwrap().unwrap();
+        assert_eq!(Value::Object(changes(before, &after)), json!({"dns": ["10.42.0.1"]}));
+        assert_eq!(Value::Object(changes("", &after))["mtu"], 1400);
     }
 
     #[test]

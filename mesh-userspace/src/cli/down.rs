@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{
-    Place,
+    Place, log,
     session::{self, Session},
 };
 use crate::agent::protocol::Request;
@@ -19,7 +19,7 @@ pub async fn run(_: DownArgs, place: &Place) -> anyhow::Result<ExitCode> {
         Session::Direct(host) => {
             let errors = host.down().await;
             for e in &errors {
-                eprintln!("mesh: {e}");
+                log::error(&e.to_string());
             }
             Ok(if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

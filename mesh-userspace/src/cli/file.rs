@@ -1,13 +1,19 @@
 //! Config files of others, changed so that a person sees what changes.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use crate::durable::beside;
+use crate::durable;
 
 /// Nothing, if there is no such file.
 pub fn read(path: &Path) -> io::Result<String> {
     match fs::read_to_string(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+            Err(io::Error::new(e.kind(), "it is a folder: give the path of a file in it"))
+        }
         done => done,
     }
 }
@@ -27,12 +33,65 @@ pub fn difference(before: &str, after: &str) -> String {
     missing('-', before, after) + &missing('+', after, before)
 }
 
-/// Writes a file, and its folder if need be, so that a reader finds either the old or the new.
+/// Writes a file, and its folder if need be, so that a reader finds either the old or the new. One that
+/// is there keeps its mode and its owner, and a link to it stays.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let next = beside(path, ".next");
-    fs::write(&next, text)?;
-    fs::rename(next, path)
+    durable::replace_alike(&target(path)?, text.as_bytes())
+}
+
+/// Where the file itself is.
+fn target(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+            let lacks = fs::read_link(path)?;
+            let text = format!("it is a link to {}, which is not there", lacks.display());
+            Err(io::Error::new(e.kind(), format!("{text}: make that file, or remove the link")))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
+        done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("mesh-file-{name}-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_link_stays_and_its_file_keeps_its_mode() {
+        let dir = folder("link");
+        let (link, file) = (dir.join("daemon.json"), dir.join("kept.json"));
+        fs::write(&file, "1").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(&file, &link).unwrap();
+        replace(&link, "2").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "2");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
+        fs::remove_file(&file).unwrap();
+        let error = replace(&link, "3").unwrap_err().to_string();
+        assert!(error.contains("kept.json, which is not there"), "{error}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_no_file_and_nothing_is_left_of_what_could_not_be_written() {
+        let dir = folder("folder");
+        let error = read(&dir).unwrap_err().to_string();
+        assert!(error.contains("it is a folder"), "{error}");
+        fs::create_dir(dir.join("there")).unwrap();
+        assert!(replace(&dir.join("there"), "1").is_err());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -15,6 +15,7 @@ pub struct CompletionsArgs {
 #[derive(Debug, Args)]
 pub struct ManArgs {
     /// Where the pages go; the folder is made if it is not there
+    #[arg(value_parser = super::path::named())]
     pub folder: PathBuf,
 }
 

@@ -1,6 +1,7 @@
 //! `mesh init`
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -10,44 +11,97 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{DEFAULT_CONFIG, file, print};
-use crate::config::{self, Fault, Faults};
+use super::{DEFAULT_CONFIG, file, log, path, print};
+use crate::{
+    config::{self, Cluster, Fault, Faults},
+    net::{Net, NetError},
+};
 
 /// Of the cluster's network, a /16 of 10.0.0.0/8.
 const FIRST: u8 = 42;
 /// Each node has a /24 of it.
 const NODES_MAX: usize = 255;
+/// So many of this host's addresses are named.
+const NAMED_MAX: usize = 8;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
     /// The hosts, in the same order on each of them: their own addresses, or NAME=ADDRESS
     #[arg(required = true, value_name = "HOST")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub hosts: Vec<String>,
-    /// Where to write the file; one that is there is left alone
+    /// Where to write the file, or `-` to print it; one that is there is left alone
     #[arg(long, default_value = DEFAULT_CONFIG)]
     pub file: PathBuf,
 }
 
-pub fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
     let text = text(&args.hosts)?;
-    if let Err(faults) = config::parse(text.as_bytes()) {
-        bail!(of_arguments(&faults, args.hosts.len()));
+    let cluster = match config::parse(text.as_bytes()) {
+        Ok(cluster) => cluster,
+        Err(faults) => bail!(of_arguments(&faults, args.hosts.len())),
+    };
+    if path::is_standard(&args.file) {
+        print(&text)?;
+    } else {
+        write(&args.file, &text, args.hosts.len())?;
     }
-    let shown = args.file.display();
-    let before = file::read(&args.file).with_context(|| shown.to_string())?;
+    // Where nobody can say what this host has, nothing is known to be wrong.
+    if let Ok(Some(lack)) = lack(&cluster).await {
+        log::warning(&lack);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, text: &str, hosts: usize) -> anyhow::Result<()> {
+    let shown = path.display();
+    let before = file::read(path).with_context(|| shown.to_string())?;
     if !before.is_empty() && before != text {
         bail!("{shown} is there already, and another one: edit it, or move it away");
     }
-    file::replace(&args.file, &text).with_context(|| shown.to_string())?;
-    let up = match args.file.as_path() == Path::new(DEFAULT_CONFIG) {
+    if before != text {
+        file::replace(path, text).with_context(|| shown.to_string())?;
+    }
+    let up = match path == Path::new(DEFAULT_CONFIG) {
         true => "mesh up".to_owned(),
         false => format!("mesh up --config {shown}"),
     };
-    print(&format!(
-        "{shown} is written: {} nodes; do the same on each of them, then `{up}`",
-        args.hosts.len()
-    ))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(print(&format!(
+        "{shown} is written: {hosts} nodes; do the same on each of them, then `{up}`"
+    ))?)
+}
+
+/// What to say if none of the nodes is this host. It is no error: a file may be made for others.
+async fn lack(cluster: &Cluster) -> Result<Option<String>, NetError> {
+    let net = Net::here()?;
+    let mut own = BTreeMap::new();
+    for address in net.addresses().await? {
+        let name = net.link(address.ifindex).await?.map(|link| link.name);
+        own.insert(address.ip(), name.unwrap_or_default());
+    }
+    Ok(lack_of(cluster, &own))
+}
+
+/// `own`: this host's addresses and their interfaces.
+fn lack_of(cluster: &Cluster, own: &BTreeMap<IpAddr, String>) -> Option<String> {
+    if cluster.nodes.iter().any(|node| own.contains_key(&node.underlay)) {
+        return None;
+    }
+    // Others may reach it by these.
+    let is_reached = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let named = own.iter().filter(|(ip, _)| is_reached(ip)).take(NAMED_MAX);
+    let named: Vec<_> = named.map(|(ip, interface)| format!("{ip} ({interface})")).collect();
+    let has = match named.as_slice() {
+        [] => "has no address yet".to_owned(),
+        named => format!("has {}", named.join(", ")),
+    };
+    Some(format!(
+        "none of these hosts is this one, which {has}: if it is to be in the mesh, give its own \
+         address too, the same hosts on each"
+    ))
 }
 
 /// The faults of a file that was not written, said of the arguments that it would be made of; one a
@@ -109,7 +163,7 @@ fn text(hosts: &[String]) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    fn cluster(hosts: &[&str]) -> config::Cluster {
+    fn cluster(hosts: &[&str]) -> Cluster {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         config::parse(text(&hosts).unwrap().as_bytes()).unwrap()
     }
@@ -127,6 +181,17 @@ mod tests {
             (vec!["10.44.1.0/24".into()], vec!["10.44.2.0/24".into()])
         );
         assert_eq!(cluster(&["2001:db8::1", "2001:db8::2"]).nodes.len(), 2);
+    }
+
+    #[test]
+    fn a_host_that_is_not_among_its_hosts_is_told_its_addresses() {
+        let own = [("127.0.0.1", "lo"), ("192.0.2.11", "eth0"), ("fe80::1", "eth0")];
+        let own = own.map(|(ip, interface)| (ip.parse().unwrap(), interface.to_owned())).into();
+        assert_eq!(lack_of(&cluster(&["192.0.2.11", "192.0.2.12"]), &own), None);
+        let said = lack_of(&cluster(&["192.0.2.12", "192.0.2.13"]), &own).unwrap();
+        assert!(said.contains("which has 192.0.2.11 (eth0): "), "{said}");
+        let said = lack_of(&cluster(&["192.0.2.12"]), &BTreeMap::new()).unwrap();
+        assert!(said.contains("has no address yet"), "{said}");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The command line: one file for each verb.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod attach;
@@ -15,9 +16,12 @@ mod detach;
 mod docker;
 mod doctor;
 mod down;
+mod failure;
 mod file;
 mod generate;
 mod init;
+mod log;
+mod path;
 mod peer_commands;
 mod session;
 mod status;
@@ -29,6 +33,8 @@ mod up;
 pub struct Cli {
     #[command(flatten)]
     pub place: Place,
+    #[command(flatten)]
+    pub log: log::LogArgs,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -38,12 +44,15 @@ pub struct Cli {
 pub struct Place {
     /// Folder of the agent's socket, lock and state
     #[arg(long, global = true, default_value = Place::DEFAULT_RUN_DIR, env = Place::RUN_DIR)]
+    #[arg(value_parser = path::named())]
     pub run_dir: PathBuf,
     /// Folder of the pinned programs and maps; a bpf file system is mounted if there is none
     #[arg(long, global = true, default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
+    #[arg(value_parser = path::named())]
     pub pin_dir: PathBuf,
     /// Folder of what this host must still know after a reboot
     #[arg(long, global = true, default_value = Place::DEFAULT_STATE_DIR, env = "MESH_STATE_DIR")]
+    #[arg(value_parser = path::named())]
     pub state_dir: PathBuf,
 }
 
@@ -97,32 +106,21 @@ pub fn main() -> ExitCode {
     if let Verb::Cni(cni::CniArgs { verb: None }) = cli.verb {
         return crate::cni::main(&cli.place.run_dir);
     }
-    log();
+    log::start(&cli.log);
+    let json = cli.verb.is_json();
     // Before there is a second thread: only then may a process change its mount namespace.
     if cli.verb.touches_pins() {
         cli.place.pin_dir = crate::mountns::enter_lasting(cli.place.pin_dir);
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("mesh: no event loop: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    runtime.block_on(run(cli)).unwrap_or_else(|e| {
-        // A reader that has seen enough, as `head`, is no error.
-        if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("mesh: {}", chain(&e));
-        ExitCode::FAILURE
-    })
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.context("no event loop").and_then(|runtime| runtime.block_on(run(cli)));
+    done.unwrap_or_else(|e| failure::report(&e, json))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let place = cli.place;
     match cli.verb {
-        Verb::Init(args) => init::run(args),
+        Verb::Init(args) => init::run(args).await,
         Verb::Up(args) => up::run(args, &place).await,
         Verb::Down(args) => down::run(args, &place).await,
         Verb::Attach(args) => attach::run(args, &place).await,
@@ -137,19 +135,6 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// An error and its causes, but for those that it names itself, perhaps with a hint behind them.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
 impl Verb {
     fn touches_pins(&self) -> bool {
         matches!(
@@ -162,20 +147,24 @@ impl Verb {
                 | Self::Docker(_)
         )
     }
-}
 
-/// Messages go to stderr; `RUST_LOG` says which.
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env_lossy();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal() && !plain)
-        .init();
+    /// What it prints is for programs.
+    fn is_json(&self) -> bool {
+        match self {
+            Self::Attach(args) => args.json,
+            Self::Status(args) => args.json,
+            Self::Check(args) => args.json,
+            Self::Doctor(args) => args.json,
+            Self::Docker(docker::DockerVerb::Configure(args)) => args.json,
+            Self::Cni(args) => args.is_json(),
+            Self::Init(_)
+            | Self::Up(_)
+            | Self::Down(_)
+            | Self::Detach(_)
+            | Self::Completions(_)
+            | Self::Man(_) => false,
+        }
+    }
 }
 
 /// Prints to stdout. Unlike `println!`, a closed pipe is an error and not a panic.
@@ -190,24 +179,4 @@ fn print(text: &str) -> io::Result<()> {
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(print(&serde_json::to_string_pretty(value)?)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::Context;
-
-    use super::*;
-
-    #[test]
-    fn each_cause_is_said_once() {
-        let path = std::path::Path::new("/no-such-file");
-        let read = crate::config::read(path).map(drop);
-        let cause = "No such file or directory (os error 2)";
-        let hint = "(write it with `mesh init`, or give its path with --config)";
-        let text = chain(&read.context("the mesh").unwrap_err());
-        assert_eq!(text, format!("the mesh: can not read /no-such-file: {cause} {hint}"));
-        // One that the error does not name is said behind it.
-        let read = std::fs::read(path).map(drop).context("the mesh");
-        assert_eq!(chain(&read.unwrap_err()), format!("the mesh: {cause}"));
-    }
 }

@@ -26,11 +26,11 @@ const FOR_AN_AGENT: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// The cluster's config file, the same on each host
-    #[arg(long, default_value = super::DEFAULT_CONFIG)]
+    #[arg(long, default_value = super::DEFAULT_CONFIG, value_parser = super::path::named())]
     pub config: PathBuf,
     /// Which node this host is [default: the one whose underlay address is on this machine, else
     /// the one with the machine's name]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub node: Option<String>,
     /// Apply the file and exit; the data plane runs on without an agent
     #[arg(long)]

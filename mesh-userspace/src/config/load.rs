@@ -59,9 +59,20 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
     let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     check_kind(path, &metadata)?;
+    read_all(file, path, metadata.len())
+}
+
+/// Reads at most [`SIZE_MAX_BYTES`] from stdin, to its end.
+pub fn read_stdin() -> Result<Vec<u8>, ReadError> {
+    read_all(io::stdin().lock(), Path::new("stdin"), 0)
+}
+
+/// `path`: for errors. `expected`: how many bytes there will be, as far as that is known.
+fn read_all(source: impl io::Read, path: &Path, expected: u64) -> Result<Vec<u8>, ReadError> {
     // One more than there are: to find the end takes no larger buffer.
-    let mut bytes = Vec::with_capacity(metadata.len().min(SIZE_MAX_BYTES) as usize + 1);
-    file.take(SIZE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    let mut bytes = Vec::with_capacity(expected.min(SIZE_MAX_BYTES) as usize + 1);
+    let read = source.take(SIZE_MAX_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     if bytes.len() as u64 > SIZE_MAX_BYTES {
         return Err(ReadError::TooLarge { path: path.to_owned() });
     }

@@ -41,7 +41,7 @@ mod wire;
 mod tests;
 
 pub use fault::{Fault, Faults};
-pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes};
+pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes, read_stdin};
 pub use prefixes::share;
 pub(crate) use wire::parse_flood;
 pub use wire::{Dscp, Encap, Flood, Foreign, Link, Tunnel, mac_text};
