@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand};
 
 mod attach;
 mod check;
@@ -16,6 +16,7 @@ mod detach;
 mod docker;
 mod doctor;
 mod down;
+mod examples;
 mod failure;
 mod file;
 mod generate;
@@ -102,7 +103,7 @@ pub fn main() -> ExitCode {
         let run_dir = std::env::var_os(Place::RUN_DIR);
         return crate::cni::main(&run_dir.map_or(Place::DEFAULT_RUN_DIR.into(), PathBuf::from));
     }
-    let mut cli = Cli::parse();
+    let mut cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());
     if let Verb::Cni(cni::CniArgs { verb: None }) = cli.verb {
         return crate::cni::main(&cli.place.run_dir);
     }
@@ -115,6 +116,11 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.context("no event loop").and_then(|runtime| runtime.block_on(run(cli)));
     done.unwrap_or_else(|e| failure::report(&e, json))
+}
+
+/// The arguments, with examples.
+fn command() -> clap::Command {
+    examples::add(Cli::command())
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -130,8 +136,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Doctor(args) => doctor::run(args, &place).await,
         Verb::Docker(verb) => docker::run(verb, &place).await,
         Verb::Cni(args) => cni::run(args, &place),
-        Verb::Completions(args) => generate::completions(args, Cli::command()),
-        Verb::Man(args) => generate::man(args, Cli::command()),
+        Verb::Completions(args) => generate::completions(args, command()),
+        Verb::Man(args) => generate::man(args, command()),
     }
 }
 
