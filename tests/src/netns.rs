@@ -145,7 +145,12 @@ impl Netns {
     pub fn expect_netkit(&self) -> Result<()> {
         // An older `ip` knows nothing of it but can ask for it.
         let made = self.ip_batch("link add probe0 type netkit\nlink del probe0\n");
-        made.context("this kernel has no netkit (Linux 6.7 and later)")
+        made.map_err(|e| match format!("{e:#}") {
+            text if text.contains("Unknown device type") || text.contains("not supported") => {
+                e.context(crate::kernel::why_no_netkit(&crate::kernel::release()))
+            }
+            _ => e.context("whether this kernel has netkit can not be found out"),
+        })
     }
 }
 

@@ -16,7 +16,7 @@ const TCX: (u32, u32) = (6, 6);
 /// The first that counts BPF memory by cgroup instead of by RLIMIT_MEMLOCK.
 const CGROUP_MEMORY: (u32, u32) = (5, 11);
 
-const NEWER_KERNEL: &str =
+const OTHER_KERNEL: &str =
     "apt-get install linux-image-amd64 && reboot  # or your distribution's package";
 
 pub(super) fn findings(release: &str, features: KernelFeatures, root: bool) -> Vec<Finding> {
@@ -40,22 +40,22 @@ pub(super) fn findings(release: &str, features: KernelFeatures, root: bool) -> V
 }
 
 /// Major and minor number.
-fn parse(release: &str) -> Option<(u32, u32)> {
+pub fn release_numbers(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn version(release: &str) -> Finding {
     let finding = |status, meaning: &str| Finding::new("kernel", status, release, meaning);
-    match parse(release) {
+    match release_numbers(release) {
         None => finding(Warn, "Not a version that mesh understands; it needs Linux 5.10 or later."),
         Some(v) if v < FLOOR => {
-            finding(Fail, "mesh needs Linux 5.10 or later.").mended_by(NEWER_KERNEL)
+            finding(Fail, "mesh needs Linux 5.10 or later.").mended_by(OTHER_KERNEL)
         }
         Some(v) if v < TCX => {
             finding(Ok, "Enough for everything; from Linux 6.6 programs attach by tcx.")
         }
-        Some(_) => finding(Ok, "Has everything that mesh uses."),
+        Some(_) => finding(Ok, "New enough for everything that mesh uses."),
     }
 }
 
@@ -63,9 +63,10 @@ fn btf(there: bool) -> Finding {
     if there {
         return Finding::new("btf", Ok, "there", "The kernel describes its own types.");
     }
-    let meaning = "The kernel does not describe its own types. mesh works without, but bpftool \
-                   shows its maps and programs without field and function names.";
-    Finding::new("btf", Warn, "none", meaning).mended_by(NEWER_KERNEL)
+    let meaning = "The kernel does not describe its own types, as it is built without \
+                   CONFIG_DEBUG_INFO_BTF. mesh works without, but bpftool shows its maps and \
+                   programs without field and function names.";
+    Finding::new("btf", Warn, "none", meaning).mended_by(OTHER_KERNEL)
 }
 
 fn jit(enabled: io::Result<String>) -> Finding {
@@ -96,7 +97,7 @@ fn load(feature: Feature, root: bool) -> Finding {
         Feature::Present => return finding(Ok, "programs load", "The kernel takes programs."),
         Feature::Absent => {
             return finding(Fail, "none", "This kernel has no bpf(2) (CONFIG_BPF_SYSCALL).")
-                .mended_by(NEWER_KERNEL);
+                .mended_by(OTHER_KERNEL);
         }
         Feature::Unseen(errno) => errno,
     };
@@ -136,7 +137,7 @@ fn helper(name: &'static str, feature: Feature, what: &str) -> Finding {
     match feature {
         Feature::Present => Finding::new(name, Ok, "there", format!("Used to {what}.")),
         Feature::Absent => {
-            Finding::new(name, Fail, "none", format!("Needed to {what}.")).mended_by(NEWER_KERNEL)
+            Finding::new(name, Fail, "none", format!("Needed to {what}.")).mended_by(OTHER_KERNEL)
         }
         Feature::Unseen(_) => {
             Finding::new(name, Info, "unseen", format!("Used to {what}; shown only to root."))
@@ -188,7 +189,7 @@ const MEMLOCK_BYTES: u64 = 64 << 20;
 
 fn memlock(release: &str, limit: rustix::process::Rlimit) -> Finding {
     let finding = |status, value: String, meaning| Finding::new("memlock", status, value, meaning);
-    if parse(release).is_some_and(|v| v >= CGROUP_MEMORY) {
+    if release_numbers(release).is_some_and(|v| v >= CGROUP_MEMORY) {
         let meaning = "Memory of maps is not counted against RLIMIT_MEMLOCK (since Linux 5.11).";
         return finding(Ok, "not counted".to_owned(), meaning);
     }

@@ -13,6 +13,7 @@ mod underlay;
 use std::path::Path;
 
 pub use docker::Docker;
+pub use kernel::release_numbers;
 use serde::Serialize;
 
 use crate::{bpf::probe::KernelFeatures, config::Tunnel, net::Net};

@@ -4,8 +4,12 @@
 use super::{Host, HostError};
 use crate::{
     config::{Cluster, Flood, Interfaces, Network},
+    doctor::release_numbers,
     net::{self, NetError, PairKind, Veth, VethPair},
 };
+
+/// The first with netkit.
+const NETKIT: (u32, u32) = (6, 7);
 
 impl Host {
     /// Makes the pair, of whatever kind; and whether it is of netkit. The container's end gets no
@@ -46,11 +50,8 @@ impl Host {
                 Ok(made) => return Ok((made, true)),
                 Err(e) if !is_unknown(&e) => return Err(e.into()),
                 Err(_) if cluster.interfaces == Interfaces::Netkit => {
-                    return Err(HostError::User(
-                        "this kernel has no netkit (since Linux 6.7, CONFIG_NETKIT): set \
-                         attach.interfaces to \"auto\" or leave it out"
-                            .into(),
-                    ));
+                    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+                    return Err(HostError::User(no_netkit(&release)));
                 }
                 Err(_) => self.no_netkit = true,
             }
@@ -62,4 +63,28 @@ impl Host {
 /// The kernel knows no such kind of interface.
 fn is_unknown(e: &NetError) -> bool {
     e.errno() == Some(libc::EOPNOTSUPP)
+}
+
+/// What to say where a kernel of that release knows no netkit.
+fn no_netkit(release: &str) -> String {
+    let why = match release_numbers(release) {
+        Some(numbers) if numbers >= NETKIT => {
+            format!("{release} is built without CONFIG_NETKIT here")
+        }
+        _ => format!("it is of Linux 6.7 and later, and this is {release}"),
+    };
+    format!("this kernel has no netkit: {why}; set attach.interfaces to \"auto\" or leave it out")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_kernel_without_netkit_is_not_called_old() {
+        let old = no_netkit("6.1.0-56-amd64");
+        assert!(old.contains("Linux 6.7 and later, and this is 6.1.0-56-amd64"), "{old}");
+        let new = no_netkit("6.18.44-fc-v669");
+        assert!(new.contains("built without CONFIG_NETKIT") && !new.contains("6.7"), "{new}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The report, for people.
 
-use std::process::Command;
+use std::{env, ffi::OsString, process::Command};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
@@ -27,6 +27,12 @@ pub struct Entry {
 impl Kept {
     pub fn of(mesh: &Topology) -> Result<Self> {
         let mut enter = Vec::new();
+        // Whoever came here by sudo is not root where he types the next command.
+        let by = env::var_os("SUDO_UID");
+        let nsenter = |netns: &std::path::Path, command: &str| {
+            format!("{}nsenter --net={} {command}", sudo(by.as_ref()), netns.display())
+        };
+        // Only the network namespace is changed: pinned maps stay in sight.
         for host in &mesh.hosts {
             enter.push(Entry {
                 what: host.name.clone(),
@@ -55,9 +61,9 @@ impl Kept {
     }
 }
 
-/// Only the network namespace is changed: pinned maps stay in sight.
-fn nsenter(netns: &std::path::Path, command: &str) -> String {
-    format!("sudo nsenter --net={} {command}", netns.display())
+/// What a command for root begins with. `by`: the user that sudo was called by, if it was.
+fn sudo(by: Option<&OsString>) -> &'static str {
+    if by.is_some_and(|uid| uid != "0") { "sudo " } else { "" }
 }
 
 fn typed(command: &Command) -> String {
@@ -176,4 +182,16 @@ fn plain<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sudo_is_for_those_who_are_not_root() {
+        assert_eq!(sudo(None), "");
+        assert_eq!(sudo(Some(&"0".into())), "");
+        assert_eq!(sudo(Some(&"1000".into())), "sudo ");
+    }
 }
