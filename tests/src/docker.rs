@@ -50,7 +50,7 @@ pub fn scenario(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
 }
 
 /// The same for hosts on which nobody has done anything for mesh yet: no config file, no agent, and
-/// Docker as it comes.
+/// Docker as it comes, with an image `busybox`.
 pub fn newcomers(hosts: usize, body: impl FnOnce(&mut Docker) -> Result<()>) {
     let Some([engine]) = unpacked([ENGINE]) else { return };
     let mut docker = Docker::new(hosts, engine).expect("make namespaces");
@@ -84,7 +84,7 @@ impl Docker {
             self.daemons.push(None);
             self.start_daemon(at, &[])?;
         }
-        self.import()?;
+        self.import("bb")?;
         self.topology.up()
     }
 
@@ -101,7 +101,7 @@ impl Docker {
             self.daemons.push(None);
             self.start_plain_daemon(at, &[])?;
         }
-        self.import()
+        self.import("busybox")
     }
 
     /// Runs a line as somebody types it on a host. One that ends with `&` goes on.
@@ -134,12 +134,12 @@ impl Docker {
         Ok(typed.wait_with_output()?)
     }
 
-    /// The image `bb` for each daemon, as soon as it is there.
-    fn import(&self) -> Result<()> {
+    /// The image, busybox, for each daemon, as soon as it is there.
+    fn import(&self, name: &str) -> Result<()> {
         let image = image(&self.engine, &self.topology.dir)?;
         for at in 0..self.topology.hosts.len() {
             self.wait_daemon(at)?;
-            self.run(at, &format!("import {} bb", image.display()))?;
+            self.run(at, &format!("import {} {name}", image.display()))?;
             // As a daemon does that is the first to turn forwarding on.
             self.topology.hosts[at].netns.exec("iptables -P FORWARD DROP")?;
         }

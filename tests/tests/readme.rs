@@ -15,6 +15,19 @@ fn every_drop_reason_is_in_the_readme_with_its_meaning() {
     assert_eq!(rows, DropReason::ALL.len(), "README.md has a reason that is not there any more");
 }
 
+/// Others than these nobody has, unless he is told how to make them.
+#[test]
+fn containers_of_the_readme_are_of_images_that_everybody_can_have() {
+    let runs = ["docker run ", "podman run ", "ctr run "];
+    let is_run = |line: &&str| line.starts_with('h') && runs.iter().any(|run| line.contains(run));
+    let lines: Vec<_> = README.lines().filter(is_run).collect();
+    assert!(lines.len() > 5, "{lines:?}");
+    for line in lines {
+        let image = ["busybox", "docker.io/library/busybox", "docker.io/library/busybox:latest"];
+        assert!(line.split(' ').any(|word| image.contains(&word)), "{line}");
+    }
+}
+
 #[test]
 fn the_example_of_the_readme_is_a_good_config_file() {
     let indented = |l: &str| l.strip_prefix("   ").unwrap_or(l).to_owned() + "\n";
