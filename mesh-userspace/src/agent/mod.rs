@@ -36,6 +36,11 @@ use protocol::{Failure, Kind, Request, Response};
 /// After an error.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Between two looks at pins and attachments, of which nobody tells, and which cut traffic off.
+const GLANCE: Duration = Duration::from_secs(5);
+/// Of a processor's time such looks take no more than this part.
+const GLANCES_PART: u32 = 2000;
+
 /// Between two looks at everything, of which nobody may have told.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -120,7 +125,7 @@ pub async fn run(
     tracing::info!(node = host.state.node, "up");
 
     let pace = Pace::new(settings.look_interval, Instant::now());
-    let mut agent = Agent { config_error, retry: None, pace };
+    let mut agent = Agent { config_error, retry: None, pace, glance: Instant::now() + GLANCE };
     let mut changes = Changes::of(changes);
     let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster));
     let mut listen = tokio::time::interval(LISTEN);
@@ -165,6 +170,7 @@ pub async fn run(
                 }
                 agent.noticed(&mut host, change).await;
             }
+            () = tokio::time::sleep_until(agent.glance) => agent.glance(&host),
             told = too_big(icmp.as_ref()) => {
                 if host.learn_path_mtu(&told) {
                     agent.pace.changed(Instant::now());
@@ -250,6 +256,8 @@ struct Agent {
     retry: Option<Instant>,
     /// When to look at the host again.
     pace: Pace,
+    /// When to look at what nobody tells of.
+    glance: Instant,
 }
 
 impl Agent {
@@ -348,6 +356,16 @@ impl Agent {
                 self.pace.changed(Instant::now());
             }
         }
+    }
+
+    /// Looks whether somebody took pins or attachments away.
+    fn glance(&mut self, host: &Host) {
+        let began = Instant::now();
+        if !host.is_whole() {
+            self.pace.within(Duration::ZERO, began);
+        }
+        let now = Instant::now();
+        self.glance = now + GLANCE.max((now - began) * GLANCES_PART);
     }
 
     async fn refresh(&mut self, host: &mut Host) {

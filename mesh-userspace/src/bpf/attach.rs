@@ -15,6 +15,7 @@ use aya::programs::{
 use mesh_common::{names, verdict::Hook};
 
 use super::{BpfError, Pins, load, pins::remove_link, raw};
+use crate::net::filter_program;
 
 /// Which kind of attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -97,6 +98,15 @@ pub fn attach(
     hook: Hook,
     interface: &Interface,
 ) -> Result<bool, BpfError> {
+    if let Some(running) = running(pins, mode, hook, interface) {
+        let pinned = pinned_id(pins, hook);
+        if pinned.is_none_or(|pinned| pinned == running) {
+            return Ok(false);
+        }
+        if mode != Mode::Clsact && run_pinned(pins, hook, interface).is_ok() {
+            return Ok(false);
+        }
+    }
     match mode {
         Mode::Tcx => attach_tcx(pins, hook, interface).map(|()| false),
         Mode::Clsact => attach_clsact(pins, hook, interface),
@@ -104,12 +114,38 @@ pub fn attach(
     }
 }
 
+/// Does the pinned program run there, by our doing?
+pub fn is_attached(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> bool {
+    running(pins, mode, hook, interface).is_some_and(|id| pinned_id(pins, hook) == Some(id))
+}
+
+/// The number of the program that runs there by our doing.
+fn running(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Option<u32> {
+    let link = || live_link(&pins.link(hook, interface.index));
+    match mode {
+        // Not what is left of an interface that had this number before.
+        Mode::Tcx => link().filter(|link| link.ifindex == interface.index).map(|link| link.prog_id),
+        // The kernel tells the number of the other end, in the namespace where that is.
+        Mode::Netkit => link().map(|link| link.prog_id),
+        Mode::Clsact => {
+            let is_egress = side(hook) == TcAttachType::Egress;
+            filter_program(interface.index, is_egress, PRIORITY, HANDLE.into()).ok().flatten()
+        }
+    }
+}
+
+fn pinned_id(pins: &Pins, hook: Hook) -> Option<u32> {
+    raw::open_pin(&pins.program(names::program(hook))).and_then(|fd| raw::id(&fd)).ok()
+}
+
+/// Lets a link that runs something else run the pinned program.
+fn run_pinned(pins: &Pins, hook: Hook, interface: &Interface) -> io::Result<()> {
+    let link = raw::open_pin(&pins.link(hook, interface.index))?;
+    raw::update_link(&link, &raw::open_pin(&pins.program(names::program(hook)))?)
+}
+
 fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
     let pin = pins.link(hook, interface.index);
-    if is_live(&pin, interface.index) {
-        return Ok(());
-    }
-    // What is left of an interface that had this number before.
     let _ = fs::remove_file(&pin);
     let order = if is_first(hook) { LinkOrder::first() } else { LinkOrder::last() };
     let mut prog = load::pinned(pins, names::program(hook))?;
@@ -124,21 +160,12 @@ fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfE
 
 fn attach_netkit(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
     let pin = pins.link(hook, interface.index);
-    // The kernel tells the number of the other end, in the namespace where that is.
-    if interface_of(&pin).is_some() {
-        return Ok(());
-    }
     let _ = fs::remove_file(&pin);
     let attach = || {
         let program = raw::open_pin(&pins.program(names::program(hook)))?;
         raw::pin(&raw::attach_netkit_peer(&program, interface.index)?, &pin)
     };
     attach().map_err(|e: io::Error| error(hook, interface, e))
-}
-
-/// Is the pin a link of tcx on the interface that has this number now?
-fn is_live(pin: &Path, ifindex: u32) -> bool {
-    interface_of(pin) == Some(ifindex)
 }
 
 fn attach_clsact(pins: &Pins, hook: Hook, interface: &Interface) -> Result<bool, BpfError> {
@@ -205,7 +232,7 @@ pub fn replace(pins: &Pins, name: &'static str, program: &SchedClassifier) -> Re
         let program = program.fd().map_err(|e| failed(e.into()))?;
         match raw::update_link(&link, program) {
             Ok(()) => {}
-            Err(e) if interface_of(&pin).is_some() => return Err(failed(e.into())),
+            Err(e) if live_link(&pin).is_some() => return Err(failed(e.into())),
             // The interface is gone; the next look at the links removes the pin.
             Err(e) => tracing::debug!("{}: {e}", pin.display()),
         }
@@ -225,13 +252,14 @@ pub fn all_run(pins: &Pins, name: &str, id: u32) -> bool {
 /// Is any program attached by the pins, whatever the namespace of the interface?
 pub fn any_live(pins: &Pins) -> bool {
     let Ok(links) = fs::read_dir(pins.links()) else { return false };
-    links.flatten().any(|link| interface_of(&link.path()).is_some())
+    links.flatten().any(|link| live_link(&link.path()).is_some())
 }
 
-/// The interface that a pinned link is on, if it is still there; of a netkit pair the container's end.
-fn interface_of(pin: &Path) -> Option<u32> {
+/// A pinned link that is on an interface: of a netkit pair the container's end. One that somebody took
+/// off, or whose interface is gone, is on none.
+fn live_link(pin: &Path) -> Option<raw::LinkInfo> {
     let link = raw::open_pin(pin).and_then(|fd| raw::link_info(&fd)).ok()?;
-    (link.ifindex != 0).then_some(link.ifindex)
+    (link.ifindex != 0).then_some(link)
 }
 
 /// Those at whose hook the program `name` runs.

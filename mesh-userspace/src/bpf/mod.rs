@@ -1,6 +1,7 @@
 //! Programs, maps and attachments: the one module that speaks to the kernel's BPF side.
 
 pub mod attach;
+pub mod held;
 pub mod load;
 pub mod pins;
 pub mod probe;

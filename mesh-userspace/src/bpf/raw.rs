@@ -178,6 +178,19 @@ pub fn detach_link(link: &impl AsFd) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut LinkAttr { fd, ..LinkAttr::default() }).map(drop)
 }
 
+/// The start of `struct bpf_map_info`, `bpf_prog_info` and `bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ObjectInfo {
+    kind: u32,
+    id: u32,
+}
+
+/// The kernel's number for a map, program or link; those of each kind are distinct.
+pub fn id(fd: &impl AsFd) -> io::Result<u32> {
+    info::<ObjectInfo>(fd).map(|info| info.id)
+}
+
 /// What the kernel says of a pinned link.
 pub fn link_info(fd: &impl AsFd) -> io::Result<LinkInfo> {
     info(fd)

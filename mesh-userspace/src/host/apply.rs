@@ -96,9 +96,12 @@ impl Host {
                     "multicast groups are only known again when they are asked for: {e}"
                 );
             }
+            // Of what is replaced now no pin is to be made again.
+            self.held = None;
             load::commit(&self.pins, staged)?;
             self.state.pinned = Identity::of(&self.pins);
         }
+        self.hold_pins()?;
         self.attach_all(&me).await?;
         self.listeners.forget_failed();
         self.ensure_gro(&cluster).await?;
@@ -134,7 +137,7 @@ impl Host {
     /// first of it is returned.
     pub async fn refresh(&mut self) -> Result<(), HostError> {
         let mut parts = Parts::default();
-        match self.adopt() {
+        match self.hold_pins().and_then(|()| self.adopt()) {
             Ok(cluster) => {
                 self.refresh_parts(&cluster, &mut parts).await;
                 self.cluster = Some(cluster);

@@ -28,6 +28,10 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
     pub fn forget_failed(&mut self) {
         self.failed.clear();
     }

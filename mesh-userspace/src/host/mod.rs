@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    bpf::{BpfError, Pins, tables::Tables},
+    bpf::{BpfError, Pins, held::Held, tables::Tables},
     claim::Claim,
     cli::Place,
     compile::ByAddress,
@@ -30,6 +30,7 @@ mod groups;
 mod guard;
 mod headroom;
 mod identity;
+mod look;
 mod mesh0;
 mod networks;
 mod pair;
@@ -92,6 +93,8 @@ pub struct Host {
     /// What was applied last.
     cluster: Option<Cluster>,
     tables: Option<Tables>,
+    /// What is pinned; `None` until it is known to be whole.
+    held: Option<Held>,
     /// The bridge that gives its ports headroom.
     headroom: Option<u32>,
     bridges: bridge::Bridges,
@@ -142,6 +145,7 @@ impl Host {
             pins,
             cluster: None,
             tables: None,
+            held: None,
             headroom: None,
             bridges: bridge::Bridges::default(),
             firewall: firewall::Table::default(),
@@ -244,6 +248,12 @@ impl Host {
                 "the mesh is not up on this host: run `mesh up --config FILE`".into(),
             ));
         };
+        if let Some(held) = &self.held
+            && let Err(e) = held.pin(&self.pins)
+        {
+            // The next look says so, and what to do.
+            tracing::debug!("{e}");
+        }
         if self.tables.is_none() {
             self.tables = Some(Tables::open(&self.pins.maps())?);
         }

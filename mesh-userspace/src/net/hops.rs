@@ -15,7 +15,7 @@ use super::{Hop, Net, NetError, Refusal, route};
 const BATCH: usize = 64;
 /// An answer takes less than the 4 KiB that the kernel first takes for it.
 const QUEUE_BYTES: u32 = (BATCH as u32) * (8 << 10);
-const ANSWER_BYTES: usize = 4 << 10;
+pub(super) const ANSWER_BYTES: usize = 4 << 10;
 /// As in [`super::socket`].
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,8 @@ impl Net {
     }
 }
 
-fn open() -> io::Result<Socket> {
+/// A socket for one question after the other, in this thread's namespace.
+pub(super) fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

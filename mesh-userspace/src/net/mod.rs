@@ -36,6 +36,7 @@ pub use neighbour::Neighbour;
 pub use netns::{NetnsError, open_netns, own_netns, same_netns};
 pub use packet::PacketSocket;
 pub use ports::{port_holder, udp_listeners};
+pub use qdisc::filter_program;
 pub use route::{Hop, Route, RouteSpec};
 pub use socket::Net;
 pub use veth::{PairKind, Veth, VethPair};
