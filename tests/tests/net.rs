@@ -121,6 +121,14 @@ async fn change<T>(watch: &mut Watch, what: &str, wanted: impl Fn(Change) -> Opt
         .unwrap_or_else(|_| panic!("no change within 10 s: {what}"))
 }
 
+fn is_route(change: Change) -> Option<()> {
+    matches!(change, Change::Route { .. }).then_some(())
+}
+
+fn is_link(change: Change, wanted: u32) -> Option<()> {
+    matches!(change, Change::Link { ifindex, .. } if ifindex == wanted).then_some(())
+}
+
 #[tokio::test]
 async fn a_socket_in_another_namespace_sees_that_one_and_the_thread_stays() {
     if !able() {
@@ -244,7 +252,7 @@ async fn the_way_to_an_address_is_found() {
     let mut watch = p.a.watch().unwrap();
     for own in ["10.99.0.1", "fd99::1"] {
         while !p.a.route_to(ip(own), None).await.unwrap().is_some_and(|hop| hop.local) {
-            change(&mut watch, "local route", |c| (c == Change::Route).then_some(())).await;
+            change(&mut watch, "local route", is_route).await;
         }
     }
 }
@@ -403,15 +411,29 @@ async fn changes_are_announced() {
     let mut watch = p.a.watch().unwrap();
     let ifindex = p.ifindex_a;
     let is = |wanted: Change| move |change| (change == wanted).then_some(());
+    let link =
+        Change::Link { ifindex, name: "a".into(), kind: Some("veth".into()), controller: None };
     sh(&p.ns_a, "ip link set dev a mtu 1400");
-    change(&mut watch, "MTU", is(Change::Link { ifindex })).await;
+    change(&mut watch, "MTU", is(link)).await;
     sh(&p.ns_a, "ip addr add 10.95.0.1/24 dev a");
-    change(&mut watch, "address", is(Change::Address { ifindex })).await;
+    let address = Change::Address { ifindex, ip: Some(ip("10.95.0.1")) };
+    change(&mut watch, "address", is(address)).await;
     sh(&p.ns_a, "ip route add 10.94.0.0/16 dev a");
-    change(&mut watch, "route", is(Change::Route)).await;
+    change(&mut watch, "route", is(Change::Route { dst: Some(net("10.94.0.0/16")) })).await;
+    sh(&p.ns_a, "ip -6 route add default dev a metric 7");
+    change(&mut watch, "default route", is(Change::Route { dst: Some(net("::/0")) })).await;
+    sh(&p.ns_a, "tc qdisc add dev a clsact; tc qdisc del dev a clsact");
+    change(&mut watch, "qdisc gone", is(Change::Filter { ifindex })).await;
+    sh(&p.ns_a, "ip link add br9 type bridge; ip link set dev a master br9");
+    let port = |c| match c {
+        Change::Link { ifindex: port, controller: Some(_), .. } if port == ifindex => Some(()),
+        _ => None,
+    };
+    change(&mut watch, "port of a bridge", port).await;
+    sh(&p.ns_a, "ip link del dev br9");
     for family in ["-4", "-6"] {
         sh(&p.ns_a, &format!("ip {family} rule add priority 7 table main"));
-        change(&mut watch, "rule", is(Change::Route)).await;
+        change(&mut watch, "rule", is(Change::Route { dst: None })).await;
     }
     sh(
         &p.ns_a,
@@ -420,7 +442,7 @@ async fn changes_are_announced() {
     let gone = Change::Neighbour { ifindex, ip: ip("10.99.0.9"), now: None };
     change(&mut watch, "neighbour removed", is(gone)).await;
     sh(&p.ns_a, "ip link del dev a");
-    change(&mut watch, "link gone", is(Change::Link { ifindex })).await;
+    change(&mut watch, "link gone", |c| is_link(c, ifindex)).await;
 }
 
 #[tokio::test]
@@ -436,7 +458,7 @@ async fn a_reader_that_does_not_keep_up_is_told_and_goes_on() {
     change(&mut watch, "overrun", |c| (c == Change::Overrun).then_some(())).await;
     sh(&p.ns_a, "ip link set dev a mtu 1400");
     let ifindex = p.ifindex_a;
-    change(&mut watch, "MTU", |c| (c == Change::Link { ifindex }).then_some(())).await;
+    change(&mut watch, "MTU", |c| is_link(c, ifindex)).await;
 }
 
 #[test]

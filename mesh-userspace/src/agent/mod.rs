@@ -168,7 +168,7 @@ pub async fn run(
                 if let (Some(docker), Change::Link { .. } | Change::Overrun) = (&docker, &change) {
                     docker.shared().look();
                 }
-                agent.noticed(&mut host, change).await;
+                agent.noticed(&mut host, &change);
             }
             () = tokio::time::sleep_until(agent.glance) => agent.glance(&host),
             told = too_big(icmp.as_ref()) => {
@@ -343,19 +343,11 @@ impl Agent {
         self.pace.within(SETTLE, Instant::now());
     }
 
-    /// Only what bears on the mesh is worth a look.
-    async fn noticed(&mut self, host: &mut Host, change: Change) {
-        match change {
-            Change::Neighbour { ifindex, ip, now } => {
-                if host.heeds(ifindex, ip, now).await {
-                    self.pace.changed(Instant::now());
-                }
-            }
-            Change::Link { .. } | Change::Address { .. } | Change::Route | Change::Overrun => {
-                host.forget_routes();
-                self.pace.changed(Instant::now());
-            }
+    fn noticed(&mut self, host: &mut Host, change: &Change) {
+        if !matches!(change, Change::Neighbour { .. } | Change::Filter { .. }) {
+            host.forget_routes();
         }
+        self.pace.changed(Instant::now());
     }
 
     /// Looks whether somebody took pins or attachments away.
@@ -396,12 +388,14 @@ impl Changes {
         Self { watch: Some(watch), retry: Instant::now() }
     }
 
-    /// The next change. May be dropped while it waits: nothing is lost.
+    /// The next change that bears on the mesh. May be dropped while it waits: at most what somebody
+    /// else changed is lost, or a neighbour is confirmed later.
     async fn next(&mut self, host: &Host) -> Change {
         loop {
             if let Some(watch) = &mut self.watch {
                 match watch.next().await {
-                    Ok(change) => return change,
+                    Ok(change) if host.heeds(&change).await => return change,
+                    Ok(_) => continue,
                     Err(e) => self.failed(host, &e),
                 }
             }

@@ -51,6 +51,11 @@ impl Bridges {
         self.own.iter().any(|ip| ip.is_ipv4() == v4)
     }
 
+    /// Is this the index of one of them?
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.there.iter().any(|bridge| bridge.index == ifindex)
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.there.iter().map(|bridge| bridge.name.as_str())
     }

@@ -31,6 +31,7 @@ mod guard;
 mod headroom;
 mod identity;
 mod look;
+mod matter;
 mod mesh0;
 mod networks;
 mod pair;

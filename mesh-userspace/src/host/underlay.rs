@@ -172,7 +172,12 @@ impl Host {
 
     /// Whether this news of a neighbour changes how the mesh sends. What only has to be confirmed
     /// is.
-    pub async fn heeds(&self, ifindex: u32, ip: IpAddr, now: Option<Neighbour>) -> bool {
+    pub(super) async fn heeds_neighbour(
+        &self,
+        ifindex: u32,
+        ip: IpAddr,
+        now: Option<Neighbour>,
+    ) -> bool {
         let Some(mac) = self.next_hops.get(&(ifindex, ip)) else { return false };
         if now.filter(|n| n.usable).and_then(|n| n.mac) != *mac {
             return true;

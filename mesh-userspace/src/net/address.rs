@@ -134,7 +134,13 @@ pub(super) fn family(ip: IpAddr) -> AddressFamily {
 }
 
 fn address(message: RouteNetlinkMessage) -> Option<Address> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    match message {
+        RouteNetlinkMessage::NewAddress(message) => address_of(message),
+        _ => None,
+    }
+}
+
+pub(super) fn address_of(message: AddressMessage) -> Option<Address> {
     let (mut local, mut prefix) = (None, None);
     for attribute in message.attributes {
         match attribute {

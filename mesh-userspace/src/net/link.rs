@@ -230,7 +230,13 @@ fn get_link(mut message: LinkMessage) -> RouteNetlinkMessage {
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    match message {
+        RouteNetlinkMessage::NewLink(message) => Some(link_of(message)),
+        _ => None,
+    }
+}
+
+pub(super) fn link_of(message: LinkMessage) -> Link {
     let loopback = message.header.flags.contains(LinkFlags::Loopback);
     let mut link = Link {
         index: message.header.index,
@@ -269,7 +275,7 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
             _ => {}
         }
     }
-    Some(link)
+    link
 }
 
 /// The port of a tunnel in UDP.

@@ -299,6 +299,17 @@ pub(super) fn hop(message: RouteMessage) -> Option<Hop> {
     })
 }
 
+/// The destination of a route, in any table.
+pub(super) fn destination(message: RouteMessage) -> Option<IpNet> {
+    let len = message.header.destination_prefix_length;
+    let any: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    IpNet::new(parts(message.attributes).dst.unwrap_or(any), len).ok()
+}
+
 fn routes(message: RouteNetlinkMessage, family: AddressFamily) -> Vec<Route> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return Vec::new() };
     let header = message.header;

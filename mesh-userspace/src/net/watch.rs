@@ -2,24 +2,33 @@
 
 use std::{collections::VecDeque, fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::RouteNetlinkMessage,
+    packet_route::{AddressFamily, RouteNetlinkMessage, link::LinkMessage},
     sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 
-use super::{Neighbour, Net, NetError, Refusal, neighbour::neighbour};
+use super::{
+    Neighbour, Net, NetError, Refusal, address::address_of, link::link_of, neighbour::neighbour,
+    route::destination,
+};
 
 /// Something changed in the namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// An interface came, went, or is not as it was.
-    Link { ifindex: u32 },
-    /// An address came or went.
-    Address { ifindex: u32 },
-    /// Some route came or went, in any table, or a rule that says which table counts.
-    Route,
+    /// An interface came, went, or is not as it was. `kind` and `controller`: as of [`Link`]; what a
+    /// bridge says of a port has the kind `bridge`.
+    ///
+    /// [`Link`]: super::Link
+    Link { ifindex: u32, name: String, kind: Option<String>, controller: Option<u32> },
+    /// An address came or went; `None` if it can not be told which.
+    Address { ifindex: u32, ip: Option<IpAddr> },
+    /// A route came or went, in any table. `None`: a rule that says which table counts.
+    Route { dst: Option<IpNet> },
+    /// A qdisc or a filter of an interface went.
+    Filter { ifindex: u32 },
     /// `now`: what is known of the neighbour; `None` if it was forgotten.
     Neighbour { ifindex: u32, ip: IpAddr, now: Option<Neighbour> },
     /// Changes were missed: everything must be read again.
@@ -43,7 +52,7 @@ const QUEUE_BYTES: u32 = 4 << 20;
 const DATAGRAM_BYTES: usize = 64 << 10;
 
 impl Net {
-    /// Starts watching links, addresses, routes and neighbours of this namespace.
+    /// Starts watching links, addresses, routes, neighbours and qdiscs of this namespace.
     pub fn watch(&self) -> Result<Watch, NetError> {
         let socket = self
             .inside(subscribe)
@@ -54,9 +63,10 @@ impl Net {
 
 fn subscribe() -> std::io::Result<TokioSocket> {
     use MulticastGroup::{
-        Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Neigh,
+        Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Neigh, Tc,
     };
-    let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule, Neigh];
+    let groups =
+        [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule, Neigh, Tc];
     let groups = groups.into_iter().fold(0, |all, group| all | 1 << (group as u32 - 1));
     let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_ROUTE)?;
     socket.socket_mut().set_rx_buf_sz(QUEUE_BYTES)?;
@@ -125,9 +135,16 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
     use RouteNetlinkMessage as M;
     Some(match payload {
         NetlinkPayload::InnerMessage(message) => match message {
-            M::NewLink(m) | M::DelLink(m) => Change::Link { ifindex: m.header.index },
-            M::NewAddress(m) | M::DelAddress(m) => Change::Address { ifindex: m.header.index },
-            M::NewRoute(_) | M::DelRoute(_) | M::NewRule(_) | M::DelRule(_) => Change::Route,
+            M::NewLink(m) | M::DelLink(m) => link_change(m),
+            M::NewAddress(m) | M::DelAddress(m) => Change::Address {
+                ifindex: m.header.index,
+                ip: address_of(m).map(|address| address.ip()),
+            },
+            M::NewRoute(m) | M::DelRoute(m) => Change::Route { dst: Some(destination(m)?) },
+            M::NewRule(_) | M::DelRule(_) => Change::Route { dst: None },
+            M::DelQueueDiscipline(m) | M::DelTrafficFilter(m) => {
+                Change::Filter { ifindex: m.header.index as u32 }
+            }
             M::NewNeighbour(m) => {
                 let ((ifindex, ip), now) = neighbour(m)?;
                 Change::Neighbour { ifindex, ip, now: Some(now) }
@@ -143,11 +160,20 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
     })
 }
 
+fn link_change(message: LinkMessage) -> Change {
+    let is_of_bridge = message.header.interface_family == AddressFamily::Bridge;
+    let link = link_of(message);
+    let kind = if is_of_bridge { Some("bridge".to_owned()) } else { link.kind };
+    Change::Link { ifindex: link.index, name: link.name, kind, controller: link.controller }
+}
+
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::link::LinkMessage;
-
     use super::*;
+
+    fn gone(ifindex: u32) -> Change {
+        Change::Link { ifindex, name: String::new(), kind: None, controller: None }
+    }
 
     fn link_gone(ifindex: u32) -> Vec<u8> {
         let mut link = LinkMessage::default();
@@ -162,8 +188,7 @@ mod tests {
     #[test]
     fn every_message_of_a_datagram_is_read() {
         let datagram = [link_gone(3), link_gone(4)].concat();
-        let expected = [Change::Link { ifindex: 3 }, Change::Link { ifindex: 4 }];
-        assert_eq!(changes(&datagram), expected);
+        assert_eq!(changes(&datagram), [gone(3), gone(4)]);
     }
 
     #[test]
@@ -180,6 +205,6 @@ mod tests {
         datagram.truncate(20);
         datagram[..4].copy_from_slice(&20u32.to_ne_bytes());
         assert_eq!(changes(&datagram), [Change::Overrun]);
-        assert_eq!(changes(&[0; 12]), [Change::Overrun; 3]);
+        assert_eq!(changes(&[0; 12]), [const { Change::Overrun }; 3]);
     }
 }

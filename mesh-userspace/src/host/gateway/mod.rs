@@ -69,6 +69,11 @@ impl Host {
         ours.map(|n| (n.vni, mesh0.index)).collect()
     }
 
+    /// Is this host the gateway of any network?
+    pub(super) fn is_gateway(&self) -> bool {
+        self.state.networks.iter().any(|n| n.gateway)
+    }
+
     fn has_gateway(&self, vni: u32) -> bool {
         self.state.networks.iter().any(|n| n.vni == vni && n.gateway)
     }
@@ -93,7 +98,7 @@ impl Host {
         cluster: &Cluster,
         me: &Node,
     ) -> Result<(), HostError> {
-        if !self.state.networks.iter().any(|n| n.gateway) {
+        if !self.is_gateway() {
             self.gateways = Gateways::default();
             remove(&self.state)?;
             if std::mem::take(&mut self.state.gateways) {
@@ -162,7 +167,9 @@ impl Host {
             networks: others.iter().flat_map(|n| &n.cidrs).copied().collect(),
         };
         let links = self.net.links().await?;
-        let bridges = links.iter().filter(|link| is_dockers(link)).map(|link| link.name.as_str());
+        let is_bridge = |link: &&Link| link.kind.as_deref() == Some("bridge");
+        let bridges = links.iter().filter(is_bridge).map(|link| link.name.as_str());
+        let bridges = bridges.filter(|name| is_dockers(name));
         let ports = self.state.endpoints.values().filter(|e| self.is_gateway_of(e));
         let ports = ports.flat_map(|e| e.ports.iter().map(|port| (port, e.addresses.as_slice())));
         Ok(rules::rules(&nets, &bridges.collect::<Vec<_>>(), ports))
@@ -217,13 +224,12 @@ pub(super) fn remove(state: &State) -> Result<(), HostError> {
 }
 
 /// A bridge of Docker's, by its name: containers of one network do not reach those of another.
-fn is_dockers(link: &Link) -> bool {
+pub(super) fn is_dockers(name: &str) -> bool {
     let is_chosen = |name: &str| {
         let id = name.strip_prefix("br-");
         id.is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
     };
-    link.kind.as_deref() == Some("bridge")
-        && (matches!(link.name.as_str(), "docker0" | "docker_gwbridge") || is_chosen(&link.name))
+    matches!(name, "docker0" | "docker_gwbridge") || is_chosen(name)
 }
 
 /// With it the host may ask for a published port at 127.0.0.1 (at `[::1]` there is the [`proxy`]); the
