@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod callers;
 pub mod claim;
 pub mod cli;
 pub mod cni;

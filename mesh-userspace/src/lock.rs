@@ -43,7 +43,7 @@ impl Lock {
         for _ in 0..TRIES {
             let mut builder = DirBuilder::new();
             builder.recursive(true).mode(0o700).create(dir).map_err(fail("making", dir))?;
-            check_owner(dir)?;
+            check_owner(dir).map_err(fail("using", dir))?;
             let file = match open(&path) {
                 // The folder went.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -105,16 +105,20 @@ impl Lock {
     }
 }
 
-/// Whoever may write to the folder could put another lock in the place of ours.
-fn check_owner(dir: &Path) -> Result<(), LockError> {
-    let found = fs::metadata(dir).map_err(fail("looking at", dir))?;
+/// Fails if somebody else may put a file in the place of one of ours in this folder.
+pub fn check_owner(dir: &Path) -> io::Result<()> {
+    let found = fs::metadata(dir)?;
     let own = rustix::process::geteuid().as_raw();
-    if found.uid() == own && found.mode() & 0o002 == 0 {
+    // The group of root has nobody else in it.
+    let writable = if found.gid() == 0 { 0o002 } else { 0o022 };
+    if found.uid() == own && found.mode() & writable == 0 {
         return Ok(());
     }
-    let text = "it is another user's, or everybody may write to it: name a folder of root's, or \
-                remove it";
-    Err(fail("using", dir)(io::Error::new(io::ErrorKind::InvalidInput, text)))
+    let text = format!(
+        "{} is another user's, or others may write to it: name a folder of root's, or remove it",
+        dir.display()
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {

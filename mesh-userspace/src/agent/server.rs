@@ -1,7 +1,7 @@
 //! The agent's side of the socket. Only root may speak, a line has a limit, a caller has seconds.
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSliceMut, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, OwnedFd},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::{UnixListener, UnixStream},
@@ -19,14 +19,17 @@ use tokio::{
 };
 
 use super::protocol::{Failure, Kind, MAX_REQUEST, Request, Response};
+use crate::callers::{Callers, Served, is_trusted};
 
 /// A request, the descriptor that came with it, and where the answer goes.
 pub type Call = (Request, Option<OwnedFd>, oneshot::Sender<Response>);
 
 /// How long a caller may take to say what it wants, or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Callers at once.
-const CALLERS: usize = 32;
+/// Callers at once: with all that they may send, [`MAX_REQUEST`] each.
+const CALLERS: usize = 64;
+/// Of these, how many may wait for the agent.
+const WAITING: usize = 32;
 
 /// Listens on `path` from now on; every request comes out of the receiver.
 pub fn listen(path: &Path) -> io::Result<mpsc::Receiver<Call>> {
@@ -37,20 +40,20 @@ pub fn listen(path: &Path) -> io::Result<mpsc::Receiver<Call>> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let (calls, receiver) = mpsc::channel(CALLERS);
+    let (calls, receiver) = mpsc::channel(WAITING);
     tokio::spawn(async move {
-        let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CALLERS));
+        let mut callers = Callers::new(CALLERS);
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
             match listener.accept().await {
+                Ok((stream, _)) if !is_trusted(&stream) => refuse(stream),
                 Ok((stream, _)) => {
                     let calls = calls.clone();
-                    tokio::spawn(async move {
-                        if let Err(e) = serve(stream, calls).await {
+                    let serve = |served| async move {
+                        if let Err(e) = serve(stream, calls, served).await {
                             tracing::debug!("a caller: {e}");
                         }
-                        drop(slot);
-                    });
+                    };
+                    callers.admit(serve).await;
                 }
                 Err(e) => {
                     tracing::warn!("the socket takes no caller: {e}");
@@ -62,27 +65,39 @@ pub fn listen(path: &Path) -> io::Result<mpsc::Receiver<Call>> {
     Ok(receiver)
 }
 
-async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
-    let caller = stream.peer_cred()?.uid();
-    let own = rustix::process::geteuid().as_raw();
-    let response = if caller != 0 && caller != own {
-        Response::Error(Failure::new(Kind::Refused, "only root may speak to the agent"))
-    } else {
-        match tokio::time::timeout(PATIENCE, read(&stream)).await? {
-            Ok((request, fd)) => {
-                let (answer, answered) = oneshot::channel();
-                if calls.send((request, fd, answer)).await.is_err() {
-                    return Ok(());
-                }
-                let gone = || Failure::new(Kind::NotNow, "the agent is about to end");
-                answered.await.unwrap_or_else(|_| Response::Error(gone()))
-            }
-            Err(e) => Response::Error(Failure::new(Kind::Refused, format!("not understood: {e}"))),
-        }
-    };
-    let mut line = serde_json::to_vec(&response)?;
+/// Reads nothing, keeps nothing, waits for nothing.
+fn refuse(stream: UnixStream) {
+    let refused = Failure::new(Kind::Refused, "only root may speak to the agent");
+    if let (Ok(mut stream), Ok(line)) = (stream.into_std(), line(&Response::Error(refused))) {
+        let _ = stream.write(&line);
+    }
+}
+
+fn line(response: &Response) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(response)?;
     line.push(b'\n');
-    tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
+    Ok(line)
+}
+
+async fn serve(
+    mut stream: UnixStream,
+    calls: mpsc::Sender<Call>,
+    served: Served,
+) -> io::Result<()> {
+    let response = match tokio::time::timeout(PATIENCE, read(&stream)).await? {
+        Ok((request, fd)) => {
+            served.set(true);
+            let (answer, answered) = oneshot::channel();
+            if calls.send((request, fd, answer)).await.is_err() {
+                return Ok(());
+            }
+            let gone = || Failure::new(Kind::NotNow, "the agent is about to end");
+            answered.await.unwrap_or_else(|_| Response::Error(gone()))
+        }
+        Err(e) => Response::Error(Failure::new(Kind::Refused, format!("not understood: {e}"))),
+    };
+    served.set(false);
+    tokio::time::timeout(PATIENCE, stream.write_all(&line(&response)?)).await?
 }
 
 /// Reads one line, and a descriptor if one comes with it.
@@ -103,6 +118,7 @@ async fn read(stream: &UnixStream) -> io::Result<(Request, Option<OwnedFd>)> {
     }
 }
 
+/// Closes what comes beside the one descriptor that a request may have.
 fn receive(stream: &UnixStream, into: &mut [u8], fd: &mut Option<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -112,10 +128,115 @@ fn receive(stream: &UnixStream, into: &mut [u8], fd: &mut Option<OwnedFd>) -> io
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
+    // Of those for which there is no room the kernel closes the rest.
+    let mut is_too_many = got.flags.contains(ReturnFlags::CTRUNC);
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            *fd = fds.next();
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            for one in fds {
+                is_too_many |= fd.replace(one).is_some();
+            }
         }
     }
+    if is_too_many {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more than one descriptor"));
+    }
     Ok(got.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, IoSlice, Read},
+        os::unix::net::UnixStream as Caller,
+        path::PathBuf,
+    };
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(3);
+
+    /// An agent that has done whatever it is asked for, and how many descriptors it has.
+    fn agent(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("mesh-{name}-{}", std::process::id()));
+        let at = path.clone();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let mut calls = listen(&at).unwrap();
+                ready.send(()).unwrap();
+                while let Some((_, _, answer)) = calls.recv().await {
+                    let _ = answer.send(Response::Done);
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+        path
+    }
+
+    fn caller(path: &Path) -> Caller {
+        let caller = Caller::connect(path).unwrap();
+        caller.set_read_timeout(Some(DEADLINE)).unwrap();
+        caller
+    }
+
+    fn answer(caller: Caller) -> String {
+        let mut line = String::new();
+        BufReader::new(caller).read_line(&mut line).unwrap();
+        line
+    }
+
+    #[test]
+    fn callers_that_say_nothing_or_take_no_answer_keep_nobody_out() {
+        let path = agent("idle");
+        let idle: Vec<Caller> = (0..400).map(|_| caller(&path)).collect();
+        let mut one = caller(&path);
+        one.write_all(b"\"status\"\n").unwrap();
+        assert_eq!(answer(one), "\"done\"\n");
+        // The oldest made place.
+        assert_eq!((&idle[0]).read(&mut [0]).unwrap(), 0);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_request_with_more_than_one_descriptor_is_refused_and_none_is_kept() {
+        let path = agent("fds");
+        // A pipe tells whether its other end is open anywhere.
+        let (mut reader, writer) = io::pipe().unwrap();
+        for at_once in [2, 20] {
+            let mut one = caller(&path);
+            let fds = vec![writer.as_fd(); at_once];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let text = IoSlice::new(b"\"sta");
+            sendmsg(&one, &[text], &mut control, SendFlags::empty()).unwrap();
+            let _ = one.write_all(b"tus\"\n");
+            assert!(answer(one).contains("more than one descriptor"));
+        }
+        drop(writer);
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(reader.read(&mut [0]).unwrap()));
+        assert_eq!(is_done.recv_timeout(DEADLINE), Ok(0), "somebody has the other end");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_user_is_refused_before_anything_is_read() {
+        let path = agent("user");
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let at = path.clone();
+        let said = std::thread::spawn(move || {
+            // SAFETY: the raw system call changes the ids of this thread alone, which ends with this.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            answer(caller(&at))
+        });
+        assert!(said.join().unwrap().contains("only root may speak"));
+        std::fs::remove_file(&path).unwrap();
+    }
 }

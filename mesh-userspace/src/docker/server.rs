@@ -1,22 +1,26 @@
-//! The plugin's socket: HTTP as dockerd speaks it. Each call is answered in its own time.
+//! The plugin's socket: HTTP as dockerd speaks it. Each call is answered in its own time, on a
+//! connection of its own.
 
 use std::{
+    convert::Infallible,
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderValue, StatusCode, Uri, header},
-    response::{IntoResponse, Response},
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::{
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
     task::AbortHandle,
     time::Instant,
@@ -27,9 +31,21 @@ use super::{
     health::Health,
     protocol::{Call, ProtocolError},
 };
+use crate::{
+    callers::{Callers, Served, is_trusted},
+    lock,
+};
 
-/// Of one call, in bytes.
-const BODY_MAX: usize = 1 << 20;
+/// Of one call, in bytes. Docker's have some hundred, and the options that people give.
+const BODY_MAX: usize = 512 << 10;
+/// Connections at once: 32 MiB of bodies.
+const CALLERS: usize = 64;
+/// How long a caller may take for the head of its call, and again for the body.
+const READ: Duration = Duration::from_secs(5);
+/// From the connection to the end of the answer: nobody waits longer.
+const WHOLE: Duration = Duration::from_secs(60);
+/// Between two attempts to take a connection that fail, as without descriptors.
+const RETRY: Duration = Duration::from_secs(1);
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/vnd.docker.plugins.v1.1+json");
 /// How long a call may wait for what it needs, such as the name of a network just made. Docker
@@ -51,7 +67,9 @@ impl Server {
     /// Listens from now on.
     pub fn start(path: &Path, calls: mpsc::Sender<Asked>, health: Health) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+            // Docker would speak to whoever puts another socket in the place of ours.
+            lock::check_owner(dir)?;
         }
         match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -59,15 +77,7 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        let router = Router::new()
-            .fallback(answer)
-            .layer(DefaultBodyLimit::max(BODY_MAX))
-            .with_state((calls, health));
-        let task = tokio::spawn(async move {
-            if let Err(e) = axum::serve(listener, router).await {
-                tracing::warn!("the plugin's socket takes no more calls: {e}");
-            }
-        });
+        let task = tokio::spawn(take_calls(listener, Plugin { calls, health }));
         Ok(Self { path: path.to_owned(), task: task.abort_handle() })
     }
 
@@ -84,28 +94,88 @@ impl Drop for Server {
     }
 }
 
-async fn answer(
-    State((calls, health)): State<(mpsc::Sender<Asked>, Health)>,
-    uri: Uri,
-    body: Bytes,
-) -> Response {
-    let method = uri.path().trim_start_matches('/');
-    let (status, answer) = match Call::parse(method, &body) {
-        Ok(call) => match ask(&calls, call.clone()).await {
-            Ok(answer) => (StatusCode::OK, answer),
+/// What every call is answered by.
+#[derive(Clone)]
+struct Plugin {
+    calls: mpsc::Sender<Asked>,
+    health: Health,
+}
+
+async fn take_calls(listener: UnixListener, plugin: Plugin) {
+    let mut callers = Callers::new(CALLERS);
+    loop {
+        match listener.accept().await {
+            // Gone before anything is read.
+            Ok((stream, _)) if !is_trusted(&stream) => drop(stream),
+            Ok((stream, _)) => {
+                let plugin = plugin.clone();
+                callers.admit(|served| serve(stream, plugin, served)).await;
+            }
             Err(e) => {
-                tracing::warn!("{method}: {e}");
-                health.refused(method, &e.to_string());
+                tracing::warn!("the plugin's socket takes no call: {e}");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// One call.
+async fn serve(stream: UnixStream, plugin: Plugin, served: Served) {
+    let service = service_fn(move |request| {
+        let (plugin, served) = (plugin.clone(), served.clone());
+        async move { Ok::<_, Infallible>(plugin.answer(request, &served).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(READ)
+        // A connection that waits for another call would be one that says nothing.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(WHOLE, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::debug!("the plugin's caller: {e}"),
+        Err(e) => tracing::debug!("the plugin's caller: {e}"),
+    }
+}
+
+impl Plugin {
+    async fn answer(&self, request: Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let method = path.trim_start_matches('/');
+        let body = Limited::new(request.into_body(), BODY_MAX).collect();
+        let (status, answer) = match tokio::time::timeout(READ, body).await {
+            Ok(Ok(body)) => {
+                served.set(true);
+                let done = self.call(method, &body.to_bytes()).await;
+                served.set(false);
+                done
+            }
+            Ok(Err(e)) => (StatusCode::BAD_REQUEST, error(&*e)),
+            Err(e) => (StatusCode::REQUEST_TIMEOUT, error(&e)),
+        };
+        let mut response = Response::new(Full::new(answer.to_string().into()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+        response
+    }
+
+    async fn call(&self, method: &str, body: &[u8]) -> (StatusCode, Value) {
+        match Call::parse(method, body) {
+            Ok(call) => match ask(&self.calls, call).await {
+                Ok(answer) => (StatusCode::OK, answer),
+                Err(e) => {
+                    tracing::warn!("{method}: {e}");
+                    self.health.refused(method, &e.to_string());
+                    (StatusCode::OK, error(&e))
+                }
+            },
+            Err(e @ ProtocolError::Unknown(_)) => (StatusCode::NOT_FOUND, error(&e)),
+            Err(e) => {
+                tracing::warn!("{e}");
                 (StatusCode::OK, error(&e))
             }
-        },
-        Err(e @ ProtocolError::Unknown(_)) => (StatusCode::NOT_FOUND, error(&e)),
-        Err(e) => {
-            tracing::warn!("{e}");
-            (StatusCode::OK, error(&e))
         }
-    };
-    (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], answer.to_string()).into_response()
+    }
 }
 
 /// Network drivers call it one way and IPAM drivers another.
@@ -130,5 +200,119 @@ async fn ask(calls: &mpsc::Sender<Asked>, call: Call) -> Result<Value, DriverErr
             }
             done => return done,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream as Caller,
+    };
+
+    use super::*;
+
+    /// Longer than anybody is waited for.
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const ACTIVATE: &[u8] =
+        b"POST /Plugin.Activate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+
+    /// A plugin in a folder of its own. Calls that are for the agent are not answered.
+    fn plugin(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("mesh-plugin-{name}-{}", std::process::id()));
+        let path = dir.join("mesh.sock");
+        let at = path.clone();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let (calls, _asked) = mpsc::channel(1);
+                let _server = Server::start(&at, calls, Health::default()).unwrap();
+                ready.send(()).unwrap();
+                std::future::pending::<()>().await;
+            });
+        });
+        is_ready.recv().unwrap();
+        path
+    }
+
+    fn caller(path: &Path) -> Caller {
+        let caller = Caller::connect(path).unwrap();
+        caller.set_read_timeout(Some(DEADLINE)).unwrap();
+        caller
+    }
+
+    /// All until the connection ends.
+    fn rest(mut caller: Caller) -> String {
+        let mut text = String::new();
+        match caller.read_to_string(&mut text) {
+            // What was sent may not have been read.
+            Err(e) if e.kind() != io::ErrorKind::ConnectionReset => panic!("{e} after {text:?}"),
+            _ => text,
+        }
+    }
+
+    fn remove(path: &Path) {
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn callers_that_say_nothing_make_place_for_others() {
+        let path = plugin("idle");
+        let mut idle: Vec<Caller> = (0..400).map(|_| caller(&path)).collect();
+        let mut one = caller(&path);
+        one.write_all(ACTIVATE).unwrap();
+        assert!(rest(one).contains("NetworkDriver"));
+        assert_eq!(rest(idle.remove(0)), "");
+        remove(&path);
+    }
+
+    #[test]
+    fn a_call_that_does_not_end_is_given_up() {
+        let path = plugin("slow");
+        let mut head = caller(&path);
+        head.write_all(b"POST /Plugin.Activate HTTP/1.1\r\n").unwrap();
+        let mut body = caller(&path);
+        body.write_all(
+            b"POST /NetworkDriver.Join HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        )
+        .unwrap();
+        let mut large = caller(&path);
+        let length = BODY_MAX + 1;
+        let text = format!(
+            "POST /NetworkDriver.Join HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        );
+        large.write_all(text.as_bytes()).unwrap();
+        let _ = large.write_all(&vec![b' '; length]);
+        assert!(rest(large).starts_with("HTTP/1.1 400"));
+        assert!(rest(body).starts_with("HTTP/1.1 408"));
+        // Nothing, or that the request was not understood.
+        assert!(!rest(head).contains(" 200 "));
+        remove(&path);
+    }
+
+    #[test]
+    fn users_are_not_heard_and_their_folders_not_used() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let path = plugin("user");
+        let dir = path.parent().unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        let at = path.clone();
+        let said = std::thread::spawn(move || {
+            // SAFETY: the raw system call changes the ids of this thread alone, which ends with this.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            let mut one = caller(&at);
+            let _ = one.write_all(ACTIVATE);
+            rest(one)
+        });
+        assert_eq!(said.join().unwrap(), "");
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _context = runtime.enter();
+        let refused = Server::start(&path, mpsc::channel(1).0, Health::default());
+        assert!(refused.unwrap_err().to_string().contains("others may write"));
+        remove(&path);
     }
 }
