@@ -17,13 +17,14 @@ use crate::{
     bpf::attach::Mode,
     config::{self, Cluster},
     docker::{self, Docker},
-    host::{Host, HostError, Querier},
+    host::{Host, HostError},
     net::{Change, Icmp, NetError, TooBig, Watch},
 };
 
 pub mod client;
+mod filter;
 mod pace;
-mod privileges;
+pub mod privileges;
 pub mod protocol;
 mod server;
 mod watch;
@@ -31,6 +32,7 @@ mod watch;
 pub use crate::host::QUERY_INTERVAL;
 
 use pace::{Pace, SETTLE};
+use privileges::Sockets;
 use protocol::{Failure, Kind, Request, Response};
 
 /// After an error.
@@ -109,19 +111,14 @@ pub async fn run(
     settings: Settings,
     config_error: Option<String>,
     changes: Watch,
+    Sockets { icmp, mut querier }: Sockets,
 ) -> anyhow::Result<()> {
-    let icmp = listen_for_icmp();
     let mut calls = server::listen(&settings.socket)?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    // Opening it takes more than is kept.
-    let mut querier = Querier::open(settings.query_interval)
-        .inspect_err(|e| tracing::warn!("multicast groups are not asked for: {e}"))
-        .ok();
     raise_descriptor_limit();
-    privileges::drop_the_rest()?;
     tracing::info!(node = host.state.node, "up");
 
     let pace = Pace::new(settings.look_interval, Instant::now());
@@ -203,11 +200,6 @@ pub async fn run(
     tracing::info!("ending; the data plane stays as it is (`mesh down` takes it away)");
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
-}
-
-/// `None` without the right to: the mesh works, but for paths that are narrower than their ends.
-fn listen_for_icmp() -> Option<Icmp> {
-    Icmp::listen().inspect_err(|e| tracing::warn!("path MTUs are not learned: {e}")).ok()
 }
 
 /// The next news of a packet that was too big; never returns without a socket.

@@ -11,7 +11,10 @@ use clap::Args;
 
 use super::Place;
 use crate::{
-    agent::{self, Settings},
+    agent::{
+        self, Settings,
+        privileges::{self, Sockets},
+    },
     bpf::{attach::Mode, probe::KernelFeatures},
     holder::Holder,
     host::{Host, HostError},
@@ -62,14 +65,17 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
     }
     let mut host = open_when_free(place).await?;
     host.check_pin_dir(place)?;
-    if args.once {
+    let sockets = (!args.once).then(|| Sockets::open(settings.query_interval));
+    // Before there is a second thread: it would keep what this one has now.
+    privileges::drop_the_rest()?;
+    let Some(sockets) = sockets else {
         let config_error = agent::start(&mut host, &settings).await?;
         return Ok(if config_error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
-    }
+    };
     // Before anything is looked at, so that no change after it goes unnoticed.
     let changes = host.net().watch()?;
     let config_error = agent::start(&mut host, &settings).await?;
-    agent::run(host, settings, config_error, changes).await?;
+    agent::run(host, settings, config_error, changes, sockets).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,13 +10,14 @@
 
 use std::{
     io::{self, Write as _},
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
 };
 
 use ipnet::IpNet;
 
 use super::{Host, HostError, mesh0};
-use crate::state::State;
+use crate::{agent::privileges::keep_for_nft, state::State};
 
 const TABLE: &str = "mesh_bridges";
 
@@ -151,12 +152,11 @@ pub(super) fn run(
     args: &[&str],
     input: &str,
 ) -> io::Result<Result<String, HostError>> {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // SAFETY: between fork and exec it does system calls alone.
+    unsafe { command.pre_exec(keep_for_nft) };
+    let mut child = command.spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }
@@ -167,4 +167,26 @@ pub(super) fn run(
         return Ok(Err(HostError::User(format!("{program} {args}: {}", said.trim()))));
     }
     Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_run_has_no_more_rights_than_it_needs() {
+        // As in an agent: else root's programs have what root may have.
+        let run = || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            run("cat", &["/proc/self/status"], "").unwrap().unwrap()
+        };
+        let status = std::thread::spawn(run).join().unwrap();
+        let of = |set: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        // linux/capability.h: NET_ADMIN, NET_RAW
+        let needed = 1 << 12 | 1 << 13;
+        assert_eq!((of("CapEff:") | of("CapPrm:")) & !needed, 0, "{status}");
+    }
 }
