@@ -1,18 +1,20 @@
 //! What a host forwards, and masquerades, for others does not pass for the host.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv4Header, PacketBuilder, ether_type};
 use mesh_tests::{
-    Encap, Netns, Options, Topology, Underlay,
+    Encap, Host, Netns, Options, Topology, Underlay,
     packet::PacketSocket,
     scenario::bare,
     socket::Fragment,
     traffic::{self, UdpPair},
+    wait::until_true,
 };
 
 use frames::{arrives, udp, vxlan};
@@ -20,6 +22,8 @@ use frames::{arrives, udp, vxlan};
 mod frames;
 
 const SOON: Duration = Duration::from_secs(1);
+/// Until what was taken away is back: told, looked at, and made by `nft`.
+const BACK: Duration = Duration::from_secs(3);
 const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 
 /// Someone behind h1's NAT, as Docker's containers are: the second container of h1, not attached.
@@ -206,6 +210,95 @@ fn vxlan_of_the_kernel_passes_the_hosts_and_a_guests() {
             ensure!(pair.carries(100, SOON)?, "{} does not reach {target}", from.name());
         }
         ensure!(mesh.hosts[0].drops("forged_tunnel")? == 0, "taken for forged");
+        Ok(())
+    });
+}
+
+fn has_guard(host: &Netns) -> bool {
+    host.exec("nft list tables").is_ok_and(|tables| tables.contains("mesh_guard"))
+}
+
+/// Whether a fault of the status, or a past one, is about the table.
+fn tells(host: &Host, kind: &str) -> Result<bool> {
+    let status = host.status()?;
+    let faults = status[kind].as_array().with_context(|| format!("no {kind}"))?;
+    Ok(faults.iter().any(|fault| fault.to_string().contains("mesh_guard")))
+}
+
+#[test]
+fn table_that_somebody_takes_away_comes_back_and_was_a_fault() {
+    bare(Options { containers: 2, ..Options::default() }, |mesh| {
+        masqueraded(mesh)?;
+        up_with_first_containers(mesh)?;
+        let host = mesh.hosts[0].netns.clone();
+        until_true("a table at the start", BACK, || has_guard(&host))?;
+        for how in ["flush ruleset", "delete table inet mesh_guard", "flush table inet mesh_guard"]
+        {
+            let rules = host.exec("nft list table inet mesh_guard")?;
+            host.exec(&format!("nft {how}"))?;
+            until_true(how, BACK, || {
+                host.exec("nft list table inet mesh_guard").is_ok_and(|now| now == rules)
+            })?;
+        }
+        until_true("history", BACK, || tells(&mesh.hosts[0], "past_faults").unwrap_or(false))?;
+        until_true("no fault", BACK, || !tells(&mesh.hosts[0], "faults").unwrap_or(true))
+    });
+}
+
+/// A `nft` that fails while there is a file `broken` beside it.
+fn breakable_nft(host: &mut Host) -> Result<std::path::PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = host.run_dir.with_extension("nft");
+    fs::create_dir_all(&dir)?;
+    let script = |name: &str, text: String| {
+        let path = dir.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+    };
+    let mesh = mesh_tests::host::mesh_binary()?;
+    let (here, mesh) = (dir.display(), mesh.display());
+    script("nft", format!("[ -e {here}/broken ] && exit 1\nPATH=${{PATH#*:}} exec nft \"$@\""))?;
+    script("mesh", format!("PATH={here}:$PATH exec {mesh} \"$@\""))?;
+    host.binary = Some(dir.join("mesh"));
+    Ok(dir)
+}
+
+#[test]
+fn table_that_can_not_be_made_is_a_fault_until_it_is_there() {
+    bare(Options { containers: 2, ..Options::default() }, |mesh| {
+        masqueraded(mesh)?;
+        let dir = breakable_nft(&mut mesh.hosts[0])?;
+        up_with_first_containers(mesh)?;
+        let host = mesh.hosts[0].netns.clone();
+        until_true("a table at the start", BACK, || has_guard(&host))?;
+        ensure!(!tells(&mesh.hosts[0], "faults")?, "a fault with a table");
+        fs::write(dir.join("broken"), "")?;
+        host.exec("nft flush ruleset")?;
+        until_true("a fault", BACK, || tells(&mesh.hosts[0], "faults").unwrap_or(false))?;
+        fs::remove_file(dir.join("broken"))?;
+        // Any change of a table of the mesh is one more reason to look.
+        host.exec("nft add table inet mesh_test")?;
+        host.exec("nft delete table inet mesh_test")?;
+        until_true("no fault", BACK, || !tells(&mesh.hosts[0], "faults").unwrap_or(true))?;
+        ensure!(has_guard(&host), "no fault, and no table");
+        fs::remove_dir_all(dir)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn table_comes_when_forwarding_does() {
+    bare(Options::default(), |mesh| {
+        mesh.up()?;
+        let host = mesh.hosts[0].netns.clone();
+        for setting in ["net.ipv4.ip_forward", "net.ipv4.conf.eth0.forwarding"] {
+            ensure!(!has_guard(&host), "a table without forwarding");
+            host.exec(&format!("sysctl -qw {setting}=1"))?;
+            until_true(setting, BACK, || has_guard(&host))?;
+            host.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+            host.exec("sysctl -qw net.ipv4.ip_forward=0")?;
+            until_true("no table", BACK, || !has_guard(&host))?;
+        }
         Ok(())
     });
 }

@@ -336,8 +336,16 @@ impl Agent {
     }
 
     fn noticed(&mut self, host: &mut Host, change: &Change) {
-        if !matches!(change, Change::Neighbour { .. } | Change::Filter { .. }) {
-            host.forget_routes();
+        match change {
+            Change::Neighbour { .. } | Change::Filter { .. } | Change::Forwarding { .. } => {}
+            Change::Tables => host.suspect_tables(),
+            Change::Overrun => {
+                host.forget_routes();
+                host.suspect_tables();
+            }
+            Change::Link { .. } | Change::Address { .. } | Change::Route { .. } => {
+                host.forget_routes();
+            }
         }
         self.pace.changed(Instant::now());
     }
@@ -355,6 +363,7 @@ impl Agent {
     async fn refresh(&mut self, host: &mut Host) {
         if self.pace.is_afresh(Instant::now()) {
             host.forget_routes();
+            host.suspect_tables();
         }
         let done = host.refresh().await;
         self.pace.looked(Instant::now());

@@ -129,7 +129,7 @@ fn running(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Option
         Mode::Netkit => link().map(|link| link.prog_id),
         Mode::Clsact => {
             let is_egress = side(hook) == TcAttachType::Egress;
-            filter_program(interface.index, is_egress, PRIORITY, HANDLE.into()).ok().flatten()
+            filter_program(interface.index, is_egress, priority(hook), HANDLE.into()).ok().flatten()
         }
     }
 }

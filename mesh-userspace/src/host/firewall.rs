@@ -7,6 +7,9 @@
 //! answer would take the short way back into the mesh, past the one who could rewrite it. So it must
 //! see the host as the one who asks. What may not get into the mesh by the stack is in
 //! [`guard`](super::guard).
+//!
+//! Anyone may take a table of ours away, with all others for one (`nft flush ruleset`). The kernel tells
+//! of it, and it is made anew; until then it is a fault.
 
 use std::{
     io::{self, Write as _},
@@ -17,7 +20,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Host, HostError, mesh0};
-use crate::{agent::privileges::keep_for_nft, state::State};
+use crate::{agent::privileges::keep_for_nft, faults::Faults, state::State};
 
 const TABLE: &str = "mesh_bridges";
 
@@ -27,11 +30,25 @@ pub(super) struct Table {
     rules: String,
     /// The same as `nft` lists it, which differs between versions.
     listing: String,
+    /// Nobody is known to have changed it since.
+    is_known: bool,
     /// Why it is not so.
     pub error: Option<String>,
 }
 
+/// The faults' part of tables, each by its name.
+const FAULTS: &str = "nftables";
+
 impl Table {
+    /// Somebody may have changed it: it is looked at when it is needed next.
+    pub fn suspect(&mut self) {
+        self.is_known = false;
+    }
+
+    pub fn is_there(&self) -> bool {
+        !self.listing.is_empty()
+    }
+
     /// Makes the table have just these chains, or not be there if `None`. `noted`: whether the state
     /// says that there are rules of ours. `is_lost`: it knows nothing at all. Where this fails,
     /// `outcome` says what is so for that.
@@ -40,29 +57,34 @@ impl Table {
         name: &str,
         chains: Option<String>,
         (noted, is_lost): (&mut bool, bool),
-        outcome: &str,
+        (outcome, faults): (&str, &Faults),
     ) {
         let done = match chains {
-            Some(chains) => ensure(name, chains, self),
+            Some(chains) => ensure(name, chains, self, faults),
             None => remove_noted(name, *noted, is_lost).map(|()| Self::default()),
         };
         match done {
             Ok(table) => {
-                *noted = !table.listing.is_empty();
+                *noted = table.is_there();
                 *self = table;
             }
             Err(e) => {
-                let error = Some(format!("{outcome}: {e}"));
-                if self.error != error {
-                    tracing::warn!("{}", error.as_deref().unwrap_or_default());
-                }
+                let error = Some(format!("{outcome}: no table {name} in nftables: {e}"));
                 *self = Self { error, ..Self::default() };
             }
         }
+        faults.set_one(FAULTS, name, self.error.clone());
     }
 }
 
 impl Host {
+    /// Somebody may have changed tables of ours.
+    pub fn suspect_tables(&mut self) {
+        self.firewall.suspect();
+        self.guard.suspect();
+        self.gateways.suspect_table();
+    }
+
     /// Makes the rules be there if a bridge is attached, and not be there otherwise. Without `nft`
     /// what is said above is not so; all else works.
     pub(super) fn ensure_firewall(&mut self) {
@@ -71,6 +93,7 @@ impl Host {
         let outcome =
             "ports that Docker publishes are not reached by the overlay address of their host";
         let is_lost = self.state.node.is_empty();
+        let outcome = (outcome, &self.faults);
         self.firewall.follow(TABLE, chains, (&mut self.state.firewall, is_lost), outcome);
     }
 }
@@ -96,17 +119,40 @@ pub(super) fn is_there(name: &str) -> bool {
     list(name).is_ok()
 }
 
-/// Makes a table `inet NAME` have just these chains. `last`: as this returned it before.
-pub(super) fn ensure(name: &str, chains: String, last: &Table) -> Result<Table, HostError> {
-    if last.rules == chains && list(name).is_ok_and(|there| there == last.listing) {
-        return Ok(last.clone());
+/// Makes a table `inet NAME` have just these chains. `last`: as this returned it before. Where somebody
+/// else changed it, that is a fault until this is done.
+pub(super) fn ensure(
+    name: &str,
+    chains: String,
+    last: &Table,
+    faults: &Faults,
+) -> Result<Table, HostError> {
+    if last.rules == chains {
+        if last.is_known || list(name).is_ok_and(|there| there == last.listing) {
+            return Ok(Table { is_known: true, ..last.clone() });
+        }
+        faults.set_one(FAULTS, name, Some(lost(name)));
     }
     // In one step, whether there was one before or not.
     let all = format!(
         "table inet {name} {{}}\ndelete table inet {name}\ntable inet {name} {{\n{chains}}}\n"
     );
     nft(&["-f", "-"], &all)?;
-    Ok(Table { listing: list(name)?, rules: chains, error: None })
+    let table = Table { listing: list(name)?, rules: chains, is_known: true, error: None };
+    faults.set_one(FAULTS, name, None);
+    Ok(table)
+}
+
+/// Nobody has a use for the table any more.
+pub(super) fn forget(name: &str, faults: &Faults) {
+    faults.set_one(FAULTS, name, None);
+}
+
+fn lost(name: &str) -> String {
+    format!(
+        "somebody removed or changed the table {name} of nftables: it is being made anew (have who \
+         did, such as nftables.service, leave the tables of others alone)"
+    )
 }
 
 fn list(name: &str) -> Result<String, HostError> {

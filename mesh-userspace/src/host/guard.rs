@@ -17,7 +17,7 @@
 //!
 //! A host that forwards nothing has no such table: its rules have the kernel follow connections.
 
-use std::{fmt::Write as _, fs};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use ipnet::IpNet;
 
@@ -43,7 +43,15 @@ impl Host {
         let outcome =
             "containers whose packets this host masquerades can speak to the mesh as the host";
         let is_lost = self.state.node.is_empty();
+        let outcome = (outcome, &self.faults);
         self.guard.follow(TABLE, chains, (&mut self.state.guard, is_lost), outcome);
+    }
+}
+
+impl Host {
+    /// Whether this news of forwarding is news to the guard.
+    pub(super) fn heeds_forwarding(&self, on: bool) -> bool {
+        self.guard.is_there() != on
     }
 }
 
@@ -52,11 +60,17 @@ pub(super) fn remove(state: &State) -> Result<(), HostError> {
     firewall::remove_noted(TABLE, state.guard, state.node.is_empty())
 }
 
+/// Whether the host forwards anything. IPv4 may be forwarded from one interface alone, and IPv6 too
+/// since Linux 6.17.
 fn is_forwarding() -> bool {
-    ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].iter().any(|path| {
-        let value = fs::read(format!("/proc/sys/net/{path}"));
-        value.is_ok_and(|value| !value.starts_with(b"0"))
-    })
+    let is_on = |path: PathBuf| fs::read(path).is_ok_and(|value| !value.starts_with(b"0"));
+    let is_any_on = |family: &str, name: &str| {
+        let interfaces = fs::read_dir(format!("/proc/sys/net/{family}/conf"));
+        interfaces.into_iter().flatten().flatten().any(|i| is_on(i.path().join(name)))
+    };
+    is_on("/proc/sys/net/ipv6/conf/all/forwarding".into())
+        || is_any_on("ipv4", "forwarding")
+        || is_any_on("ipv6", "force_forwarding")
 }
 
 /// `own`: the host's addresses.

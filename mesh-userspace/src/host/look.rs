@@ -2,7 +2,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{Host, HostError};
+use super::{Host, HostError, attach::UNDERLAY_HOOKS};
 use crate::bpf::{
     attach::{self, Interface, Mode},
     held::Held,
@@ -29,7 +29,8 @@ impl Host {
     /// Where programs are to run, and how they are attached there.
     fn attached(&self) -> impl Iterator<Item = (Mode, Hook, &Interface)> {
         let mode = self.mode();
-        let underlay = self.state.underlay.iter().map(move |i| (mode, Hook::FromUnderlay, i));
+        let underlay = self.state.underlay.iter();
+        let underlay = underlay.flat_map(move |i| UNDERLAY_HOOKS.map(|hook| (mode, hook, i)));
         let host = self.state.host.iter().map(move |i| (mode, Hook::FromHost, i));
         let endpoints = self.state.endpoints.values();
         let endpoints = endpoints.map(|e| (self.mode_of(e), Hook::FromContainer, &e.host));

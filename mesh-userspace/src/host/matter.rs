@@ -40,7 +40,8 @@ impl Host {
             Change::Neighbour { ifindex, ip, now } => {
                 self.heeds_neighbour(*ifindex, *ip, *now).await
             }
-            Change::Overrun => true,
+            Change::Forwarding { on } => self.heeds_forwarding(*on),
+            Change::Overrun | Change::Tables => true,
         }
     }
 

@@ -227,7 +227,7 @@ impl Host {
             bridges: self.bridge_status(cluster, &me, mtu),
             docker_plugin: cluster.docker.plugin,
             docker: None,
-            faults: self.guard.error.iter().cloned().chain(self.faults.now()).collect(),
+            faults: self.faults.now(),
             past_faults: self.faults.past(),
             drops,
             hooks,

@@ -38,7 +38,7 @@ const DST_PORT: u16 = 3;
 
 /// `struct nlmsghdr`, then `struct nfgenmsg`: family, version, and an id that is 0.
 const HEADER: usize = 16;
-const GENERAL: usize = 4;
+pub(super) const GENERAL: usize = 4;
 const NLA_HEADER: usize = 4;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -117,7 +117,7 @@ fn exchange(socket: &OwnedFd, request: &[u8], mut told: impl FnMut(u16, &[u8])) 
 }
 
 /// Type and body of the first message, and what follows it.
-fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+pub(super) fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes([*bytes.get(4)?, *bytes.get(5)?]);
     let body = bytes.get(HEADER..len)?;
@@ -160,7 +160,8 @@ fn ends(tuple: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     Some((SocketAddr::new(from?, from_port?), SocketAddr::new(to?, to_port?)))
 }
 
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+/// Types and values; up to the first that is cut short.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes).map_while(Result::ok).filter_map(|nla| {
         let (kind, len) = (nla.kind(), nla.value_length());
         Some((kind, nla.into_inner().get(NLA_HEADER..NLA_HEADER + len)?))

@@ -20,6 +20,7 @@ mod ports;
 mod qdisc;
 mod route;
 mod socket;
+mod tables;
 mod veth;
 mod wait;
 mod watch;

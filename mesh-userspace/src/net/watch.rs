@@ -11,8 +11,13 @@ use rtnetlink::{
 };
 
 use super::{
-    Neighbour, Net, NetError, Refusal, address::address_of, link::link_of, neighbour::neighbour,
+    Neighbour, Net, NetError, Refusal,
+    address::address_of,
+    conntrack::{attributes, split},
+    link::link_of,
+    neighbour::neighbour,
     route::destination,
+    tables::Tables,
 };
 
 /// Something changed in the namespace.
@@ -29,6 +34,10 @@ pub enum Change {
     Route { dst: Option<IpNet> },
     /// A qdisc or a filter of an interface went.
     Filter { ifindex: u32 },
+    /// A table of nftables whose name begins with [`TABLES`] came, went, or has other rules.
+    Tables,
+    /// Forwarding was switched on or off: off only where it is for all interfaces.
+    Forwarding { on: bool },
     /// `now`: what is known of the neighbour; `None` if it was forgotten.
     Neighbour { ifindex: u32, ip: IpAddr, now: Option<Neighbour> },
     /// Changes were missed: everything must be read again.
@@ -41,9 +50,14 @@ pub enum Change {
 /// agent that grows.
 pub struct Watch {
     socket: TokioSocket,
+    /// `None` where the kernel has no nftables.
+    tables: Option<Tables>,
     datagram: Vec<u8>,
     changes: VecDeque<Change>,
 }
+
+/// Begins the names of all tables of nftables that mesh makes.
+pub const TABLES: &str = "mesh_";
 
 /// Room for some ten thousand changes; the kernel cuts it to net.core.rmem_max.
 const QUEUE_BYTES: u32 = 4 << 20;
@@ -52,22 +66,28 @@ const QUEUE_BYTES: u32 = 4 << 20;
 const DATAGRAM_BYTES: usize = 64 << 10;
 
 impl Net {
-    /// Starts watching links, addresses, routes, neighbours and qdiscs of this namespace.
+    /// Starts watching links, addresses, routes, neighbours and qdiscs of this namespace, whether it
+    /// forwards, and the tables of nftables that are ours.
     pub fn watch(&self) -> Result<Watch, NetError> {
         let socket = self
             .inside(subscribe)
             .map_err(|e| Refusal::from(e).during("watch the network for changes"))?;
-        Ok(Watch { socket, datagram: Vec::with_capacity(DATAGRAM_BYTES), changes: VecDeque::new() })
+        let tables = self.inside(|| Tables::subscribe(TABLES));
+        let tables = tables.inspect_err(|e| tracing::debug!("changes of nftables: {e}")).ok();
+        let datagram = Vec::with_capacity(DATAGRAM_BYTES);
+        Ok(Watch { socket, tables, datagram, changes: VecDeque::new() })
     }
 }
 
 fn subscribe() -> std::io::Result<TokioSocket> {
     use MulticastGroup::{
-        Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link, Neigh, Tc,
+        Ipv4Ifaddr, Ipv4Netconf, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Netconf, Ipv6Route, Ipv6Rule,
+        Link, Neigh, Tc,
     };
-    let groups =
-        [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Route, Ipv6Rule, Neigh, Tc];
-    let groups = groups.into_iter().fold(0, |all, group| all | 1 << (group as u32 - 1));
+    let v4 = [Ipv4Ifaddr, Ipv4Netconf, Ipv4Route, Ipv4Rule];
+    let v6 = [Ipv6Ifaddr, Ipv6Netconf, Ipv6Route, Ipv6Rule];
+    let groups = [Link, Neigh, Tc].into_iter().chain(v4).chain(v6);
+    let groups = groups.fold(0, |all, group| all | 1 << (group as u32 - 1));
     let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_ROUTE)?;
     socket.socket_mut().set_rx_buf_sz(QUEUE_BYTES)?;
     socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
@@ -82,7 +102,14 @@ impl Watch {
                 return Ok(change);
             }
             self.datagram.clear();
-            match self.socket.recv_from(&mut self.datagram).await {
+            let told = tokio::select! {
+                told = self.socket.recv_from(&mut self.datagram) => told,
+                told = changed(self.tables.as_mut()) => match told {
+                    Ok(()) => return Ok(Change::Tables),
+                    Err(e) => Err(e),
+                },
+            };
+            match told {
                 Ok(_) => self.changes.extend(changes(&self.datagram)),
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.drain();
@@ -115,11 +142,43 @@ impl fmt::Debug for Watch {
     }
 }
 
+/// Returns when a table of ours was changed; never without a watch.
+async fn changed(tables: Option<&mut Tables>) -> std::io::Result<()> {
+    match tables {
+        Some(tables) => tables.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether forwarding was switched, as a message of netconf says it.
+fn forwarding(body: &[u8]) -> Option<Change> {
+    let of = |wanted: u16| {
+        let value = attributes(body.get(NETCONF..)?).find(|(kind, _)| *kind == wanted)?.1;
+        Some(i32::from_ne_bytes(*value.first_chunk()?))
+    };
+    let on = of(NETCONFA_FORWARDING)? != 0;
+    (on || of(NETCONFA_IFINDEX) == Some(NETCONFA_IFINDEX_ALL)).then_some(Change::Forwarding { on })
+}
+
+/// linux/netconf.h. `struct netconfmsg` is one byte, with padding.
+const NETCONF: usize = 4;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_IFINDEX_ALL: i32 = -1;
+/// linux/rtnetlink.h
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
+
 /// The changes that a datagram of one or more messages tells of.
 fn changes(mut datagram: &[u8]) -> Vec<Change> {
     let mut changes = Vec::new();
     while let Some(len) = datagram.first_chunk().map(|len| u32::from_ne_bytes(*len) as usize) {
         let Some(message) = datagram.get(..len) else { break };
+        if let Some((kind @ (RTM_NEWNETCONF | RTM_DELNETCONF), body, _)) = split(message) {
+            changes.extend(forwarding(body).filter(|_| kind == RTM_NEWNETCONF));
+            datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
+            continue;
+        }
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
             Ok(message) => changes.extend(change(message.payload)),
             // Of something that changed we know only that: as good as missed.

@@ -39,6 +39,12 @@ pub(super) struct Gateways {
     pub faults: Vec<String>,
 }
 
+impl Gateways {
+    pub fn suspect_table(&mut self) {
+        self.table.suspect();
+    }
+}
+
 impl Host {
     pub(super) fn is_gateway_of(&self, endpoint: &Endpoint) -> bool {
         self.has_gateway(endpoint.vni)
@@ -100,6 +106,7 @@ impl Host {
     ) -> Result<(), HostError> {
         if !self.is_gateway() {
             self.gateways = Gateways::default();
+            firewall::forget(TABLE, &self.faults);
             remove(&self.state)?;
             if std::mem::take(&mut self.state.gateways) {
                 set(mesh0::NAME, LOCALNET, "0");
@@ -117,7 +124,7 @@ impl Host {
             self.save()?;
         }
         let rules = self.gateway_rules(cluster).await?;
-        match firewall::ensure(TABLE, rules, &self.gateways.table) {
+        match firewall::ensure(TABLE, rules, &self.gateways.table, &self.faults) {
             Ok(table) => self.gateways.table = table,
             Err(e) => faults.push(format!("containers do not reach the world: {e}")),
         }
