@@ -29,6 +29,7 @@ pub mod packet;
 pub mod party;
 pub mod ping;
 pub mod removal;
+pub mod rights;
 pub mod scenario;
 pub mod snapshot;
 pub mod socket;
