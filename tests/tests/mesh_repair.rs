@@ -137,3 +137,79 @@ fn bridges_that_others_make_are_not_looked_at() {
         Ok(())
     });
 }
+
+#[test]
+fn interfaces_that_others_delete_are_made_again() {
+    scenario(Options { ipv6: false, ..Options::DEFAULT }, |mesh| {
+        let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let host = &mesh.hosts[0];
+        let flows = flow::start_all(&[(&one, &far), (&far, &one)])?;
+        for ifname in ["mesh0", "mesh-room"] {
+            host.netns.exec(&format!("ip link del dev {ifname}"))?;
+            let path = format!("ip link show dev {ifname}");
+            let there = wait::until(&format!("{ifname} again"), PATIENCE, || {
+                host.netns.exec(&path).map(drop).map_err(|e| format!("{e:#}"))
+            });
+            host.with_log(there)?;
+        }
+        let overlay = wait::until("the overlay address", PATIENCE, || {
+            let party = host.party().map_err(|e| format!("{e:#}"))?;
+            if party.addresses.is_empty() { Err("none".to_owned()) } else { Ok(party) }
+        })?;
+        let back = wait::until("the host to be reached", PATIENCE, || {
+            far.expect_reaches(&overlay).map_err(|e| format!("{e:#}"))
+        });
+        host.with_log(back)?;
+        flow::expect_no_loss(flows)?;
+        wait_for_no_fault(host)
+    });
+}
+
+/// What the kernel told within some looks.
+fn told_within_looks(host: &Host) -> Result<String> {
+    let monitors = [
+        "timeout 5 ip monitor link address route rule nsid",
+        "timeout 5 tc monitor",
+        "timeout 5 nft monitor",
+    ];
+    let told = std::thread::scope(|scope| {
+        let run = |line: &'static str| {
+            let mut words = line.split(' ');
+            let mut command = host.netns.command(words.next().unwrap_or_default());
+            scope.spawn(move || command.args(words).output())
+        };
+        let threads: Vec<_> = monitors.into_iter().map(run).collect();
+        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+    });
+    let mut text = String::new();
+    for output in told {
+        let output = output.map_err(|_| anyhow::anyhow!("a monitor panicked"))??;
+        text += &String::from_utf8_lossy(&output.stdout);
+    }
+    Ok(text)
+}
+
+#[test]
+fn looks_at_what_is_right_change_nothing() {
+    for mode in ["tcx", "clsact"] {
+        bare(Options { containers: 2, ..Options::DEFAULT }, |mesh| {
+            mesh.hosts[0].attach_mode = Some(mode);
+            mesh.hosts[0].up_args = vec!["--look-interval".into(), "1".into()];
+            mesh.up()?;
+            let host = &mesh.hosts[0];
+            // Of a host that forwards the firewall is looked at too.
+            host.netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+            let state = host.run_dir.join("state.json");
+            let written = || fs::metadata(&state).and_then(|m| m.modified()).ok();
+            let quiet = wait::until("nothing to be told", PATIENCE, || {
+                let before = written();
+                let told = told_within_looks(host).map_err(|e| format!("{e:#}"))?;
+                match told.is_empty() && written() == before {
+                    true => Ok(()),
+                    false => Err(format!("{mode}: {told}")),
+                }
+            });
+            host.with_log(quiet)
+        });
+    }
+}

@@ -19,27 +19,30 @@ impl Host {
     pub(super) async fn attach_all(&mut self, me: &Node) -> Result<(), HostError> {
         let mode = self.mode();
         let wanted = self.underlay_interfaces(me).await?;
+        // One interface that can not have its program keeps no other from its own.
+        let mut done = Ok(());
         for interface in &wanted {
             for hook in UNDERLAY_HOOKS {
-                let made = attach::attach(&self.pins, mode, hook, interface)?;
-                if made && !self.state.clsact.contains(interface) {
+                let made = attach::attach(&self.pins, mode, hook, interface);
+                if matches!(made, Ok(true)) && !self.state.clsact.contains(interface) {
                     self.state.clsact.push(interface.clone());
                 }
+                done = done.and(made.map(drop));
             }
         }
         // By number: an interface with another name is still the same one.
         let is_wanted = |i: &Interface| wanted.iter().any(|w| w.index == i.index);
         for interface in self.state.underlay.iter().filter(|i| !is_wanted(i)) {
             for hook in UNDERLAY_HOOKS {
-                attach::detach(&self.pins, mode, hook, interface)?;
+                done = done.and(attach::detach(&self.pins, mode, hook, interface));
             }
         }
         self.state.underlay = wanted;
         if let Some(host) = &self.state.host {
-            attach::attach(&self.pins, mode, Hook::FromHost, host)?;
+            done = done.and(attach::attach(&self.pins, mode, Hook::FromHost, host).map(drop));
         }
         self.attach_endpoints().await;
-        Ok(())
+        Ok(done?)
     }
 
     /// One that can not have its program stops no other, nor the host: it is a fault.

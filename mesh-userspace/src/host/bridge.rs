@@ -110,8 +110,10 @@ impl Host {
             (e.bridged.is_some() && !is_port(e)).then(|| name.clone())
         };
         let gone: Vec<String> = self.state.endpoints.iter().filter_map(gone).collect();
+        let mut done = Ok(());
         for name in gone {
-            self.forget_port(&name).await?;
+            // One that can not be taken off stops no other.
+            done = done.and(self.forget_port(&name).await);
         }
         for (link, bridge) in &ports {
             let is_known = |e: &Endpoint| e.host.index == link.index;
@@ -122,7 +124,7 @@ impl Host {
             }
         }
         self.bridges.ports = ports;
-        Ok(())
+        done
     }
 
     fn add_port(&mut self, link: &Link, bridge: &str) -> Result<(), HostError> {

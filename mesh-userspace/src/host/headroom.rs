@@ -28,11 +28,13 @@ impl Host {
                 let containers = made_here.map(|e| e.host.index);
                 let wanted: Vec<u32> = containers.chain(mesh0::other_end(&links)).collect();
                 let without = |l: &&Link| wanted.contains(&l.index) && l.controller.is_none();
-                for link in links.iter().filter(without) {
-                    self.net.set_controller(link.index, bridge).await?;
-                }
                 self.headroom = Some(bridge);
-                Ok(())
+                let mut done = Ok(());
+                for link in links.iter().filter(without) {
+                    // One that goes just now stops no other.
+                    done = done.and(self.net.set_controller(link.index, bridge).await);
+                }
+                Ok(done?)
             }
             Err(HostError::Net(e)) => {
                 tracing::debug!("packets get no room for outer headers in advance: {e}");
