@@ -162,6 +162,12 @@ pub struct Endpoint {
     /// Its ports that are the host's too.
     #[serde(default)]
     pub ports: Vec<Published>,
+    /// It is about to be made, or was when whoever made it was killed.
+    #[serde(default)]
+    pub unfinished: bool,
+    /// The run folder knew nothing of it: it was found again by what is in the kernel.
+    #[serde(default)]
+    pub found: bool,
 }
 
 /// A port of the host that leads to one of a container's.

@@ -300,7 +300,7 @@ pub(super) fn endpoint_name(id: &str) -> String {
     format!("docker-{}", id.get(..12).unwrap_or(id))
 }
 
-pub(super) fn is_dockers(endpoint: &str) -> bool {
+pub fn is_dockers(endpoint: &str) -> bool {
     endpoint.starts_with("docker-")
 }
 

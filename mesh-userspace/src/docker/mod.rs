@@ -50,6 +50,7 @@ pub const OVERLAY_PORT: u16 = 4789;
 use api::Api;
 pub use askers::{Askers, GATEWAY};
 use attached::Attached;
+pub use driver::is_dockers;
 use health::Health;
 pub use health::{DockerStatus, DriverFault};
 use saved::Saved;

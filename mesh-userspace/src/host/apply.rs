@@ -61,6 +61,7 @@ impl Host {
         let last = self.cluster.as_ref().filter(|_| contents.is_some() && self.state.node == node);
         let difference = last.and_then(|last| Difference::of(last, &cluster, node));
         let observed = contents.or_else(|| self.observe_pinned());
+        let ports = observed.as_ref().map(|o| o.ports.clone()).unwrap_or_default();
         let room = compile::room(&cluster).beside(&held(observed.as_ref()));
         let staged = match pinned.filter(|pinned| pinned.is_in_use(&self.pins, &room)) {
             Some(pinned) => {
@@ -78,10 +79,9 @@ impl Host {
         };
         self.tables = Some(tables);
         self.forget_gone().await?;
+        self.roll_back().await;
         self.ensure_mesh0(&cluster, &me, underlay.mtu).await?;
-        if self.state.endpoints.is_empty() {
-            self.recover().await?;
-        }
+        self.recover(&ports).await?;
         self.ensure_headroom().await?;
         self.ensure_ports().await?;
         // Also the routes to nodes that are gone are forgotten now and then.
@@ -171,6 +171,7 @@ impl Host {
         let Some(me) = parts.note("node", find(cluster, &self.state.node)) else { return };
         let underlay = parts.note("underlay", self.underlay(&me).await);
         parts.note("endpoints", self.forget_gone().await);
+        self.roll_back().await;
         if let Some(underlay) = &underlay {
             parts.note("mesh0", self.ensure_mesh0(cluster, &me, underlay.mtu).await);
         }

@@ -48,7 +48,8 @@ impl Host {
     /// One that can not have its program stops no other, nor the host: it is a fault.
     async fn attach_endpoints(&mut self) {
         let mut faults = BTreeMap::new();
-        for (name, endpoint) in &self.state.endpoints {
+        let made = self.state.endpoints.iter().filter(|(_, e)| e.host.index != 0);
+        for (name, endpoint) in made {
             let (mode, host) = (self.mode_of(endpoint), &endpoint.host);
             match attach::attach(&self.pins, mode, Hook::FromContainer, host) {
                 Ok(true) if endpoint.bridged.is_some() => {
@@ -68,6 +69,24 @@ impl Host {
                     ));
                 }
             }
+        }
+        self.unattached = faults;
+        self.say_endpoints();
+    }
+
+    /// Says of each endpoint that is not as it should be what is wrong.
+    pub(super) fn say_endpoints(&self) {
+        let mut faults = BTreeMap::new();
+        for (name, endpoint) in &self.state.endpoints {
+            let fault = match self.unattached.get(name) {
+                _ if endpoint.unfinished => Some(format!(
+                    "endpoint {name} is half made, since that was cut short: the next start of the \
+                     agent, or `mesh detach {name}`, takes it back; then attach it again"
+                )),
+                Some(fault) => Some(fault.clone()),
+                None => self.lost_with_record(name, endpoint),
+            };
+            faults.extend(fault.map(|fault| (name.clone(), fault)));
         }
         self.faults.set_all("endpoint", faults);
     }

@@ -153,6 +153,8 @@ impl Host {
                 container: None,
             }),
             ports: Vec::new(),
+            unfinished: false,
+            found: false,
         };
         tracing::info!(endpoint = name, "attached");
         self.state.endpoints.insert(name, endpoint);
@@ -160,12 +162,13 @@ impl Host {
     }
 
     async fn forget_port(&mut self, name: &str) -> Result<(), HostError> {
-        let Some(endpoint) = self.state.endpoints.remove(name) else { return Ok(()) };
+        let Some(endpoint) = self.state.endpoints.get(name).cloned() else { return Ok(()) };
         attach::detach(&self.pins, self.mode(), Hook::FromContainer, &endpoint.host)?;
         if self.state.clsact.contains(&endpoint.host) {
             self.net.remove_clsact(endpoint.host.index).await?;
             self.state.clsact.retain(|interface| *interface != endpoint.host);
         }
+        self.state.endpoints.remove(name);
         tracing::info!(endpoint = name, "detached");
         Ok(())
     }

@@ -59,10 +59,11 @@ impl Host {
             .filter(|(name, e)| e.cni.as_deref() == Some(cni) && !keep.contains(name.as_str()))
             .map(|(name, _)| name.clone())
             .collect();
+        let mut detached = Ok(());
         for name in &leaked {
-            self.detach(name).await?;
+            detached = detached.and(self.detach(name).await);
         }
-        Ok(leaked)
+        detached.map(|()| leaked)
     }
 
     /// Fails if nothing could be attached to this network.

@@ -101,6 +101,7 @@ impl Host {
         netns: BorrowedFd<'_>,
     ) -> Result<Attached, HostError> {
         self.forget_gone().await?;
+        self.roll_back().await;
         let me = super::find(cluster, &self.state.node)?;
         self.bridges = self.look_at_bridges(cluster, &me).await?;
         let network = find_network(cluster, request.network.as_deref())?;
@@ -116,7 +117,27 @@ impl Host {
         let mac = request.mac.unwrap_or_else(|| container_mac(network.vni, &addresses));
         let host_ifname = host_ifname(&name);
         let id = self.free_id()?;
-        self.clear_away(&host_ifname).await?;
+        self.clear_away(&name, &host_ifname).await?;
+        let endpoint = Endpoint {
+            vni: network.vni.get(),
+            id,
+            host: Interface { name: host_ifname.clone(), index: 0 },
+            ifname: ifname.clone(),
+            ifindex: 0,
+            mac,
+            addresses,
+            mtu,
+            mtu_max: request.mtu,
+            netns: request.netns,
+            netns_id: id_of(netns),
+            names: request.names,
+            cni: request.cni,
+            netkit: false,
+            bridged: None,
+            ports: Vec::new(),
+            unfinished: true,
+            found: false,
+        };
         let veth = Veth {
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
@@ -127,35 +148,13 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: Some(netns),
         };
-        let (pair, netkit) = self.add_pair(cluster, network, &veth).await?;
-        let endpoint = Endpoint {
-            vni: network.vni.get(),
-            id,
-            host: Interface { name: host_ifname, index: pair.ifindex },
-            ifname,
-            ifindex: pair.peer_ifindex,
-            mac,
-            addresses,
-            mtu,
-            mtu_max: request.mtu,
-            netns: request.netns,
-            netns_id: id_of(netns),
-            names: request.names,
-            cni: request.cni,
-            netkit,
-            bridged: None,
-            ports: Vec::new(),
-        };
-        let attached = describe(&name, network, &me, &endpoint);
         self.state.endpoints.insert(name.clone(), endpoint);
-        match self.finish(cluster, &me, network, &inside, &name, pair).await {
-            Ok(()) => Ok(attached),
-            Err(e) => {
-                // The first error is the one that matters.
-                let _ = self.remove_endpoint(cluster, &me, &name).await;
-                Err(e)
-            }
-        }
+        let made = match self.make_pair(cluster, network, &name, &veth).await {
+            Ok(pair) => self.finish(cluster, &me, network, &inside, &name, pair).await,
+            Err(e) => Err(e),
+        };
+        let endpoint = self.conclude(cluster, &me, &name, made).await?;
+        Ok(describe(&name, network, &me, &endpoint))
     }
 
     /// Everything after the veth is there: maps and program first, so that the container finds the
@@ -198,7 +197,6 @@ impl Host {
         me: &Node,
         endpoint: &Endpoint,
     ) -> Result<(), HostError> {
-        self.save()?;
         self.tables()?
             .endpoint_stats
             .clear(endpoint.id)
@@ -229,71 +227,6 @@ impl Host {
         };
         self.cluster = Some(cluster);
         done
-    }
-
-    pub(super) async fn remove_endpoint(
-        &mut self,
-        cluster: &Cluster,
-        me: &Node,
-        name: &str,
-    ) -> Result<(), HostError> {
-        let Some(endpoint) = self.state.endpoints.remove(name) else { return Ok(()) };
-        // It goes whatever else is wrong; what is left of it in the maps, the next refresh removes.
-        let filled = self.refill(cluster, me).await;
-        self.drop_interface(&endpoint).await?;
-        self.follow_routes(cluster, me).await?;
-        if !endpoint.ports.is_empty() {
-            self.ensure_gateways(cluster, me).await?;
-        }
-        self.save()?;
-        filled
-    }
-
-    /// Removes what is left of an attachment that was interrupted before it was noted.
-    pub(super) async fn clear_away(&self, host_ifname: &str) -> Result<(), HostError> {
-        let is_known = self.state.endpoints.values().any(|e| e.host.name == host_ifname);
-        match self.net.link_by_name(host_ifname).await? {
-            Some(link) if !is_known && super::mesh0::is_ours(&link) => {
-                Ok(self.net.delete_link(link.index).await?)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) async fn drop_interface(&self, endpoint: &Endpoint) -> Result<(), HostError> {
-        attach::detach(&self.pins, self.mode_of(endpoint), Hook::FromContainer, &endpoint.host)?;
-        match self.net.link(endpoint.host.index).await? {
-            // A number may have gone to another interface since.
-            Some(link) if link.name == endpoint.host.name && super::mesh0::is_ours(&link) => {
-                Ok(self.net.delete_link(link.index).await?)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Forgets endpoints whose interface is gone, as it goes with its namespace.
-    pub(super) async fn forget_gone(&mut self) -> Result<(), HostError> {
-        let links: HashSet<(u32, String)> =
-            self.net.links().await?.into_iter().map(|l| (l.index, l.name)).collect();
-        let is_there = |e: &Endpoint| links.contains(&(e.host.index, e.host.name.clone()));
-        let gone: Vec<String> = self
-            .state
-            .endpoints
-            .iter()
-            .filter(|(_, e)| !is_there(e))
-            .map(|(name, _)| name.clone())
-            .collect();
-        self.revision += u64::from(!gone.is_empty());
-        for name in gone {
-            tracing::info!(endpoint = name, "its interface is gone: detached");
-            if let Some(endpoint) = self.state.endpoints.remove(&name) {
-                let mode = self.mode_of(&endpoint);
-                attach::detach(&self.pins, mode, Hook::FromContainer, &endpoint.host)?;
-                // It went with its interface.
-                self.state.clsact.retain(|interface| *interface != endpoint.host);
-            }
-        }
-        Ok(())
     }
 
     /// Gives the containers' interfaces the MTU that the file or the underlay has now.

@@ -69,7 +69,10 @@ impl Host {
                     self.listeners.interfaces.push(interface);
                     continue;
                 }
-                self.remove_listener(&interface).await?;
+                if let Err(e) = self.remove_listener(&interface).await {
+                    tracing::debug!("{}: {e}", interface.name);
+                    continue;
+                }
             }
             let Some(tunnel) = wanted.filter(|tunnel| !self.listeners.failed.contains(tunnel))
             else {

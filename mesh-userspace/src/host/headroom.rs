@@ -28,13 +28,11 @@ impl Host {
                 let containers = made_here.map(|e| e.host.index);
                 let wanted: Vec<u32> = containers.chain(mesh0::other_end(&links)).collect();
                 let without = |l: &&Link| wanted.contains(&l.index) && l.controller.is_none();
-                self.headroom = Some(bridge);
-                let mut done = Ok(());
                 for link in links.iter().filter(without) {
-                    // One that goes just now stops no other.
-                    done = done.and(self.net.set_controller(link.index, bridge).await);
+                    self.join_room(link.index, bridge).await;
                 }
-                Ok(done?)
+                self.headroom = Some(bridge);
+                Ok(())
             }
             Err(HostError::Net(e)) => {
                 tracing::debug!("packets get no room for outer headers in advance: {e}");
@@ -48,8 +46,18 @@ impl Host {
     /// The same for one new interface, of an endpoint that was noted.
     pub(super) async fn give_headroom(&mut self, ifindex: u32) -> Result<(), HostError> {
         match self.headroom {
-            Some(bridge) => Ok(self.net.set_controller(ifindex, bridge).await?),
+            Some(bridge) => {
+                self.join_room(ifindex, bridge).await;
+                Ok(())
+            }
             None => self.ensure_headroom().await,
+        }
+    }
+
+    /// One that is gone by now, or that the bridge does not take, works without, only slower.
+    async fn join_room(&self, ifindex: u32, bridge: u32) {
+        if let Err(e) = self.net.set_controller(ifindex, bridge).await {
+            tracing::debug!("an interface gets no room for outer headers: {e}");
         }
     }
 

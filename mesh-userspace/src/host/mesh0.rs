@@ -3,7 +3,7 @@
 //! One end of a veth pair. What the host sends there is taken by `from_endpoint` at its egress and never
 //! reaches the other end; what is for the host is put in at its ingress.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -102,17 +102,23 @@ impl Host {
         wanted.extend(self.gateways(me));
         let mut there = self.net.addresses().await?;
         there.retain(|address| address.ifindex == ifindex);
+        let mut faults = BTreeMap::new();
         for address in there.iter().filter(|address| !wanted.contains(&address.ip())) {
-            let len = address.net.prefix_len();
-            self.net.remove_address(ifindex, address.ip(), len).await?;
+            let (ip, len) = (address.ip(), address.net.prefix_len());
+            if let Err(e) = self.net.remove_address(ifindex, ip, len).await {
+                faults.insert(ip.to_string(), e.to_string());
+            }
         }
         wanted.retain(|ip| !there.iter().any(|address| address.ip() == *ip));
         for ip in wanted {
-            self.net.add_address(ifindex, ip, full_len(ip)).await?;
-            if !self.net.wait_until_local(ip).await? {
+            if let Err(e) = self.net.add_address(ifindex, ip, full_len(ip)).await {
+                faults.insert(ip.to_string(), e.to_string());
+            } else if !self.net.wait_until_local(ip).await? {
                 tracing::warn!(address = %ip, "{NAME} can not be reached at it yet");
             }
         }
+        // One family that this host has not stops no other.
+        self.faults.set_all("mesh0", faults);
         Ok(())
     }
 
@@ -139,22 +145,18 @@ impl Host {
             .collect()
     }
 
-    /// Fails if somebody else has a route to a prefix of ours, before anything was changed.
+    /// Fails if somebody else has a route to a prefix of ours, before anything was changed. Where ours
+    /// is there too, it came later: that is a fault, and stops nothing.
     pub(super) async fn check_routes(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
         let routes = self.net.routes().await?;
-        for spec in self.host_routes(cluster, me, 0) {
-            let is_taken = |r: &&Route| r.dst == spec.dst && r.protocol != ROUTE_PROTOCOL;
-            let taken = routes.iter().find(is_taken);
-            if let Some(route) = taken {
-                return Err(HostError::User(format!(
-                    "this host has a route to {} already: {route}; remove it \
-                     (`ip route del {}`), give the cluster another cidr, or, if it is a bridge's, \
-                     attach that (`attach.bridges`)",
-                    spec.dst, spec.dst
-                )));
-            }
+        let is_new = |spec: &RouteSpec| {
+            !routes.iter().any(|r| r.dst == spec.dst && r.protocol == ROUTE_PROTOCOL)
+        };
+        let mut new = self.host_routes(cluster, me, 0).into_iter().filter(is_new);
+        match new.find_map(|spec| taken(&routes, &spec)) {
+            Some(fault) => Err(HostError::User(fault)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) async fn ensure_host_routes(
@@ -164,7 +166,9 @@ impl Host {
     ) -> Result<(), HostError> {
         let Some(host) = &self.state.host else { return Ok(()) };
         let wanted = self.host_routes(cluster, me, host.index);
-        for route in self.net.routes().await? {
+        let routes = self.net.routes().await?;
+        let mut faults = BTreeMap::new();
+        for route in &routes {
             let ours = route.ifindex == Some(host.index) && route.protocol == ROUTE_PROTOCOL;
             if ours && !wanted.iter().any(|w| w.dst == route.dst) {
                 let old = RouteSpec {
@@ -176,12 +180,17 @@ impl Host {
                     mtu: None,
                     protocol: ROUTE_PROTOCOL,
                 };
-                self.net.remove_route(&old).await?;
+                if let Err(e) = self.net.remove_route(&old).await {
+                    faults.insert(route.dst.to_string(), e.to_string());
+                }
             }
         }
         for spec in wanted {
-            self.net.add_route(&spec).await?;
+            let added = self.net.add_route(&spec).await.map_err(|e| e.to_string());
+            let fault = taken(&routes, &spec).or_else(|| added.err());
+            faults.extend(fault.map(|fault| (spec.dst.to_string(), fault)));
         }
+        self.faults.set_all("route", faults);
         Ok(())
     }
 
@@ -196,7 +205,9 @@ impl Host {
             kind: AttachmentKind::Host,
         });
         let known = |vni: u32| cluster.networks.iter().find(|n| n.vni.get() == vni).map(|n| n.vni);
-        let containers = self.state.endpoints.values().filter_map(|e| {
+        // Of one that was cut short there may be no interface.
+        let made = self.state.endpoints.values().filter(|e| e.host.index != 0);
+        let containers = made.filter_map(|e| {
             Some(Attachment {
                 vni: known(e.vni)?,
                 ifindex: e.host.index,
@@ -214,6 +225,18 @@ impl Host {
     }
 }
 
+/// Somebody else's route to the same prefix, and the way out.
+fn taken(routes: &[Route], spec: &RouteSpec) -> Option<String> {
+    let is_taken = |r: &&Route| r.dst == spec.dst && r.protocol != ROUTE_PROTOCOL;
+    routes.iter().find(is_taken).map(|route| {
+        format!(
+            "this host has a route to {} already: {route}; remove it (`ip route del {}`), give the \
+             cluster another cidr, or, if it is a bridge's, attach that (`attach.bridges`)",
+            spec.dst, spec.dst
+        )
+    })
+}
+
 /// The index of the end that `mesh0` is not.
 pub(super) fn other_end(links: &[Link]) -> Option<u32> {
     links.iter().find(|l| l.name == OTHER_END && is_ours(l)).map(|l| l.index)
@@ -229,10 +252,21 @@ pub(super) fn is_ours(link: &Link) -> bool {
 /// The kernel takes an alias only of an interface that exists: one that we were making when we were
 /// killed has none yet, but its name and its MAC from the start.
 pub(super) fn is_unfinished(link: &Link) -> bool {
-    link.alias.is_none()
-        && matches!(link.kind.as_deref(), Some("veth" | "bridge" | "vxlan" | "geneve"))
+    link.alias.is_none() && looks_ours(link)
+}
+
+/// By name and MAC, which it has from the start.
+pub(super) fn looks_ours(link: &Link) -> bool {
+    matches!(link.kind.as_deref(), Some("veth" | "netkit" | "bridge" | "vxlan" | "geneve"))
         && link.name.starts_with("mesh")
         && link.mac.is_some_and(|mac| mac.starts_with(&compile::MAC_PREFIX))
+}
+
+/// May be the host's end of an endpoint, by its kind.
+pub(super) fn is_host_end(link: &Link) -> bool {
+    matches!(link.kind.as_deref(), Some("veth" | "netkit"))
+        && link.name != NAME
+        && link.name != OTHER_END
 }
 
 /// The prefix length of a single address.

@@ -1,6 +1,9 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::de::DeserializeOwned;
 
@@ -40,6 +43,7 @@ mod path_mtu;
 mod ports;
 mod record;
 mod recover;
+mod removal;
 mod routes;
 mod sandbox;
 mod status;
@@ -120,6 +124,8 @@ pub struct Host {
     /// What was warned of: endpoints without a place in the cluster.
     stranded: BTreeSet<String>,
     faults: Faults,
+    /// Why an endpoint has no program, by its name.
+    unattached: BTreeMap<String, String>,
 }
 
 impl Host {
@@ -163,6 +169,7 @@ impl Host {
             no_netkit: false,
             stranded: BTreeSet::new(),
             faults: Faults::default(),
+            unattached: BTreeMap::new(),
         })
     }
 

@@ -3,19 +3,71 @@
 
 use super::{Host, HostError};
 use crate::{
-    config::{Cluster, Flood, Interfaces, Network},
+    config::{Cluster, Flood, Interfaces, Network, Node},
     doctor::release_numbers,
     net::{self, NetError, PairKind, Veth, VethPair},
+    state::Endpoint,
 };
 
 /// The first with netkit.
 const NETKIT: (u32, u32) = (6, 7);
 
 impl Host {
+    /// Notes that an endpoint is about to be made, and makes its pair: should this process end now, the
+    /// next one knows what to take back.
+    pub(super) async fn make_pair(
+        &mut self,
+        cluster: &Cluster,
+        network: &Network,
+        name: &str,
+        veth: &Veth<'_>,
+    ) -> Result<VethPair, HostError> {
+        self.save()?;
+        let (pair, netkit) = self.add_pair(cluster, network, veth).await?;
+        if let Some(endpoint) = self.state.endpoints.get_mut(name) {
+            endpoint.host.index = pair.ifindex;
+            endpoint.ifindex = pair.peer_ifindex;
+            endpoint.netkit = netkit;
+        }
+        Ok(pair)
+    }
+
+    /// Notes that an endpoint is whole, or takes back what was made of it.
+    pub(super) async fn conclude(
+        &mut self,
+        cluster: &Cluster,
+        me: &Node,
+        name: &str,
+        made: Result<(), HostError>,
+    ) -> Result<Endpoint, HostError> {
+        let whole = made.and_then(|()| self.finished(name));
+        if whole.is_err()
+            && let Err(e) = self.remove_endpoint(cluster, me, name).await
+        {
+            // The first error is the one that matters. What stays is a fault.
+            tracing::debug!("taking {name} back: {e}");
+            if let Some(endpoint) = self.state.endpoints.get_mut(name) {
+                endpoint.unfinished = true;
+            }
+        }
+        self.say_endpoints();
+        whole
+    }
+
+    fn finished(&mut self, name: &str) -> Result<Endpoint, HostError> {
+        let Some(endpoint) = self.state.endpoints.get_mut(name) else {
+            return Err(HostError::Unknown(format!("{name} was taken off as it was made")));
+        };
+        endpoint.unfinished = false;
+        let endpoint = endpoint.clone();
+        self.save()?;
+        Ok(endpoint)
+    }
+
     /// Makes the pair, of whatever kind; and whether it is of netkit. The container's end gets no
     /// super-packets that the program could only drop: without that, a tunnel within containers, as
     /// Docker in Docker or Kubernetes in containers has it, hardly carries TCP.
-    pub(super) async fn add_pair(
+    async fn add_pair(
         &mut self,
         cluster: &Cluster,
         network: &Network,

@@ -42,6 +42,7 @@ impl Host {
         request: SandboxRequest,
     ) -> Result<String, HostError> {
         let me = super::find(cluster, &self.state.node)?;
+        self.roll_back().await;
         let network = choice::find_network(cluster, Some(&request.network))?;
         if self.state.endpoints.contains_key(&request.name) {
             self.remove_endpoint(cluster, &me, &request.name).await?;
@@ -52,7 +53,28 @@ impl Host {
         let host_ifname = choice::host_ifname(&request.name);
         let ifname = host_ifname.replacen("mesh", "mc", 1);
         let id = self.free_id()?;
-        self.clear_away(&host_ifname).await?;
+        self.clear_away(&request.name, &host_ifname).await?;
+        let netns = open_netns(&request.netns).ok();
+        let endpoint = Endpoint {
+            vni: network.vni.get(),
+            id,
+            host: Interface { name: host_ifname.clone(), index: 0 },
+            ifname: ifname.clone(),
+            ifindex: 0,
+            mac: request.mac,
+            addresses: request.addresses,
+            mtu,
+            mtu_max: request.mtu,
+            netns: request.netns,
+            netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
+            names: Vec::new(),
+            cni: None,
+            netkit: false,
+            bridged: None,
+            ports: Vec::new(),
+            unfinished: true,
+            found: false,
+        };
         let veth = Veth {
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
@@ -63,35 +85,13 @@ impl Host {
             peer_mtu: mtu,
             peer_netns: None,
         };
-        let (pair, netkit) = self.add_pair(cluster, network, &veth).await?;
-        let netns = open_netns(&request.netns).ok();
-        let endpoint = Endpoint {
-            vni: network.vni.get(),
-            id,
-            host: Interface { name: host_ifname, index: pair.ifindex },
-            ifname: ifname.clone(),
-            ifindex: pair.peer_ifindex,
-            mac: request.mac,
-            addresses: request.addresses,
-            mtu,
-            mtu_max: request.mtu,
-            netns: request.netns,
-            netns_id: netns.map(|fd| endpoint::id_of(fd.as_fd())).unwrap_or_default(),
-            names: Vec::new(),
-            cni: None,
-            netkit,
-            bridged: None,
-            ports: Vec::new(),
-        };
         self.state.endpoints.insert(request.name.clone(), endpoint);
-        match self.finish_sandbox(cluster, network, &request.name, pair).await {
-            Ok(()) => Ok(ifname),
-            Err(e) => {
-                // The first error is the one that matters.
-                let _ = self.remove_endpoint(cluster, &me, &request.name).await;
-                Err(e)
-            }
-        }
+        let made = match self.make_pair(cluster, network, &request.name, &veth).await {
+            Ok(pair) => self.finish_sandbox(cluster, network, &request.name, pair).await,
+            Err(e) => Err(e),
+        };
+        self.conclude(cluster, &me, &request.name, made).await?;
+        Ok(ifname)
     }
 
     async fn finish_sandbox(
@@ -111,7 +111,8 @@ impl Host {
         }
         self.net.set_up(pair.ifindex).await?;
         if self.is_gateway_of(&endpoint) {
-            self.ensure_ways_back(&me).await?;
+            let mut faults = self.ensure_ways_back(&me).await?;
+            return faults.remove(name).map_or(Ok(()), |fault| Err(HostError::User(fault)));
         }
         Ok(())
     }

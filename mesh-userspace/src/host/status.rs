@@ -199,6 +199,7 @@ impl Host {
     async fn status_of(&mut self, cluster: &Cluster) -> Result<Status, HostError> {
         self.say_spoiled();
         self.forget_gone().await?;
+        self.say_endpoints();
         let me = super::find(cluster, &self.state.node)?;
         self.bridges = self.look_at_bridges(cluster, &me).await?;
         let tables = self.tables()?;

@@ -34,7 +34,7 @@ pub use features::segment_nested;
 pub use icmp::{Icmp, TooBig};
 pub use link::{Link, interface_index};
 pub use neighbour::Neighbour;
-pub use netns::{NetnsError, open_netns, own_netns, same_netns};
+pub use netns::{NetnsError, netns_paths, open_netns, own_netns, same_netns};
 pub use packet::PacketSocket;
 pub use ports::{port_holder, udp_listeners};
 pub use qdisc::filter_program;

@@ -65,6 +65,18 @@ pub fn open_netns(spec: &str) -> Result<OwnedFd, NetnsError> {
     })
 }
 
+/// Where network namespaces of this machine may be found: by the names of `ip netns`, of CNI's runtimes
+/// and of Docker, and by processes. One may be there several times.
+pub fn netns_paths() -> impl Iterator<Item = PathBuf> {
+    let entries = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = [NAMES, "/run/docker/netns"].into_iter().flat_map(entries);
+    let is_pid = |entry: &fs::DirEntry| {
+        entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let processes = entries("/proc").filter(is_pid);
+    named.map(|entry| entry.path()).chain(processes.map(|entry| entry.path().join("ns/net")))
+}
+
 /// The network namespace of this thread.
 pub fn own_netns() -> Result<OwnedFd, NetnsError> {
     open(Path::new("/proc/thread-self/ns/net"))

@@ -7,14 +7,17 @@
 //! leads a route to each container's address, by the host's end of its interface, past the programs:
 //! a source from the world is none that `from_endpoint` would let pass.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
 use super::{Host, HostError, ROUTE_PROTOCOL, firewall, mesh0};
 use crate::{
     config::{Cluster, Node, Vni, gateway},
-    net::{Link, RouteSpec},
+    net::{Link, Neighbour, Route, RouteSpec},
     state::{Endpoint, State},
 };
 
@@ -47,7 +50,8 @@ impl Gateways {
 
 impl Host {
     pub(super) fn is_gateway_of(&self, endpoint: &Endpoint) -> bool {
-        self.has_gateway(endpoint.vni)
+        // One that was cut short may have no interface.
+        self.has_gateway(endpoint.vni) && endpoint.host.index != 0
     }
 
     /// This host's addresses as a gateway.
@@ -113,11 +117,12 @@ impl Host {
             }
             return Ok(());
         }
-        self.ensure_ways_back(me).await?;
+        let ways_back = self.ensure_ways_back(me).await?;
         // Its packets come in where no route leads to who sent them: strict (1) would drop them.
         set(mesh0::NAME, "rp_filter", "2");
         set(mesh0::NAME, LOCALNET, "1");
         let mut faults = sysctl_faults(self.gateway_nets().any(|net| net.addr().is_ipv6()));
+        faults.extend(ways_back.into_values());
         faults.extend(self.gateways.held.follow(&self.state));
         if !self.state.gateways {
             self.state.gateways = true;
@@ -182,23 +187,40 @@ impl Host {
         Ok(rules::rules(&nets, &bridges.collect::<Vec<_>>(), ports))
     }
 
-    /// Routes to the containers here, each with its MAC: none of them is to be asked for it.
-    pub(super) async fn ensure_ways_back(&self, me: &Node) -> Result<(), HostError> {
+    /// Routes to the containers here, each with its MAC: none of them is to be asked for it. Returns
+    /// what is wrong, by endpoint.
+    pub(super) async fn ensure_ways_back(
+        &self,
+        me: &Node,
+    ) -> Result<BTreeMap<String, String>, HostError> {
         let routes = self.net.routes().await?;
         let neighbours = self.net.neighbours().await?;
-        let ours = self.state.endpoints.values().filter(|e| self.is_gateway_of(e));
-        for endpoint in ours {
-            let ifindex = endpoint.host.index;
+        let mut faults = BTreeMap::new();
+        for (name, endpoint) in self.state.endpoints.iter().filter(|(_, e)| self.is_gateway_of(e)) {
             set(&endpoint.host.name, LOCALNET, "1");
-            for ip in &endpoint.addresses {
-                let known = neighbours.get(&(ifindex, *ip));
-                if known.is_none_or(|n| !n.fixed || n.mac != Some(endpoint.mac)) {
-                    self.net.fix_neighbour(ifindex, *ip, endpoint.mac).await?;
-                }
-                let route = way_back(me, endpoint, *ip);
-                if !routes.iter().any(|there| there.dst == route.dst && there.is(&route)) {
-                    self.net.add_route(&route).await?;
-                }
+            if let Err(e) = self.ensure_way_back(me, endpoint, &routes, &neighbours).await {
+                faults.insert(name.clone(), format!("the world does not reach {name}: {e}"));
+            }
+        }
+        Ok(faults)
+    }
+
+    async fn ensure_way_back(
+        &self,
+        me: &Node,
+        endpoint: &Endpoint,
+        routes: &[Route],
+        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+    ) -> Result<(), HostError> {
+        let ifindex = endpoint.host.index;
+        for ip in &endpoint.addresses {
+            let known = neighbours.get(&(ifindex, *ip));
+            if known.is_none_or(|n| !n.fixed || n.mac != Some(endpoint.mac)) {
+                self.net.fix_neighbour(ifindex, *ip, endpoint.mac).await?;
+            }
+            let route = way_back(me, endpoint, *ip);
+            if !routes.iter().any(|there| there.dst == route.dst && there.is(&route)) {
+                self.net.add_route(&route).await?;
             }
         }
         Ok(())
