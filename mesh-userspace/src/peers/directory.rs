@@ -67,12 +67,17 @@ pub struct Named {
     pub addresses: Vec<IpAddr>,
 }
 
+/// After a longer silence a life of an agent is over: whatever it sent has arrived or never will.
+const SILENCE: Duration = Duration::from_secs(6);
+
 /// What a node said last, and when.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     version: Version,
     view: View,
     heard: Option<Instant>,
+    /// The life of its agent that told it.
+    life: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -84,7 +89,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// `epoch`: later than that of any agent before on this node.
+    /// `epoch`: of this agent's versions, and of none before on this node.
     pub fn new(me: String, epoch: u64, records: Vec<NetworkRecord>) -> Self {
         let own = Seen { version: Version { epoch, count: 0 }, ..Seen::default() };
         let networks = records.into_iter().map(|r| (r.name.clone(), r)).collect();
@@ -169,14 +174,22 @@ impl Directory {
     }
 
     /// Takes what `peer` told. Whether a network changed.
-    pub(super) fn absorb(&mut self, peer: &str, news: &News) -> bool {
+    ///
+    /// Names are those of the agent's life with the highest epoch, for as long as that is heard. One
+    /// that is heard no more gives way to any other: the count of starts was lost, or a clock was set
+    /// back. Two that are both heard do not take turns.
+    pub(super) fn absorb(&mut self, peer: &str, news: &News, now: Instant) -> bool {
         let seen = self.others.entry(peer.to_owned()).or_default();
-        seen.heard = Some(Instant::now());
-        if let Some(view) = &news.view
-            && news.version >= seen.version
-        {
+        seen.heard = Some(now);
+        let is_same_life = news.version.epoch == seen.version.epoch;
+        let is_over = seen.life.is_none_or(|at| now.duration_since(at) > SILENCE);
+        let is_newer = news.version >= seen.version || !is_same_life && is_over;
+        if let (Some(view), true) = (&news.view, is_newer) {
             seen.version = news.version;
             seen.view.clone_from(view);
+            seen.life = Some(now);
+        } else if is_same_life {
+            seen.life = Some(now);
         }
         let mut changed = false;
         for record in &news.networks {
@@ -246,12 +259,12 @@ mod tests {
             (Directory::new("a".into(), 1, vec![]), Directory::new("b".into(), 1, vec![]));
         a.set_view(view("web"));
         a.set_network("net", Some(spec(7)));
-        assert!(b.absorb("a", &a.news_for("b", None)));
+        assert!(b.absorb("a", &a.news_for("b", None), Instant::now()));
         assert_eq!(names(&b), ["web"]);
         assert_eq!(b.network("net"), Some(&spec(7)));
         let have = b.news_for("a", None).have;
         assert_eq!(a.news_for("b", have).view, None);
-        assert!(!b.absorb("a", &a.news_for("b", have)));
+        assert!(!b.absorb("a", &a.news_for("b", have), Instant::now()));
         assert_eq!(names(&b), ["web"]);
     }
 
@@ -261,11 +274,33 @@ mod tests {
         let mut a = Directory::new("a".into(), 1, vec![]);
         a.set_view(view("old"));
         a.set_view(view("older"));
-        b.absorb("a", &a.news_for("b", None));
+        b.absorb("a", &a.news_for("b", None), Instant::now());
         let a = Directory::new("a".into(), 2, vec![]);
         let have = b.news_for("a", None).have;
-        b.absorb("a", &a.news_for("b", have));
+        b.absorb("a", &a.news_for("b", have), Instant::now());
         assert_eq!(names(&b), [""; 0]);
+    }
+
+    /// A state folder that was lost, or a clock that was set back.
+    #[test]
+    fn an_agent_whose_epoch_is_lower_is_heard_once_the_one_before_is_silent() {
+        let mut b = Directory::new("b".into(), 1, vec![]);
+        let mut a = Directory::new("a".into(), 9, vec![]);
+        a.set_view(view("old"));
+        let (late, start) = (a.news_for("b", None), Instant::now());
+        b.absorb("a", &late, start);
+        let mut a = Directory::new("a".into(), 2, vec![]);
+        a.set_view(view("new"));
+        let tell = |b: &mut Directory, after: Duration| {
+            let have = b.news_for("a", None).have;
+            b.absorb("a", &a.news_for("b", have), start + after);
+            names(b).concat()
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(tell(&mut b, second), "old");
+        assert_eq!(tell(&mut b, SILENCE), "old", "the one before may still have something to say");
+        assert_eq!(tell(&mut b, SILENCE + second), "new");
+        assert_eq!(tell(&mut b, SILENCE * 2), "new");
     }
 
     #[test]
@@ -273,7 +308,7 @@ mod tests {
         let mut a = Directory::new("a".into(), 1, vec![]);
         a.set_view(view("web"));
         let mut b = Directory::new("b".into(), 1, vec![]);
-        b.absorb("a", &a.news_for("b", None));
+        b.absorb("a", &a.news_for("b", None), Instant::now());
         assert_eq!(b.user("net"), Some("a"));
         b.expire(Duration::ZERO);
         assert_eq!(b.user("net"), None);
@@ -290,7 +325,65 @@ mod tests {
         assert!(a.records().len() <= RECORDS_MAX);
     }
 
+    /// What happens to an agent of node `a` until its next words.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Renames,
+        /// A new life with this epoch.
+        Starts(u64),
+        /// The last words of the life before arrive only now.
+        Late,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(Step, u64)>> {
+        let step =
+            prop_oneof![Just(Step::Renames), (1..5u64).prop_map(Step::Starts), Just(Step::Late),];
+        prop::collection::vec((step, 0..4u64), 0..30)
+    }
+
     proptest! {
+        /// However the epochs of an agent's lives follow each other, the one that lives is heard, and
+        /// what it says is not undone by what one before sent.
+        #[test]
+        fn the_life_that_talks_is_heard(steps in steps()) {
+            let mut now = Instant::now();
+            let mut b = Directory::new("b".into(), 1, vec![]);
+            let mut a = Directory::new("a".into(), 3, vec![]);
+            // No two lives have one epoch: of the number of starts it is the higher half.
+            let (mut lives, mut renames) = (0, 0);
+            let mut late: Option<(News, Instant)> = None;
+            for (step, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                match step {
+                    Step::Renames => {
+                        renames += 1;
+                        a.set_view(view(&renames.to_string()));
+                    }
+                    Step::Starts(epoch) => {
+                        late = Some((a.news_for("b", None), now));
+                        lives += 1;
+                        a = Directory::new("a".into(), epoch << 32 | lives, vec![]);
+                    }
+                    Step::Late => {
+                        // The client gives up by then.
+                        let sent = late.take();
+                        let sent = sent.filter(|(_, at)| now - *at < Duration::from_secs(3));
+                        if let Some((news, _)) = sent {
+                            b.absorb("a", &news, now);
+                        }
+                    }
+                }
+                b.absorb("a", &a.news_for("b", b.news_for("a", None).have), now);
+            }
+            for _ in 0..9 {
+                now += Duration::from_secs(1);
+                b.absorb("a", &a.news_for("b", b.news_for("a", None).have), now);
+            }
+            let own: Vec<&str> = a.named("net").flat_map(|n| &n.names).map(String::as_str).collect();
+            prop_assert_eq!(names(&b), own);
+            prop_assert_eq!(b.news_for("a", None).have, Some(a.own.version));
+        }
+
         /// Whatever happens on three nodes, once each has told each other they know the same.
         #[test]
         fn all_come_to_know_the_same(
@@ -302,14 +395,14 @@ mod tests {
                 nodes[at].set_network(&net.to_string(), there.then(|| spec(at as u32)));
                 if tell {
                     let (from, news) = (nodes[at].me.clone(), nodes[at].news_for("", None));
-                    nodes[(at + 1) % 3].absorb(&from, &news);
+                    nodes[(at + 1) % 3].absorb(&from, &news, Instant::now());
                 }
             }
             for _ in 0..2 {
                 for at in 0..3 {
                     let (from, news) = (nodes[at].me.clone(), nodes[at].news_for("", None));
                     for to in (0..3).filter(|to| *to != at) {
-                        nodes[to].absorb(&from, &news);
+                        nodes[to].absorb(&from, &news, Instant::now());
                     }
                 }
             }

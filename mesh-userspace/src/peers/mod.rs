@@ -10,6 +10,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -24,6 +25,7 @@ mod server;
 
 pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
 pub use listeners::{Listeners, Place, Service, bind, bind_tcp, refuse};
+pub use protocol::Version;
 
 /// Where agents listen, on `mesh0` and their overlay addresses only.
 pub const PORT: u16 = 7473;
@@ -119,7 +121,7 @@ impl Shared {
 
     /// Takes what a peer told.
     fn absorb(&self, from: &str, news: &protocol::News) {
-        if self.lock().absorb(from, news) {
+        if self.lock().absorb(from, news, Instant::now()) {
             self.networks.send_modify(|n| *n += 1);
         }
     }

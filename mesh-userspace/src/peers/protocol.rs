@@ -28,12 +28,45 @@ pub struct News {
     pub networks: Vec<NetworkRecord>,
 }
 
-/// Of a node's names: the higher is the newer.
+/// Of a node's names. Of one life of its agent the higher is the newer; of two lives the one with the
+/// higher epoch, unless that is silent by now ([`Directory`](super::Directory)).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Version {
-    /// When the agent started, in ms since 1970.
+    /// Another one for each life of an agent. Agents of before took the ms since 1970.
     pub epoch: u64,
     pub count: u64,
+}
+
+impl Version {
+    /// Above all that clocks have told, for those who compare with it.
+    const FLOOR: u32 = 1 << 20;
+
+    /// Of the agent that was started as the `starts`th on its node. `life`: a random number, by which
+    /// it differs from one before whose count was lost.
+    pub fn epoch(starts: u32, life: u32) -> u64 {
+        u64::from(Self::FLOOR.saturating_add(starts)) << 32 | u64::from(life)
+    }
+
+    /// The number of starts that an epoch was made of; 0 for one of a clock.
+    pub fn starts(epoch: u64) -> u32 {
+        ((epoch >> 32) as u32).saturating_sub(Self::FLOOR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_start_and_any_start_after_a_clock_is_higher() {
+        // In the year 2100.
+        let clock = 4_102_444_800_000;
+        assert_eq!(Version::starts(clock), 0);
+        assert!(Version::epoch(1, 0) > clock);
+        assert!(Version::epoch(2, 0) > Version::epoch(1, u32::MAX));
+        assert_eq!(Version::starts(Version::epoch(7, 9)), 7);
+        assert_eq!(Version::epoch(u32::MAX, 0) >> 32, u64::from(u32::MAX));
+    }
 }
