@@ -12,7 +12,7 @@ use std::{
 use serde::de::DeserializeOwned;
 
 /// Spoiled files of one name that are kept; the next one replaces the last.
-const SET_ASIDE_MAX: u32 = 9;
+pub const SET_ASIDE_MAX: u32 = 9;
 
 /// What was found where a file should be.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,11 +66,16 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
 ///
 /// Those of rename(2).
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let at = |n: u32| beside(path, &format!(".spoiled-{n}"));
+    let at = |n: u32| spoiled(path, n);
     let free = (1..SET_ASIDE_MAX).map(at).find(|at| fs::symlink_metadata(at).is_err());
     let at = free.unwrap_or_else(|| at(SET_ASIDE_MAX));
     fs::rename(path, &at)?;
     Ok(at)
+}
+
+/// Where the `n`th spoiled file of that name is, from 1.
+pub fn spoiled(path: &Path, n: u32) -> PathBuf {
+    beside(path, &format!(".spoiled-{n}"))
 }
 
 /// Puts a file of mode 0600 in the place of the old one. It is on the disk when this returns.

@@ -29,4 +29,5 @@ pub mod peers;
 pub mod plan;
 pub mod quota;
 pub mod state;
+pub mod state_dir;
 pub mod supervise;

@@ -20,6 +20,8 @@ use crate::{
     wait,
 };
 
+mod reboot;
+
 /// Where the engine is unpacked: set by `cargo xtask test`.
 const ENGINE: &str = "MESH_DOCKER";
 const STARTING: Duration = Duration::from_secs(60);

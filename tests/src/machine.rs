@@ -1,5 +1,5 @@
-//! Hosts that are as whole machines: a network, mount and UTS namespace, with a /run, a /sys and a bpf
-//! file system of their own.
+//! Hosts that are as whole machines: a network, mount and UTS namespace, with a /run, a /var/lib, a /sys
+//! and a bpf file system of their own.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    Topology,
+    Netns, Topology,
     netns::check,
     scenario::{NO_SKIP, able},
     wait,
@@ -29,7 +29,8 @@ hostname "$2"
 mkdir -p "$1/run-$2" && mount -n -t tmpfs -o mode=755 tmpfs "$1/run-$2"
 mkdir -p "$1/run-$2/${1#/run/}" && mount -n --bind "$1" "$1/run-$2/${1#/run/}"
 mount -n --move "$1/run-$2" /run
-mkdir -p /run/lock /run/cgroups
+mkdir -p /run/lock /run/cgroups /run/lib/upper /run/lib/work
+mount -n -t overlay overlay -o lowerdir=/var/lib,upperdir=/run/lib/upper,workdir=/run/lib/work /var/lib
 cp -f "$1/$2.resolv" /run/resolv.conf && mount -n --bind /run/resolv.conf /etc/resolv.conf
 mount -n --rbind /sys/fs/cgroup /run/cgroups
 umount -n -l /sys && mount -n -t sysfs sysfs /sys
@@ -71,31 +72,78 @@ impl Machines {
     /// Makes machines of all hosts, on which nothing runs yet.
     pub fn make(&mut self, topology: &mut Topology) -> Result<()> {
         for at in 0..topology.hosts.len() {
-            self.hold(topology, at)?;
+            let holder = hold(topology, at)?;
+            self.holders.push(holder);
         }
         Ok(())
     }
 
-    fn hold(&mut self, topology: &mut Topology, at: usize) -> Result<()> {
-        let host = &topology.hosts[at];
-        let dir = &topology.dir;
-        // Nobody answers there: names that are not of the mesh are nobody's.
-        fs::write(dir.join(format!("{}.resolv", host.name)), "nameserver 192.0.2.254\n")?;
-        host.netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
-        let mut unshare = host.netns.command("unshare");
-        unshare.args(["--mount", "--uts", "--propagation", "private", "sh", "-c", HOLD, "sh"]);
-        unshare.arg(dir).arg(&host.name).stdin(Stdio::null()).process_group(0);
-        let holder = unshare.spawn().context("start unshare")?;
-        let ready = dir.join(format!("{}.ready", host.name));
-        let pid = holder.id();
-        self.holders.push(holder);
-        wait::until_true("a host's namespaces", STARTING, || ready.exists())?;
-        let host = &mut topology.hosts[at];
-        host.inside = Some(pid);
-        host.run_dir = "/run/mesh".into();
-        host.pin_dir = "/sys/fs/bpf/mesh".into();
+    /// Kills what runs on a machine and takes away what is gone after a reboot, then makes it anew. What
+    /// is in the topology's folder, as a disk is, stays.
+    pub fn reboot(&mut self, topology: &mut Topology, at: usize) -> Result<()> {
+        let holder = &mut self.holders[at];
+        kill_inside(holder.id())?;
+        holder.kill()?;
+        holder.wait()?;
+        clear_network(&topology.hosts[at].netns)?;
+        let name = &topology.hosts[at].name;
+        fs::remove_file(topology.dir.join(format!("{name}.ready")))?;
+        self.holders[at] = hold(topology, at)?;
         Ok(())
     }
+}
+
+/// Kills all processes in the mount namespace of this one, but itself.
+fn kill_inside(holder: u32) -> Result<()> {
+    let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = of(&holder.to_string()).context("a holder without a mount namespace")?;
+    wait::until("a machine's processes to be gone", ENDING, || {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let inside: Vec<i32> = names
+            .filter(|name| of(name).as_ref() == Some(&own))
+            .filter_map(|name| name.parse().ok())
+            .filter(|pid| u32::try_from(*pid) != Ok(holder))
+            .collect();
+        for pid in inside.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        if inside.is_empty() { Ok(()) } else { Err(format!("{inside:?}")) }
+    })
+}
+
+/// Leaves the interface of the underlay, as the host's own configuration makes it.
+fn clear_network(netns: &Netns) -> Result<()> {
+    let links = netns.exec("ip -o link show")?;
+    let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1));
+    for name in names.map(str::trim).filter(|name| !["lo", "eth0"].contains(name)) {
+        // The other end of a pair goes with the first.
+        let _ = netns.exec(&format!("ip link del {name}"));
+    }
+    // There is none with tcx.
+    let _ = netns.exec("tc qdisc del dev eth0 clsact");
+    let _ = netns.exec("nft flush ruleset");
+    Ok(())
+}
+
+/// Makes a machine of a host, and returns what keeps it.
+fn hold(topology: &mut Topology, at: usize) -> Result<Child> {
+    let host = &topology.hosts[at];
+    let dir = &topology.dir;
+    // Nobody answers there: names that are not of the mesh are nobody's.
+    fs::write(dir.join(format!("{}.resolv", host.name)), "nameserver 192.0.2.254\n")?;
+    host.netns.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+    let mut unshare = host.netns.command("unshare");
+    unshare.args(["--mount", "--uts", "--propagation", "private", "sh", "-c", HOLD, "sh"]);
+    unshare.arg(dir).arg(&host.name).stdin(Stdio::null()).process_group(0);
+    let holder = unshare.spawn().context("start unshare")?;
+    let ready = dir.join(format!("{}.ready", host.name));
+    wait::until_true("a host's namespaces", STARTING, || ready.exists())?;
+    let host = &mut topology.hosts[at];
+    host.inside = Some(holder.id());
+    host.run_dir = "/run/mesh".into();
+    host.pin_dir = "/sys/fs/bpf/mesh".into();
+    Ok(holder)
 }
 
 impl Drop for Machines {

@@ -61,6 +61,8 @@ pub struct Settings {
     pub node: Option<String>,
     pub mode: Mode,
     pub socket: PathBuf,
+    /// What is there lasts over a reboot.
+    pub state_dir: PathBuf,
     /// Between two questions to all endpoints for their multicast groups.
     pub query_interval: Duration,
     /// Between two looks at everything.
@@ -124,7 +126,8 @@ pub async fn run(
     let pace = Pace::new(settings.look_interval, Instant::now());
     let mut agent = Agent { config_error, retry: None, pace, glance: Instant::now() + GLANCE };
     let mut changes = Changes::of(changes);
-    let mut docker = host.cluster().map(|cluster| Docker::start(&host, cluster));
+    let mut docker =
+        host.cluster().map(|cluster| Docker::start(&host, cluster, &settings.state_dir));
     let mut listen = tokio::time::interval(LISTEN);
     listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The config file that the other agents are known by.

@@ -51,7 +51,8 @@ pub struct Place {
     #[arg(long, global = true, default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
     #[arg(value_parser = path::named())]
     pub pin_dir: PathBuf,
-    /// Folder of what this host must still know after a reboot
+    /// Folder of what this host must still know after a reboot; `down` leaves it, `down --forget`
+    /// removes it
     #[arg(long, global = true, default_value = Place::DEFAULT_STATE_DIR, env = "MESH_STATE_DIR")]
     #[arg(value_parser = path::named())]
     pub state_dir: PathBuf,
@@ -73,7 +74,8 @@ pub enum Verb {
     Init(init::InitArgs),
     /// Bring this host into the mesh, and keep it there
     Up(up::UpArgs),
-    /// Take everything away again, also after a crash
+    /// Take everything away again, also after a crash. What a reboot leaves, the state folder, stays,
+    /// so that `mesh up` takes it up again
     Down(down::DownArgs),
     /// Connect a network namespace, such as a container's, to the mesh
     Attach(attach::AttachArgs),

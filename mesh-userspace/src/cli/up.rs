@@ -57,6 +57,7 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         node: args.node,
         mode: args.attach_mode.unwrap_or(if has_tcx { Mode::Tcx } else { Mode::Clsact }),
         socket: state::socket(&place.run_dir),
+        state_dir: place.state_dir.clone(),
         query_interval: args.query_interval.map_or(agent::QUERY_INTERVAL, Duration::from_secs),
         look_interval: args.look_interval.map_or(agent::LOOK_INTERVAL, Duration::from_secs),
     };

@@ -70,6 +70,15 @@ pub struct Network {
     pub containers: BTreeMap<String, Member>,
 }
 
+/// The networks of one driver.
+#[derive(Clone, Debug, Default)]
+pub struct Networks {
+    /// The id of the network `host`: Docker makes it once for all that it keeps, so another one is
+    /// another Docker, with other networks.
+    pub engine: Option<String>,
+    pub list: Vec<Network>,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Ipam {
@@ -217,9 +226,10 @@ impl Api {
     }
 
     /// The networks of a driver, without the containers in them.
-    pub async fn networks(&self, driver: &str) -> Result<Vec<Network>, ApiError> {
-        let filter = format!(r#"{{"driver":["{driver}"]}}"#);
-        self.get(&format!("/networks?filters={}", escape(&filter))).await
+    pub async fn networks(&self, driver: &str) -> Result<Networks, ApiError> {
+        let all: Vec<Network> = self.get("/networks").await?;
+        let engine = all.iter().find(|n| n.driver == "host").map(|n| n.id.clone());
+        Ok(Networks { engine, list: all.into_iter().filter(|n| n.driver == driver).collect() })
     }
 
     /// A network by id or name, with the containers in it.

@@ -89,7 +89,7 @@ impl Askers {
     async fn look(&self) -> Result<(HashMap<IpAddr, Vec<String>>, HashSet<IpAddr>), ApiError> {
         let mut addresses: HashMap<String, Vec<IpAddr>> = HashMap::new();
         let mut networks: HashMap<String, Vec<String>> = HashMap::new();
-        for listed in self.api.networks(DRIVER).await? {
+        for listed in self.api.networks(DRIVER).await?.list {
             let network = self.api.network(&listed.id).await?;
             for (container, member) in network.containers {
                 addresses.entry(container.clone()).or_default().extend(member.addresses());

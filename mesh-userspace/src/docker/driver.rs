@@ -46,6 +46,7 @@ impl Docker {
         let answer = match call {
             Call::RequestPool(asked) => self.request_pool(host, asked).await,
             Call::ReleasePool(of) => {
+                self.asked.remove(&of.pool.0);
                 self.saved.ipam.remove(of.pool.0);
                 Ok(json!({}))
             }
@@ -122,6 +123,7 @@ impl Docker {
         }
         // Not even one that an agent made has its name at once: a list that Docker was asked for
         // before does not have it, and a network that was there and is not is one that was removed.
+        self.asked.retain(|pool| subnets.iter().all(|s| s.net != *pool));
         let local = Local { name: None, subnets, options: given, spec: None };
         self.saved.networks.insert(made.network, local);
         // Its name is known once Docker is done with this call.
@@ -139,6 +141,9 @@ impl Docker {
     }
 
     fn create_endpoint(&mut self, host: &Host, made: CreateEndpoint) -> Result<Value, DriverError> {
+        if let Some(address) = made.interface.net() {
+            self.recognise(&made.network, address);
+        }
         let (name, _) = self.known(&made.network)?;
         let addresses = made.interface.addresses();
         if addresses.is_empty() {

@@ -11,11 +11,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
+use ipnet::IpNet;
 use tokio::{
     sync::{Notify, mpsc, watch as channel},
     task::AbortHandle,
@@ -36,6 +37,7 @@ mod driver;
 mod health;
 pub mod http;
 mod ipam;
+mod kept;
 mod networks;
 mod options;
 mod pools;
@@ -53,6 +55,7 @@ use attached::Attached;
 pub use driver::is_dockers;
 use health::Health;
 pub use health::{DockerStatus, DriverFault};
+use kept::Kept;
 use saved::Saved;
 use server::Asked;
 use watch::{Event, Watcher};
@@ -78,6 +81,7 @@ pub struct Docker {
     health: Health,
     shared: Shared,
     saved: Saved,
+    kept: Kept,
     /// As the data plane has them.
     applied: Vec<AddedNetwork>,
     containers: BTreeMap<String, containers::Seen>,
@@ -85,6 +89,8 @@ pub struct Docker {
     served: Option<Instant>,
     /// Docker's ids of networks that it deleted just now.
     deleted: HashSet<String>,
+    /// Subnets of networks that Docker is about to make.
+    asked: HashSet<IpNet>,
     /// Docker's ids of endpoints that it removed since the last look at everything, which may still
     /// have them.
     ended: HashSet<String>,
@@ -112,14 +118,13 @@ pub struct Docker {
 
 impl Docker {
     /// Takes up what was saved, and begins to serve as soon as there is a Docker, or a container that
-    /// has a name. Where the config file has a bridge attached but no driver, Docker is asked whose the
-    /// bridge's ports are, and served nothing.
-    pub fn start(host: &Host, cluster: &Cluster) -> Self {
+    /// has a name. Where there was a Docker with networks of the mesh, it is served at once: after a
+    /// reboot it asks for them before it answers itself. Where the config file has a bridge attached but
+    /// no driver, Docker is asked whose the bridge's ports are, and served nothing.
+    pub fn start(host: &Host, cluster: &Cluster, state_dir: &Path) -> Self {
         let settings = cluster.docker.clone();
         let is_asked = settings.plugin || !cluster.bridges.is_empty();
-        let mut saved: Saved = host.docker().unwrap_or_default();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
-        saved.epoch = u64::try_from(now).unwrap_or(0).max(saved.epoch + 1);
+        let (kept, saved) = Kept::take_up(state_dir, host, &cluster.name);
         let records = saved.records.clone();
         let directory = Directory::new(host.state.node.clone(), saved.epoch, records);
         let shared = Shared::new(directory, host.faults().clone());
@@ -133,23 +138,31 @@ impl Docker {
             api: api.clone(),
             plugin_socket: plugin_socket.clone(),
             health: health.clone(),
+            is_expected: !saved.networks.is_empty(),
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
         };
+        let mut peers = shared.watch_networks();
+        if watcher.is_expected {
+            // What is known is made at once.
+            peers.mark_changed();
+        }
         Self {
             node: host.state.node.clone(),
             is_plugin: settings.plugin,
             plugin_socket,
             api,
             health,
-            peers: shared.watch_networks(),
+            peers,
             shared,
             saved,
+            kept,
             applied: host.state.networks.clone(),
             containers: BTreeMap::new(),
             served: None,
             deleted: HashSet::new(),
+            asked: HashSet::new(),
             ended: HashSet::new(),
             busy: HashSet::new(),
             troubles: BTreeMap::new(),
@@ -241,9 +254,9 @@ impl Docker {
     async fn happened(&mut self, host: &mut Host, event: Event) -> Result<(), driver::DriverError> {
         match event {
             Event::Networks(_) | Event::All { .. } if !self.is_plugin => {}
-            Event::Networks(list) => return self.reconcile(host, list).await,
+            Event::Networks(networks) => return self.reconcile(host, networks).await,
             Event::All { networks, running, count } => {
-                self.seen_all(host, &networks, &running, count).await?;
+                self.seen_all(host, &networks.list, &running, count).await?;
                 // Docker may have changed what forwarded packets pass.
                 host.refresh_gateways().await?;
                 return self.reconcile(host, networks).await;
@@ -270,6 +283,7 @@ impl Docker {
 
     fn save(&mut self, host: &Host) -> Result<(), driver::DriverError> {
         self.saved.records = self.shared.lock().records();
+        self.kept.save(&self.saved);
         let bytes = serde_json::to_vec_pretty(&self.saved).unwrap_or_default();
         Ok(host.save_docker(&bytes)?)
     }

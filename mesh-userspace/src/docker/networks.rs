@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use super::{
     Docker,
     api::{self, ApiError},
@@ -29,23 +31,16 @@ impl Docker {
     pub(super) async fn reconcile(
         &mut self,
         host: &mut Host,
-        mut list: Vec<api::Network>,
+        networks: api::Networks,
     ) -> Result<(), DriverError> {
+        let api::Networks { engine, mut list } = networks;
         // A list from before they were deleted has them still.
         self.deleted.retain(|id| list.iter().any(|n| n.id == *id));
         list.retain(|n| !self.deleted.contains(&n.id));
-        let ids: BTreeSet<&str> = list.iter().map(|n| n.id.as_str()).collect();
-        let gone = |(id, local): (&String, &Local)| {
-            (!ids.contains(id.as_str())).then(|| Some((id.clone(), local.name.clone()?))).flatten()
-        };
-        let gone: Vec<(String, String)> = self.saved.networks.iter().filter_map(gone).collect();
-        for (id, name) in gone {
-            // Removed while this agent was away.
-            self.saved.networks.remove(&id);
-            if !list.iter().any(|n| n.name == name) {
-                self.removed_here(&name);
-            }
-        }
+        let is_other =
+            engine.is_some() && self.saved.engine.is_some() && engine != self.saved.engine;
+        self.saved.engine = engine.or(self.saved.engine.take());
+        self.forget_gone(&list, is_other);
         for network in &list {
             self.learn(network);
         }
@@ -54,6 +49,54 @@ impl Docker {
         self.apply_networks(host).await?;
         self.mirror(&list);
         self.save(host)
+    }
+
+    /// Networks that Docker had and has no more: removed while this agent was away. `is_other`: it is
+    /// another Docker, which never had them.
+    fn forget_gone(&mut self, list: &[api::Network], is_other: bool) {
+        let ids: BTreeSet<&str> = list.iter().map(|n| n.id.as_str()).collect();
+        // A network that was made just now is in no list before its name is known.
+        let is_gone = |id: &str, local: &Local| local.name.is_some() && !ids.contains(id);
+        let gone = self.saved.networks.iter().filter(|(id, local)| is_gone(id, local));
+        let gone: Vec<String> = gone.map(|(id, _)| id.clone()).collect();
+        for id in gone {
+            let Some(local) = self.saved.networks.remove(&id) else { continue };
+            for subnet in &local.subnets {
+                if self.network_of(subnet.net).is_none() {
+                    self.saved.ipam.remove(subnet.net);
+                }
+            }
+            let name = local.name.unwrap_or_default();
+            if !is_other && !list.iter().any(|n| n.name == name) {
+                self.removed_here(&name);
+            }
+        }
+    }
+
+    /// A network that is not known by Docker's id, which no call but the first one tells about: by an
+    /// address in it, with the length of its prefix. Networks of one mesh do not overlap.
+    pub(super) fn recognise(&mut self, id: &str, address: IpNet) {
+        let subnet = address.trunc();
+        if self.saved.networks.contains_key(id) {
+            return;
+        }
+        let Some((name, spec)) = self.shared_network_of(subnet) else { return };
+        tracing::info!(network = name, "recognised by its subnet {subnet}");
+        let local = Local {
+            name: Some(name),
+            subnets: spec.subnets.clone(),
+            options: spec.options.clone(),
+            spec: Some(spec),
+        };
+        self.saved.networks.insert(id.to_owned(), local);
+    }
+
+    /// The network of the mesh that has this subnet.
+    pub(super) fn shared_network_of(&self, subnet: IpNet) -> Option<(String, NetworkSpec)> {
+        let directory = self.shared.lock();
+        let mut networks = directory.networks();
+        let found = networks.find(|(_, spec)| spec.subnets.iter().any(|s| s.net == subnet));
+        found.map(|(name, spec)| (name.to_owned(), spec.clone()))
     }
 
     /// Makes the data plane carry all networks.

@@ -48,6 +48,7 @@ impl Docker {
             net
         };
         self.saved.ipam.add(pool);
+        self.asked.insert(pool);
         let id = PoolId(pool).to_string();
         Ok(json!({"PoolID": id, "Pool": pool.to_string(), "Data": {}}))
     }
@@ -126,7 +127,10 @@ impl Docker {
         };
         let address = if asked.is_gateway() {
             self.saved.ipam.gateway(pool, wanted)
-        } else if let (None, Some(aux)) = (self.network_of(pool), wanted) {
+        } else if !self.is_known(pool) {
+            // Docker had it before this agent, and nobody has told yet what it is.
+            return Err(DriverError::NotYet { network: pool.to_string() });
+        } else if let (true, Some(aux)) = (self.asked.contains(&pool), wanted) {
             // Of a network that is about to be made: set aside by its maker.
             self.saved.ipam.hold(pool, aux);
             aux
@@ -146,14 +150,23 @@ impl Docker {
         Ok(json!({"Address": format!("{address}/{}", pool.prefix_len()), "Data": {}}))
     }
 
+    fn is_known(&self, pool: IpNet) -> bool {
+        self.asked.contains(&pool)
+            || self.network_of(pool).is_some()
+            || self.shared_network_of(pool).is_some()
+    }
+
     /// The local network that has this pool.
-    fn network_of(&self, pool: IpNet) -> Option<&Local> {
+    pub(super) fn network_of(&self, pool: IpNet) -> Option<&Local> {
         self.saved.networks.values().find(|n| n.subnets.iter().any(|s| s.net == pool))
     }
 
     /// Is the first address of each node's part its host's?
     fn has_gateway(&self, pool: IpNet) -> bool {
-        let options = self.network_of(pool).map(|n| Options::parse(&n.options));
+        let options = match self.network_of(pool) {
+            Some(local) => Some(Options::parse(&local.options)),
+            None => self.shared_network_of(pool).map(|(_, spec)| Options::parse(&spec.options)),
+        };
         options.is_some_and(|options| options.is_ok_and(|options| options.gateway))
     }
 
@@ -163,8 +176,14 @@ impl Docker {
         host: &Host,
         pools: &[IpNet],
     ) -> Result<Vec<IpNet>, DriverError> {
-        let name = pools.first().and_then(|p| self.network_of(*p)).and_then(|n| n.name.clone());
-        let first = name.and_then(|name| Some(self.shared.lock().network(&name)?.first.clone()));
+        let pool = pools.first();
+        let first = match pool.and_then(|pool| self.network_of(*pool)) {
+            Some(local) => local
+                .name
+                .as_ref()
+                .and_then(|name| self.shared.lock().network(name).map(|spec| spec.first.clone())),
+            None => pool.and_then(|pool| Some(self.shared_network_of(*pool)?.1.first)),
+        };
         let network = AddedNetwork {
             name: String::new(),
             vni: 0,

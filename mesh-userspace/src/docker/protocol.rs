@@ -180,6 +180,11 @@ impl Interface {
         let texts = [&self.address, &self.address_ipv6];
         texts.into_iter().filter_map(|text| ip(text)).collect()
     }
+
+    /// The first of them with its prefix length.
+    pub fn net(&self) -> Option<IpNet> {
+        [&self.address, &self.address_ipv6].into_iter().find_map(|text| text.parse().ok())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -1,6 +1,6 @@
 //! What an agent must find again: which of Docker's networks are ours, which addresses are given
-//! out, and what is known of the mesh's networks. After a reboot it is rebuilt from Docker, which
-//! remembers its networks, and from the other agents.
+//! out, and what is known of the mesh's networks. After a reboot there is the part of it that is
+//! [kept](super::kept), and what Docker and the other agents tell.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,7 +12,7 @@ use crate::peers::{NetworkRecord, NetworkSpec, Subnet};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Saved {
-    /// The last agent's, in ms since 1970.
+    /// Of the last agent's [`Version`](crate::peers::Version).
     pub epoch: u64,
     /// By Docker's id, which differs from host to host.
     pub networks: BTreeMap<String, Local>,
@@ -20,6 +20,8 @@ pub struct Saved {
     /// By Docker's id.
     pub endpoints: BTreeMap<String, Note>,
     pub records: Vec<NetworkRecord>,
+    /// Which Docker the networks are of: the id of its network `host`, which it makes once.
+    pub engine: Option<String>,
 }
 
 /// A network of the local Docker.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    api::{self, Api, ApiError},
+    api::{self, Absence, Api, ApiError},
     health::Health,
     networks::DRIVER,
     server::{Asked, Server},
@@ -32,10 +32,10 @@ const AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub enum Event {
     /// The networks of this driver.
-    Networks(Vec<api::Network>),
+    Networks(api::Networks),
     /// All of them with the containers in them, and the ids of all containers that run.
     All {
-        networks: Vec<api::Network>,
+        networks: api::Networks,
         running: Vec<String>,
         count: u64,
     },
@@ -110,6 +110,8 @@ pub struct Watcher {
     pub api: Api,
     /// `None`: no driver is served.
     pub plugin_socket: Option<PathBuf>,
+    /// There was a Docker with networks of the driver: it is served before it answers.
+    pub is_expected: bool,
     pub calls: mpsc::Sender<Asked>,
     pub events: mpsc::Sender<Event>,
     pub health: Health,
@@ -118,7 +120,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Never ends. Serves the plugin from when there is a Docker.
+    /// Never ends. Serves the plugin from when there is a Docker, or at once if one is expected.
     pub async fn run(self) {
         let mut server: Option<Server> = None;
         let mut complaint = String::new();
@@ -129,23 +131,15 @@ impl Watcher {
             let mut appearance = Appearance::of(&self.api.socket);
             let absence = self.api.absence().await;
             self.health.api(absence.clone());
+            let is_served = match &absence {
+                None => true,
+                Some(Absence::Elsewhere) => false,
+                Some(Absence::None | Absence::Unreachable(_)) => self.is_expected,
+            };
+            if is_served {
+                self.serve(&mut server);
+            }
             if absence.is_none() {
-                if let Some(socket) = &self.plugin_socket
-                    && !server.as_ref().is_some_and(Server::is_there)
-                {
-                    // The old one first: it removes its socket.
-                    server = None;
-                    match Server::start(socket, self.calls.clone(), self.health.clone()) {
-                        Ok(started) => {
-                            self.health.plugin(None);
-                            server = Some(started);
-                        }
-                        Err(e) => {
-                            self.health.plugin(Some(e.to_string()));
-                            tracing::warn!("{}: {e}", socket.display());
-                        }
-                    }
-                }
                 let done = self.follow(&mut inspector, server.as_ref(), &mut appearance).await;
                 if let Err(e) = done {
                     let e = e.to_string();
@@ -158,6 +152,26 @@ impl Watcher {
                 appearance.wait().await;
             }
             tokio::time::sleep(ABSENT).await;
+        }
+    }
+
+    /// Listens on the plugin's socket, unless it does.
+    fn serve(&self, server: &mut Option<Server>) {
+        let Some(socket) = &self.plugin_socket else { return };
+        if server.as_ref().is_some_and(Server::is_there) {
+            return;
+        }
+        // The old one first: it removes its socket.
+        *server = None;
+        match Server::start(socket, self.calls.clone(), self.health.clone()) {
+            Ok(started) => {
+                self.health.plugin(None);
+                *server = Some(started);
+            }
+            Err(e) => {
+                self.health.plugin(Some(e.to_string()));
+                tracing::warn!("{}: {e}", socket.display());
+            }
         }
     }
 
@@ -218,10 +232,10 @@ impl Watcher {
 
     async fn look_at_all(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
         let count = inspector.next();
-        let mut networks = Vec::new();
-        for listed in self.api.networks(DRIVER).await? {
+        let mut networks = self.api.networks(DRIVER).await?;
+        for listed in std::mem::take(&mut networks.list) {
             match self.api.network(&listed.id).await {
-                Ok(network) => networks.push(network),
+                Ok(network) => networks.list.push(network),
                 Err(ApiError::NotFound(_)) => {}
                 Err(e) => return Err(e),
             }
