@@ -116,6 +116,47 @@ fn a_host_that_forgot_its_networks_recognises_them_after_a_reboot() {
     });
 }
 
+/// Docker waits for the driver and gives up. There is no other host to ask, and the state folder is gone
+/// too.
+#[test]
+fn what_docker_gave_up_is_started_by_an_agent_that_comes_long_after_it() {
+    scenario(1, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        docker.run(0, WEB)?;
+        docker.run(0, &WEB.replace("--restart always", "").replace("web", "once"))?;
+        docker.reboot(0)?;
+        let _ = fs::remove_dir_all(&docker.host(0).state_dir);
+        println!("Docker's start took {:?} without an agent", start(docker)?);
+        let state = "inspect -f {{.State.Status}} web";
+        ensure!(docker.run(0, state)? == "exited", "Docker found a driver");
+        start_agent(docker)?;
+        docker.wait_for(0, state, |state| state == "running")?;
+        docker.run(0, "run --rm --network my-net bb timeout 5 wget -qO- http://web")?;
+        ensure!(docker.run(0, &state.replace("web", "once"))? == "exited");
+        no_faults(docker)
+    });
+}
+
+/// Its networks were not removed: it never had any.
+#[test]
+fn a_docker_that_lost_its_data_gets_its_networks_from_the_other_host() {
+    scenario(2, |docker| {
+        docker.run(0, CREATE)?;
+        docker.wait_network("my-net")?;
+        let id = "network inspect -f {{.Id}} my-net";
+        let before = [docker.run(0, id)?, docker.run(1, id)?];
+        docker.reboot(0)?;
+        fs::remove_dir_all(docker.topology.dir.join("h1-data"))?;
+        start_agent(docker)?;
+        start(docker)?;
+        docker.wait_for(0, "network ls -q -f name=^my-net$", |ids| !ids.is_empty())?;
+        let after = [docker.run(0, id)?, docker.run(1, id)?];
+        ensure!(after[0] != before[0] && after[1] == before[1], "{before:?} became {after:?}");
+        no_faults(docker)
+    });
+}
+
 /// The agent's own file in the run folder.
 fn run_file(docker: &mut Docker) -> Result<PathBuf> {
     let inside = docker.host(0).inside.context("a host with namespaces of its own")?;

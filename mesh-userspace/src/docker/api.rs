@@ -124,6 +124,7 @@ pub struct Container {
     pub id: String,
     pub name: String,
     pub state: ContainerState,
+    pub host_config: HostConfig,
     pub network_settings: NetworkSettings,
 }
 
@@ -133,6 +134,21 @@ pub struct ContainerState {
     pub running: bool,
     /// 0 if it does not run.
     pub pid: u32,
+    /// Why it could not be started.
+    pub error: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HostConfig {
+    pub restart_policy: RestartPolicy,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RestartPolicy {
+    /// Empty, as `no`: it is not started again.
+    pub name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -250,6 +266,18 @@ impl Api {
     pub async fn running(&self) -> Result<Vec<String>, ApiError> {
         let all: Vec<Listed> = self.get("/containers/json").await?;
         Ok(all.into_iter().map(|c| c.id).collect())
+    }
+
+    /// Ids of the containers of these networks that ran and do not.
+    pub async fn exited(&self, networks: &[String]) -> Result<Vec<String>, ApiError> {
+        let filter = serde_json::json!({"status": ["exited"], "network": networks});
+        let path = format!("/containers/json?all=1&filters={}", escape(&filter.to_string()));
+        let all: Vec<Listed> = self.get(&path).await?;
+        Ok(all.into_iter().map(|c| c.id).collect())
+    }
+
+    pub async fn start(&self, id: &str) -> Result<(), ApiError> {
+        self.call("POST", &format!("/containers/{}/start", escape(id)), Vec::new()).await.map(drop)
     }
 
     pub async fn container(&self, id: &str) -> Result<Container, ApiError> {

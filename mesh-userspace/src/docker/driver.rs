@@ -22,6 +22,9 @@ use crate::{
     state::Proto,
 };
 
+/// What is said of a network whose name nobody told yet.
+pub const NOT_YET: &str = "is not known to the mesh yet";
+
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// Something that the user can mend; says how.
@@ -31,7 +34,7 @@ pub enum DriverError {
     Ipam(#[from] IpamError),
     #[error(transparent)]
     Host(#[from] HostError),
-    #[error("network {network} is not known to the mesh yet")]
+    #[error("network {network} {}", NOT_YET)]
     NotYet { network: String },
     #[error("the agent is about to end")]
     Ending,

@@ -42,6 +42,7 @@ mod networks;
 mod options;
 mod pools;
 mod protocol;
+mod revive;
 mod saved;
 mod server;
 mod watch;

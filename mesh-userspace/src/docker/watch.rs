@@ -17,6 +17,7 @@ use super::{
     api::{self, Absence, Api, ApiError},
     health::Health,
     networks::DRIVER,
+    revive::revive,
     server::{Asked, Server},
 };
 
@@ -185,6 +186,7 @@ impl Watcher {
         // First listen, then look: nothing is lost in between.
         let mut events = self.api.events().await?;
         let mut due = Instant::now();
+        let mut is_first = self.plugin_socket.is_some();
         loop {
             tokio::select! {
                 event = events.recv() => match event {
@@ -195,11 +197,13 @@ impl Watcher {
                 () = socket.gone(&self.api.socket) => return Ok(()),
                 () = self.look.notified() => self.look_at_networks().await?,
                 () = tokio::time::sleep_until(due) => {
+                    let networks = self.look_at_all(inspector).await?;
                     if self.plugin_socket.is_some() && !server.is_some_and(Server::is_there) {
-                        self.look_at_all(inspector).await?;
                         return Ok(());
                     }
-                    self.look_at_all(inspector).await?;
+                    if std::mem::take(&mut is_first) {
+                        tokio::spawn(revive(self.api.clone(), networks));
+                    }
                     due = Instant::now() + PERIOD;
                 }
             }
@@ -230,7 +234,8 @@ impl Watcher {
         Ok(())
     }
 
-    async fn look_at_all(&self, inspector: &mut Inspector) -> Result<(), ApiError> {
+    /// Returns the ids of the networks.
+    async fn look_at_all(&self, inspector: &mut Inspector) -> Result<Vec<String>, ApiError> {
         let count = inspector.next();
         let mut networks = self.api.networks(DRIVER).await?;
         for listed in std::mem::take(&mut networks.list) {
@@ -244,8 +249,9 @@ impl Watcher {
         for id in &running {
             inspector.ask(id.clone());
         }
+        let ids = networks.list.iter().map(|n| n.id.clone()).collect();
         self.send(Event::All { networks, running, count }).await;
-        Ok(())
+        Ok(ids)
     }
 
     async fn send(&self, event: Event) {
