@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -62,20 +62,14 @@ impl Answer {
 
 /// Asks once by UDP, and waits for `limit`. `None`: no answer, or the port is closed.
 pub fn ask(from: &Netns, server: IpAddr, name: &str, limit: Duration) -> Result<Option<Answer>> {
-    let socket = from.run(|| Ok(UdpSocket::bind(("0.0.0.0", 0))?))?;
-    ask_by(&socket, server, name, limit)
-}
-
-/// The same by a socket that there is.
-pub fn ask_by(
-    socket: &UdpSocket,
-    server: IpAddr,
-    name: &str,
-    limit: Duration,
-) -> Result<Option<Answer>> {
+    let any: IpAddr = match server {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = from.run(|| Ok(UdpSocket::bind((any, 0))?))?;
     socket.connect((server, PORT)).context("connect a UDP socket")?;
     socket.set_read_timeout(Some(limit))?;
-    let id = rand(socket)?;
+    let id = rand(&socket)?;
     let mut bytes = [0; 4096];
     if socket.send(&question(id, name)).is_err() {
         return Ok(None);

@@ -8,32 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Host, Netns, Options, Topology, cni, dns, scenario::bare, socket, wait};
-use serde_json::{Value, json};
+use mesh_tests::{Host, Netns, Options, Topology, cni, dns, ping, scenario::bare, socket, wait};
 
 const OPTIONS: Options = Options { hosts: 2, containers: 3, ipv6: false, ..Options::DEFAULT };
 const H1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 42, 1, 1));
 const NAMES: u16 = dns::PORT;
 const AGENTS: u16 = 7473;
-/// As many descriptors as the issue's agent had.
+/// As many descriptors as most hosts give a program.
 const FEW: &str = "ulimit -n 1024";
 const SEEN: Duration = Duration::from_secs(40);
 /// For an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(700);
-
-/// Attaches a container as its runtime does, by which it has a name.
-fn add(host: &Host, container: usize) -> Result<Value> {
-    let Some(container) = host.containers.get(container) else { return Ok(Value::Null) };
-    let netns = container.netns.path().display().to_string();
-    let vars = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", &container.name),
-        ("CNI_NETNS", &netns),
-        ("CNI_IFNAME", "eth0"),
-    ];
-    let conf = json!({"cniVersion": "1.0.0", "type": "mesh", "name": "mesh"});
-    cni::call(host, &vars, &conf.to_string())?.ok()
-}
 
 /// Agents on all hosts of the cluster, and their first containers, which know each other by name.
 fn up(mesh: &mut Topology) -> Result<()> {
@@ -44,7 +29,7 @@ fn up(mesh: &mut Topology) -> Result<()> {
     }
     for host in mesh.hosts.iter_mut().filter(in_cluster) {
         host.wait_ready(&cluster)?;
-        add(host, 0)?;
+        cni::add(host, 0)?;
     }
     let from = &mesh.hosts[0].containers[0].netns;
     for node in cluster.managed() {
@@ -94,7 +79,7 @@ fn idle_connections_of_a_container_take_nothing_from_the_host() {
     bare(OPTIONS, |mesh| {
         up(mesh)?;
         let [host, other] = &mesh.hosts[..] else { unreachable!() };
-        add(host, 1)?;
+        cni::add(host, 1)?;
         let evil = &host.containers[1].netns;
         let mut idle = Vec::new();
         for n in 0..1500 {
@@ -105,9 +90,9 @@ fn idle_connections_of_a_container_take_nothing_from_the_host() {
         ensure!(host.status()?["agent"].as_u64() == host.pid().map(Into::into), "no answer");
         let open = descriptors(host)?;
         ensure!(open < 400, "the agent has {open} descriptors open");
-        add(host, 2)?;
+        cni::add(host, 2)?;
         // Agents tell each other of a name that is new.
-        add(other, 1)?;
+        cni::add(other, 1)?;
         dns::wait_known(&host.containers[0].netns, H1, "h2c2")?;
         dns::wait_known(&other.containers[0].netns, "10.42.2.1".parse()?, "h1c3")?;
         drop(idle);
@@ -143,7 +128,7 @@ fn unfinished_requests_take_little_memory_and_give_it_back() {
         }
         let most = memory(host)?.saturating_sub(before) >> 20;
         ensure!(most < 64, "it took {most} MiB");
-        add(&mesh.hosts[2], 1)?;
+        cni::add(&mesh.hosts[2], 1)?;
         dns::wait_known(&host.containers[0].netns, H1, "h3c2")?;
         drop(held);
         wait::until("the memory to come back", SEEN, || {
@@ -154,53 +139,65 @@ fn unfinished_requests_take_little_memory_and_give_it_back() {
 }
 
 /// No answer by UDP, no connection by TCP.
-fn expect_closed(from: &Netns) -> Result<()> {
-    let answer = dns::ask(from, H1, "h1c1", SILENCE)?;
-    ensure!(answer.is_none(), "port {NAMES} answered {answer:?}");
+fn expect_closed(from: &Netns, server: IpAddr) -> Result<()> {
+    let answer = dns::ask(from, server, "h1c1", SILENCE)?;
+    ensure!(answer.is_none(), "port {NAMES} of {server} answered {answer:?}");
     for port in [NAMES, AGENTS] {
-        let stream = connect(from, (H1, port).into(), None);
-        ensure!(stream.is_err(), "port {port} took a connection");
+        let stream = connect(from, (server, port).into(), None);
+        ensure!(stream.is_err(), "port {port} of {server} took a connection");
     }
     Ok(())
 }
 
 #[test]
 fn the_underlay_and_other_bridges_find_closed_ports() {
-    bare(OPTIONS, |mesh| {
+    bare(Options { ipv6: true, ..OPTIONS }, |mesh| {
         mesh.cluster = mesh.cluster.clone().without_node("h2");
         up(mesh)?;
         let [host, machine] = &mesh.hosts[..] else { unreachable!() };
-        machine.netns.ip_batch("route add 10.42.1.1 via 192.0.2.11\n")?;
-        ping(&machine.netns)?;
-        expect_closed(&machine.netns).context("a machine on the underlay")?;
         let container = &host.containers[2];
+        host.netns.ip_batch("addr add 2001:db8::1/64 dev eth0 nodad\n")?;
+        machine.netns.ip_batch(
+            "addr add 2001:db8::2/64 dev eth0 nodad\nroute add 10.42.1.1 via 192.0.2.11\n\
+             route add fd42:0:0:1::1 via 2001:db8::1\n",
+        )?;
         host.netns.ip_batch(&format!(
             "link add other0 type bridge\nlink set other0 up\naddr add 172.30.0.1/24 dev other0\n\
+             addr add fd30::1/64 dev other0 nodad\n\
              link add port0 type veth peer name eth0 netns {}\nlink set port0 master other0 up\n",
             container.netns.name()
         ))?;
         container.netns.ip_batch(
-            "addr add 172.30.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 172.30.0.1\n",
+            "addr add 172.30.0.2/24 dev eth0\naddr add fd30::2/64 dev eth0 nodad\n\
+             link set eth0 up\nroute add default via 172.30.0.1\nroute add default via fd30::1\n",
         )?;
-        ping(&container.netns)?;
-        expect_closed(&container.netns).context("a container of another bridge")?;
-        // Who may: the host, a container of the mesh, and one of the bridge by which Docker leads
-        // containers of other networks out, whenever that comes.
-        dns::wait_known(&host.netns, H1, "h1c1")?;
-        dns::wait_known(&host.containers[0].netns, H1, "h1c1")?;
-        host.netns.ip_batch("link set other0 down\nlink set other0 name docker_gwbridge up\n")?;
-        ping(&container.netns)?;
-        wait::until("an answer on docker_gwbridge", SEEN, || {
-            let answer = dns::ask(&container.netns, H1, "h1c1", SILENCE);
-            answer.map_err(|e| format!("{e:#}"))?.ok_or_else(|| "none".to_owned())
-        })?;
-        expect_closed(&machine.netns).context("a machine on the underlay")
+        let servers = [H1, "fd42:0:0:1::1".parse()?];
+        for server in servers {
+            for from in [&machine.netns, &container.netns] {
+                // It can be reached: what is closed are the ports.
+                ping::expect_ping(from, server)?;
+                expect_closed(from, server)?;
+            }
+            // Who may: the host and a container of the mesh.
+            dns::wait_known(&host.netns, server, "h1c1")?;
+            dns::wait_known(&host.containers[0].netns, server, "h1c1")?;
+        }
+        // And one of the bridge by which Docker leads containers of other networks out, whenever that
+        // comes.
+        host.netns.ip_batch(
+            "link set other0 down\nlink set other0 name docker_gwbridge\n\
+             link set docker_gwbridge up\naddr replace fd30::1/64 dev docker_gwbridge nodad\n",
+        )?;
+        for server in servers {
+            ping::expect_ping(&container.netns, server)?;
+            wait::until("an answer on docker_gwbridge", SEEN, || {
+                let answer = dns::ask(&container.netns, server, "h1c1", SILENCE);
+                answer.map_err(|e| format!("{e:#}"))?.ok_or_else(|| "none".to_owned())
+            })?;
+            expect_closed(&machine.netns, server)?;
+        }
+        Ok(())
     });
-}
-
-/// The address can be reached: what is closed are the ports.
-fn ping(from: &Netns) -> Result<()> {
-    mesh_tests::ping::expect_ping(from, H1)
 }
 
 #[test]
@@ -213,7 +210,7 @@ fn a_busy_port_is_a_fault_until_it_is_free() {
         let agents = netns.run(|| Ok(TcpListener::bind((any, AGENTS))?))?;
         let host = &mut mesh.hosts[0];
         host.up(&cluster)?;
-        add(host, 0)?;
+        cni::add(host, 0)?;
         let says = |port: u16| format!("port {port} of {H1} is taken by ");
         let fault = |host: &Host, port: u16| -> Result<String, String> {
             let faults = faults(host).map_err(|e| format!("{e:#}"))?;

@@ -4,12 +4,12 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Mutex, watch},
+    sync::watch,
     time::{Instant, timeout},
 };
 
@@ -34,17 +34,48 @@ pub struct Askers {
     /// Counts what happened to containers.
     changes: watch::Receiver<u64>,
     attached: watch::Receiver<Attached>,
-    known: Arc<Mutex<Known>>,
+    /// Replaced as a whole.
+    known: Arc<Mutex<Arc<Known>>>,
+    /// Held by who asks Docker: once is enough for all that wait.
+    looking: Arc<tokio::sync::Mutex<()>>,
 }
 
-#[derive(Default)]
+/// Who an address is, as far as it is known at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The networks whose names it may see; `None`: all, since it is the host, which asks for itself or,
+    /// as Docker since 25.0 does, for its containers.
+    Seen(Option<Vec<String>>),
+    /// A container's of which something may have changed.
+    Stale,
+    /// Nobody's yet.
+    Unknown,
+}
+
+#[derive(Clone, Default)]
 struct Known {
     /// The changes that are in it.
     of: Option<u64>,
+    /// The changes that Docker did not answer for.
+    failed: Option<u64>,
+    /// When it was asked last.
     at: Option<Instant>,
     /// By address of a container, the networks that it is in.
     networks: HashMap<IpAddr, Vec<String>>,
     own: HashSet<IpAddr>,
+}
+
+impl Known {
+    fn find(&self, source: IpAddr) -> Option<Option<Vec<String>>> {
+        if self.own.contains(&source) {
+            return Some(None);
+        }
+        self.networks.get(&source).cloned().map(Some)
+    }
+
+    fn is_recent(&self) -> bool {
+        self.at.is_some_and(|at| at.elapsed() <= PERIOD)
+    }
 }
 
 impl Askers {
@@ -54,39 +85,64 @@ impl Askers {
         changes: watch::Receiver<u64>,
         attached: watch::Receiver<Attached>,
     ) -> Self {
-        Self { api, shared, changes, attached, known: Arc::default() }
+        let (known, looking) = (Arc::default(), Arc::default());
+        Self { api, shared, changes, attached, known, looking }
     }
 
-    /// The networks whose names this address may see; `None`: all, since it is the host, which asks
-    /// for itself or, as Docker since 25.0 does, for its containers.
-    pub async fn networks_of(&self, source: IpAddr) -> Option<Vec<String>> {
+    /// Who this is, without asking anybody.
+    pub fn of(&self, source: IpAddr) -> Source {
         if source.is_loopback() || self.shared.addresses().contains(&source) {
-            return None;
+            return Source::Seen(None);
         }
         if let Some(networks) = self.attached.borrow().askers.get(&source) {
-            return Some(networks.clone());
+            return Source::Seen(Some(networks.clone()));
         }
-        let mut known = self.known.lock().await;
-        let now = *self.changes.borrow();
-        let is_known = known.networks.contains_key(&source) || known.own.contains(&source);
-        let is_old = known.at.is_none_or(|at| at.elapsed() > PERIOD);
-        if known.of != Some(now) || !is_known && is_old {
-            match timeout(PATIENCE, self.look()).await {
-                Ok(Ok((networks, own))) => {
-                    *known = Known { of: Some(now), at: Some(Instant::now()), networks, own };
-                }
-                Ok(Err(e)) => tracing::debug!("who asks? {e}"),
-                Err(_) => tracing::debug!("who asks? Docker does not say"),
+        let known = self.known();
+        match known.find(source) {
+            Some(networks) if known.of == Some(*self.changes.borrow()) => Source::Seen(networks),
+            Some(_) => Source::Stale,
+            None => Source::Unknown,
+        }
+    }
+
+    /// Who this is, after a look at what Docker says. Not [`Source::Stale`]: if Docker does not
+    /// answer, what it said before counts.
+    pub async fn look(&self, source: IpAddr) -> Source {
+        let _one = self.looking.lock().await;
+        match self.of(source) {
+            Source::Seen(networks) => return Source::Seen(networks),
+            Source::Stale | Source::Unknown => self.ask_docker().await,
+        }
+        match self.of(source) {
+            Source::Stale => self.known().find(source).map_or(Source::Unknown, Source::Seen),
+            seen => seen,
+        }
+    }
+
+    fn known(&self) -> Arc<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Unless it was asked just now, by whoever had the turn before, and nothing happened since.
+    async fn ask_docker(&self) {
+        let (known, now) = (self.known(), *self.changes.borrow());
+        let is_known = known.of == Some(now);
+        if known.is_recent() && (is_known || known.failed == Some(now)) {
+            return;
+        }
+        let mut new = match timeout(PATIENCE, self.ask()).await {
+            Ok(Ok((networks, own))) => Known { of: Some(now), networks, own, ..Known::default() },
+            failed => {
+                tracing::debug!("who asks? {:?}", failed.map(Result::err));
+                Known { failed: Some(now), ..Known::clone(&known) }
             }
-        }
-        if known.own.contains(&source) {
-            return None;
-        }
-        Some(known.networks.get(&source).cloned().unwrap_or_default())
+        };
+        new.at = Some(Instant::now());
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
     }
 
     /// The networks of each container by its addresses, and the host's own addresses.
-    async fn look(&self) -> Result<(HashMap<IpAddr, Vec<String>>, HashSet<IpAddr>), ApiError> {
+    async fn ask(&self) -> Result<(HashMap<IpAddr, Vec<String>>, HashSet<IpAddr>), ApiError> {
         let mut addresses: HashMap<String, Vec<IpAddr>> = HashMap::new();
         let mut networks: HashMap<String, Vec<String>> = HashMap::new();
         for listed in self.api.networks(DRIVER).await?.list {

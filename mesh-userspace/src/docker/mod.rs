@@ -51,7 +51,7 @@ mod watch;
 pub const OVERLAY_PORT: u16 = 4789;
 
 use api::Api;
-pub use askers::{Askers, GATEWAY};
+pub use askers::{Askers, GATEWAY, Source};
 use attached::Attached;
 pub use driver::is_dockers;
 use health::Health;

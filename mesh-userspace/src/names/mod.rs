@@ -3,96 +3,255 @@
 //! ```text
 //! container -> Docker's 127.0.0.11 -> (what Docker does not know) -> this node's overlay address:53
 //! container of another runtime                                    -> the same
-//!    -> who asks? -> its networks -> zone, from the directory
-//!                                 -> forward, to the host's resolvers
+//!    -> who asks? -> its networks -> zone, from the directory: at once
+//!                                 -> forward, to the host's resolvers: within its asker's limits
 //! ```
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 
-use crate::{docker::Askers, peers::Shared, supervise};
+use crate::{
+    docker::{Askers, Source},
+    peers::{Place, Shared},
+    quota::Share,
+    supervise,
+};
 
+mod clients;
 pub mod forward;
+mod limits;
 mod server;
+mod upstream;
 mod zone;
 
+use forward::World;
+use limits::{Asker, Limits};
 use zone::Found;
 
 /// Least size that every client takes by UDP (RFC 1035, 4.2.1).
 const UDP_LEAST: u16 = 512;
 /// What we say we take, and the most that we send by UDP: fits into any path.
 const UDP_MOST: u16 = 1232;
+/// Longest question in bytes: that of a name of 255, with room for what follows it.
+const QUESTION_MAX: usize = 2048;
 
-/// Answers, one question at a time.
+/// Answers, one question at a time. Clones share everything.
 #[derive(Clone)]
 pub struct Resolver {
     shared: Shared,
     askers: Askers,
+    limits: Limits,
+    world: World,
     /// Turns the answers, so that clients that take the first share them out.
     turn: Arc<AtomicUsize>,
+}
+
+/// Where a question comes from.
+struct Caller {
+    source: IpAddr,
+    asker: Asker,
+    seen: Source,
+    udp: bool,
+}
+
+/// A question, read.
+struct Question {
+    bytes: Vec<u8>,
+    request: Message,
+    caller: Caller,
+}
+
+/// What becomes of a question.
+enum Outcome {
+    /// Answered, or not worth an answer.
+    Done(Option<Vec<u8>>),
+    /// It takes its time, and a share of what its asker may have.
+    Later(Box<Question>, Step, Share<Asker>),
+}
+
+/// What a question waits for.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Docker, to say who asks.
+    Who,
+    /// The host's resolvers.
+    World { brief: bool },
 }
 
 impl Resolver {
     /// Serves on this node's overlay addresses, from now on.
     pub fn start(shared: Shared, askers: Askers) {
         let faults = shared.faults().clone();
-        let resolver = Self { shared, askers, turn: Arc::default() };
+        let (limits, world) = (Limits::new(), World::new());
+        let resolver = Self { shared, askers, limits, world, turn: Arc::default() };
         supervise::spawn(faults, "answers for names", move || server::run(resolver.clone()));
     }
 
-    /// The answer to a message from `source`; `None` if it deserves none.
-    async fn answer(&self, bytes: &[u8], source: std::net::IpAddr, udp: bool) -> Option<Vec<u8>> {
-        let request = match Message::from_vec(bytes) {
+    /// Who asks, as far as that is known at once.
+    fn caller(&self, source: IpAddr, place: &Place, udp: bool) -> Caller {
+        let source = source.to_canonical();
+        let seen = if place.interface == server::LOOPBACK {
+            Source::Seen(None)
+        } else {
+            self.askers.of(source)
+        };
+        let asker = match &seen {
+            Source::Seen(None) => Asker::Host,
+            Source::Seen(Some(_)) | Source::Stale => Asker::Known(source),
+            Source::Unknown => Asker::Unknown(place.index),
+        };
+        Caller { source, asker, seen, udp }
+    }
+
+    /// Answers what can be answered at once: all names of the mesh, for askers that are known.
+    fn begin(&self, bytes: &[u8], caller: Caller) -> Outcome {
+        if !self.limits.admit(caller.asker, Instant::now()) {
+            return Outcome::Done(None);
+        }
+        let request = match read(bytes) {
             Ok(request) => request,
-            Err(_) => return refuse_unread(bytes),
+            Err(answer) => return Outcome::Done(answer),
         };
-        if request.metadata.message_type != MessageType::Query {
-            return None;
+        let question = Question { bytes: bytes.to_vec(), request, caller };
+        if matches!(question.caller.seen, Source::Seen(_)) {
+            return self.find(question);
         }
-        let [query] = request.queries.as_slice() else {
-            return reply(&request, Found::Refused(ResponseCode::FormErr), udp);
-        };
-        if request.metadata.op_code != OpCode::Query {
-            return reply(&request, Found::Refused(ResponseCode::NotImp), udp);
-        }
-        let networks = self.askers.networks_of(source).await;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let found = zone::find(&self.shared.lock(), networks.as_deref(), query, turn);
-        match found {
-            Found::NotOurs => {
-                let own = self.shared.addresses();
-                match forward::ask(bytes, &own, udp).await {
-                    Some(answer) => Some(answer),
-                    None => reply(&request, Found::Refused(ResponseCode::ServFail), udp),
-                }
-            }
-            Found::Doubtful => {
-                let own = self.shared.addresses();
-                match forward::ask_briefly(bytes, &own, udp).await {
-                    Some(answer) => Some(answer),
-                    None => reply(&request, Found::Refused(ResponseCode::NXDomain), udp),
-                }
-            }
-            found => reply(&request, found, udp),
+        match self.limits.look_up(question.caller.asker) {
+            Some(share) => Outcome::Later(Box::new(question), Step::Who, share),
+            None => Outcome::Done(None),
         }
     }
+
+    fn find(&self, question: Question) -> Outcome {
+        let networks = match &question.caller.seen {
+            Source::Seen(networks) => networks.as_deref(),
+            Source::Stale | Source::Unknown => Some(&[][..]),
+        };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let query = &question.request.queries[0];
+        let found = zone::find(&self.shared.lock(), networks, query, turn);
+        let brief = match found {
+            Found::NotOurs => false,
+            Found::Doubtful => true,
+            found => return Outcome::Done(question.reply(found)),
+        };
+        match self.limits.forward(question.caller.asker) {
+            Some(share) => Outcome::Later(Box::new(question), Step::World { brief }, share),
+            None => Outcome::Done(question.reply(Found::Refused(ResponseCode::ServFail))),
+        }
+    }
+
+    /// Takes the steps that are left.
+    async fn finish(
+        &self,
+        mut question: Box<Question>,
+        step: Step,
+        share: Share<Asker>,
+    ) -> Option<Vec<u8>> {
+        if let Step::World { brief } = step {
+            let answer = self.forward(&question, brief).await;
+            drop(share);
+            return answer;
+        }
+        let caller = &mut question.caller;
+        caller.seen = self.askers.look(caller.source).await;
+        drop(share);
+        match caller.seen {
+            Source::Seen(None) => caller.asker = Asker::Host,
+            Source::Seen(Some(_)) => caller.asker = Asker::Known(caller.source),
+            Source::Stale | Source::Unknown => {}
+        }
+        match self.find(*question) {
+            Outcome::Done(answer) => answer,
+            Outcome::Later(question, Step::World { brief }, _share) => {
+                self.forward(&question, brief).await
+            }
+            Outcome::Later(_, Step::Who, _) => None,
+        }
+    }
+
+    async fn forward(&self, question: &Question, brief: bool) -> Option<Vec<u8>> {
+        let (own, udp) = (self.shared.addresses(), question.caller.udp);
+        let (answer, otherwise) = if brief {
+            let answer = self.world.ask_briefly(&question.bytes, &own, udp).await;
+            (answer, ResponseCode::NXDomain)
+        } else {
+            (self.world.ask(&question.bytes, &own, udp).await, ResponseCode::ServFail)
+        };
+        match answer {
+            Some(answer) if answer.len() <= question.answer_most() => Some(answer),
+            Some(answer) => question.truncated(ResponseCode::from(0, answer.get(3)? & 0xf)),
+            None => question.reply(Found::Refused(otherwise)),
+        }
+    }
+}
+
+impl Question {
+    /// Longest answer that may be sent, in bytes. By UDP an address may be made up: who is not known
+    /// gets no more than it sent, and the rest by TCP.
+    fn answer_most(&self) -> usize {
+        if !self.caller.udp {
+            return usize::from(u16::MAX);
+        }
+        if matches!(self.caller.asker, Asker::Unknown(_)) {
+            return self.bytes.len();
+        }
+        self.request.max_payload().clamp(UDP_LEAST, UDP_MOST).into()
+    }
+
+    fn reply(&self, found: Found) -> Option<Vec<u8>> {
+        let answer = response(&self.request, found).to_vec().ok()?;
+        if answer.len() <= self.answer_most() {
+            return Some(answer);
+        }
+        self.truncated(ResponseCode::NoError)
+    }
+
+    /// That there is an answer, by TCP.
+    fn truncated(&self, code: ResponseCode) -> Option<Vec<u8>> {
+        let mut answer = response(&self.request, Found::Refused(code));
+        answer.metadata.truncation = true;
+        answer.to_vec().ok().filter(|bytes| bytes.len() <= self.answer_most())
+    }
+}
+
+/// A message with one question that may be answered; else what is answered to it, if anything.
+fn read(bytes: &[u8]) -> Result<Message, Option<Vec<u8>>> {
+    let Ok(request) = Message::from_vec(bytes) else { return Err(refuse_unread(bytes)) };
+    if request.metadata.message_type != MessageType::Query {
+        return Err(None);
+    }
+    let code = match request.queries.len() {
+        1 if request.metadata.op_code == OpCode::Query => return Ok(request),
+        1 => ResponseCode::NotImp,
+        _ => ResponseCode::FormErr,
+    };
+    Err(refuse(bytes, request.metadata.op_code, code))
 }
 
 /// What is no DNS message gets an error, if it has as much as an id and is no answer.
 fn refuse_unread(bytes: &[u8]) -> Option<Vec<u8>> {
-    let (id, flags) = (bytes.get(..2)?, bytes.get(2)?);
-    if bytes.len() < 12 || flags & 0x80 != 0 {
+    if bytes.len() < 12 || bytes.get(2)? & 0x80 != 0 {
         return None;
     }
-    let id = u16::from_be_bytes([id[0], id[1]]);
-    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().ok()
+    refuse(bytes, OpCode::Query, ResponseCode::FormErr)
 }
 
-fn reply(request: &Message, found: Found, udp: bool) -> Option<Vec<u8>> {
+/// A header and nothing else, which is shorter than whatever was asked.
+fn refuse(bytes: &[u8], op_code: OpCode, code: ResponseCode) -> Option<Vec<u8>> {
+    let id = u16::from_be_bytes(*bytes.first_chunk()?);
+    Message::error_msg(id, op_code, code).to_vec().ok()
+}
+
+fn response(request: &Message, found: Found) -> Message {
     let mut answer = Message::response(request.metadata.id, request.metadata.op_code);
     answer.metadata.recursion_desired = request.metadata.recursion_desired;
     answer.metadata.recursion_available = true;
@@ -110,26 +269,88 @@ fn reply(request: &Message, found: Found, udp: bool) -> Option<Vec<u8>> {
         edns.set_max_payload(UDP_MOST);
         answer.set_edns(edns);
     }
-    let bytes = answer.to_vec().ok()?;
-    let most = request.max_payload().clamp(UDP_LEAST, UDP_MOST);
-    if udp && bytes.len() > usize::from(most) {
-        return answer.truncate().to_vec().ok();
-    }
-    Some(bytes)
+    answer
 }
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::{
+        op::Query,
+        rr::{Name, RData, Record, RecordType, rdata::A},
+    };
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn question(asker: Asker, udp: bool, payload: Option<u16>) -> Question {
+        let mut request = Message::query();
+        request.add_query(Query::query(Name::from_ascii("api.my-net.").unwrap(), RecordType::A));
+        if let Some(payload) = payload {
+            let mut edns = hickory_proto::op::Edns::new();
+            edns.set_max_payload(payload);
+            request.set_edns(edns);
+        }
+        let source = "10.0.9.2".parse().unwrap();
+        let caller = Caller { source, asker, seen: Source::Unknown, udp };
+        Question { bytes: request.to_vec().unwrap(), request, caller }
+    }
+
+    fn records(count: u8) -> Found {
+        let name = || Name::from_ascii("api.my-net.").unwrap();
+        let record = |n| Record::from_rdata(name(), 1, RData::A(A([10, 0, 9, n].into())));
+        Found::Records((0..count).map(record).collect())
+    }
+
+    #[test]
+    fn by_udp_nobody_gets_more_than_it_may_and_the_rest_is_said_to_be_there() {
+        let known = Asker::Known("10.0.9.2".parse().unwrap());
+        for (asker, payload, most) in [
+            (known, None, 512),
+            (known, Some(1000), 1000),
+            (known, Some(4096), 1232),
+            (Asker::Host, Some(4096), 1232),
+            (Asker::Unknown(3), None, 28),
+            (Asker::Unknown(3), Some(4096), 39),
+        ] {
+            let question = question(asker, true, payload);
+            assert_eq!(question.answer_most(), most, "{asker:?} {payload:?}");
+            let answer = question.reply(records(200)).unwrap();
+            assert!(answer.len() <= most, "{} of {most}", answer.len());
+            assert!(Message::from_vec(&answer).unwrap().metadata.truncation);
+        }
+        let whole = question(Asker::Unknown(3), false, None).reply(records(200)).unwrap();
+        assert_eq!(Message::from_vec(&whole).unwrap().answers.len(), 200);
+        let denied = question(Asker::Unknown(3), true, Some(4096));
+        let denied = denied.reply(Found::Refused(ResponseCode::NXDomain)).unwrap();
+        assert!(!Message::from_vec(&denied).unwrap().metadata.truncation);
+    }
 
     #[test]
     fn what_is_no_message_gets_an_error_and_an_answer_gets_none() {
         let mut bytes = vec![0x12, 0x34, 0x01, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0xff];
-        let error = Message::from_vec(&refuse_unread(&bytes).unwrap()).unwrap();
+        let error = Message::from_vec(&read(&bytes).unwrap_err().unwrap()).unwrap();
         assert_eq!(error.metadata.id, 0x1234);
         assert_eq!(error.metadata.response_code, ResponseCode::FormErr);
         assert_eq!(refuse_unread(&bytes[..11]), None);
         bytes[2] = 0x81;
-        assert_eq!(refuse_unread(&bytes), None);
+        assert_eq!(read(&bytes).unwrap_err(), None);
+    }
+
+    proptest! {
+        /// Whatever a stranger sends, an error is no longer than that, and a question has one query.
+        #[test]
+        fn nothing_that_is_sent_does_harm(
+            bytes in prop::collection::vec(any::<u8>(), 0..600), at in 0..100_usize, is in any::<u8>()
+        ) {
+            let mut near = question(Asker::Host, true, Some(1232)).bytes;
+            let at = at % near.len();
+            near[at] = is;
+            for bytes in [&bytes[..], &near, &near[..at]] {
+                match read(bytes) {
+                    Ok(request) => prop_assert_eq!(request.queries.len(), 1),
+                    Err(answer) => prop_assert!(answer.is_none_or(|a| a.len() <= bytes.len())),
+                }
+            }
+        }
     }
 }

@@ -1,120 +1,98 @@
-//! UDP and TCP on port 53 of this node's overlay addresses.
+//! UDP on port 53 of this node's overlay addresses, and where TCP clients come in.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use socket2::Type;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    net::{TcpListener, UdpSocket},
     task::AbortHandle,
-    time::timeout,
 };
 
-use super::Resolver;
+use super::{Outcome, QUESTION_MAX, Resolver, clients::Clients};
 use crate::{
     docker::GATEWAY,
     host::MESH0,
-    peers::{Listeners, Place, Roster, Service, bind, bind_tcp},
+    peers::{Listeners, Place, Roster, Service, bind, bind_tcp, refuse},
 };
 
 const PORT: u16 = 53;
 const SERVICE: Service = Service { part: "names", port: PORT, outcome: "names are not answered" };
-/// After a client that could not be taken.
-const RETRY: Duration = Duration::from_secs(1);
-/// Questions at once; what comes beyond that is lost, as on a network.
-const AT_ONCE: usize = 1024;
-/// A client that says nothing for longer is done.
-const IDLE: Duration = Duration::from_secs(10);
-/// Questions of one TCP client.
-const PER_CLIENT: usize = 1024;
+/// By it this host asks itself.
+pub const LOOPBACK: &str = "lo";
+/// After an error of a socket.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Listens on whatever overlay addresses this host has, to whom the names are for: the host itself,
 /// the mesh, the bridges that are attached to it, and Docker's way out of its other networks.
 pub async fn run(resolver: Resolver) {
     let listeners = Listeners::new(SERVICE, &resolver.shared);
+    let clients = Clients::default();
     let interfaces = |roster: &Roster| {
-        let own = ["lo", MESH0, GATEWAY].into_iter().map(str::to_owned);
+        let own = [LOOPBACK, MESH0, GATEWAY].into_iter().map(str::to_owned);
         own.chain(roster.bridges.iter().cloned()).collect()
     };
-    listeners.run(interfaces, |place| listen(&resolver, place)).await;
+    listeners.run(interfaces, |place| listen(&resolver, &clients, place)).await;
 }
 
-fn listen(resolver: &Resolver, place: &Place) -> io::Result<AbortHandle> {
+fn listen(resolver: &Resolver, clients: &Clients, place: &Place) -> io::Result<AbortHandle> {
     let udp = UdpSocket::from_std(bind(place, PORT, Type::DGRAM)?.into())?;
     let tcp = bind_tcp(place, PORT)?;
-    let (for_udp, for_tcp) = (resolver.clone(), resolver.clone());
+    let (resolver, clients, place) = (resolver.clone(), clients.clone(), place.clone());
     Ok(tokio::spawn(async move {
         tokio::select! {
-            () = serve_udp(for_udp, udp) => {}
-            () = serve_tcp(for_tcp, tcp) => {}
+            () = serve_udp(&resolver, udp, &place) => {}
+            () = serve_tcp(&resolver, &clients, tcp, &place) => {}
         }
     })
     .abort_handle())
 }
 
-async fn serve_udp(resolver: Resolver, socket: UdpSocket) {
+/// What can be answered at once is, here and now: it needs no place beside what must wait.
+async fn serve_udp(resolver: &Resolver, socket: UdpSocket, place: &Place) {
     let socket = Arc::new(socket);
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut buffer = [0; QUESTION_MAX + 1];
     loop {
-        // An error is that of an answer that did not arrive.
-        let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let Ok(permit) = at_once.clone().try_acquire_owned() else { continue };
-        let (resolver, socket, question) =
-            (resolver.clone(), socket.clone(), buffer[..len].to_vec());
-        tokio::spawn(async move {
-            if let Some(answer) = resolver.answer(&question, from.ip().to_canonical(), true).await {
-                let _ = socket.send_to(&answer, from).await;
-            }
-            drop(permit);
-        });
-    }
-}
-
-async fn serve_tcp(resolver: Resolver, listener: TcpListener) {
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                tracing::debug!("the resolver takes no client: {e}");
-                tokio::time::sleep(RETRY).await;
+        let (len, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // Most likely that of an answer that did not arrive.
+            Err(_) => {
+                tokio::task::yield_now().await;
                 continue;
             }
         };
-        let resolver = resolver.clone();
-        tokio::spawn(async move {
-            if let Err(e) = serve_client(resolver, stream, from).await {
-                tracing::debug!("a client of the resolver: {e}");
+        if len > QUESTION_MAX {
+            continue;
+        }
+        match resolver.begin(&buffer[..len], resolver.caller(from.ip(), place, true)) {
+            Outcome::Done(None) => {}
+            // One that does not fit into the socket is lost, as on a network.
+            Outcome::Done(Some(answer)) => drop(socket.try_send_to(&answer, from)),
+            Outcome::Later(question, step, share) => {
+                let (resolver, socket) = (resolver.clone(), socket.clone());
+                tokio::spawn(async move {
+                    if let Some(answer) = resolver.finish(question, step, share).await {
+                        drop(socket.send_to(&answer, from).await);
+                    }
+                });
             }
-            drop(permit);
-        });
+        }
     }
 }
 
-async fn serve_client(
-    resolver: Resolver,
-    mut stream: TcpStream,
-    from: SocketAddr,
-) -> io::Result<()> {
-    for _ in 0..PER_CLIENT {
-        let mut question = Vec::new();
-        let read = async {
-            let len = stream.read_u16().await?;
-            question.resize(usize::from(len), 0);
-            stream.read_exact(&mut question).await
-        };
-        match timeout(IDLE, read).await? {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            done => drop(done?),
+async fn serve_tcp(resolver: &Resolver, clients: &Clients, listener: TcpListener, place: &Place) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let asker = resolver.caller(from.ip(), place, false).asker;
+                match clients.enter(asker) {
+                    Some(entry) => entry.serve(resolver.clone(), stream, from.ip(), place.clone()),
+                    None => refuse(stream),
+                }
+            }
+            Err(e) => {
+                tracing::debug!("a client of the resolver: {e}");
+                tokio::time::sleep(RETRY).await;
+            }
         }
-        let answer = resolver.answer(&question, from.ip().to_canonical(), false).await;
-        let Some(answer) = answer else { return Ok(()) };
-        let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        let whole = [&len.to_be_bytes()[..], &answer].concat();
-        timeout(IDLE, stream.write_all(&whole)).await??;
     }
-    Ok(())
 }

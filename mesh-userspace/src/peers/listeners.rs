@@ -81,13 +81,14 @@ impl Listeners {
             };
             self.looks.borrow_and_update();
             let mut failed = Vec::new();
+            let ended: Vec<IpAddr> = self.ended();
             for place in self.missing(wanted) {
                 match open(&place) {
                     Ok(task) => drop(self.tasks.insert(place, task)),
                     Err(e) => failed.push((place, e)),
                 }
             }
-            self.tell(&failed);
+            self.tell(&failed, &ended);
             sleep(SETTLE).await;
             tokio::select! {
                 changed = self.roster.changed() => if changed.is_err() { return },
@@ -95,6 +96,12 @@ impl Listeners {
                 () = sleep(PERIOD) => {}
             }
         }
+    }
+
+    /// The addresses of those that came to an end, which nothing but an error of ours does.
+    fn ended(&self) -> Vec<IpAddr> {
+        let ended = self.tasks.iter().filter(|(_, task)| task.is_finished());
+        ended.map(|(place, _)| place.address).collect()
     }
 
     /// Ends those that are not wanted, and returns the places that have none.
@@ -110,7 +117,7 @@ impl Listeners {
         wanted
     }
 
-    fn tell(&mut self, failed: &[(Place, io::Error)]) {
+    fn tell(&mut self, failed: &[(Place, io::Error)], ended: &[IpAddr]) {
         self.failing.retain(|address, _| failed.iter().any(|(place, _)| place.address == *address));
         let mut faults = BTreeMap::new();
         for (place, error) in failed {
@@ -120,6 +127,14 @@ impl Listeners {
                 let fault = || self.service.fault(place, error);
                 faults.entry(place.address.to_string()).or_insert_with(fault);
             }
+        }
+        for address in ended {
+            let port = self.service.port;
+            let fault = format!(
+                "who listened on port {port} of {address} was interrupted, and listens again. Report \
+                 this"
+            );
+            faults.entry(address.to_string()).or_insert(fault);
         }
         self.faults.set_all(self.service.part, faults);
     }
@@ -243,11 +258,13 @@ mod tests {
         let shared =
             Shared::new(super::super::Directory::new("h".into(), 1, vec![]), Faults::default());
         let mut listeners = Listeners::new(SERVICE, &shared);
-        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())]);
+        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())], &[]);
         assert_eq!(shared.faults.now(), [""; 0]);
-        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())]);
+        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())], &[]);
         assert_eq!(shared.faults.now().len(), 1);
-        listeners.tell(&[]);
+        listeners.tell(&[], &[place().address]);
+        assert_eq!(shared.faults.now().len(), 1);
+        listeners.tell(&[], &[]);
         assert_eq!(shared.faults.now(), [""; 0]);
     }
 }
