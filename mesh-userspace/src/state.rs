@@ -228,6 +228,11 @@ pub fn socket(dir: &Path) -> PathBuf {
     dir.join("mesh.sock")
 }
 
+/// The last config file that was good, in a run folder.
+pub fn last_config(dir: &Path) -> PathBuf {
+    dir.join(CLUSTER)
+}
+
 impl RunDir {
     /// Makes the folder if it is not there, and takes its lock.
     pub fn lock(dir: &Path) -> Result<Self, StateError> {
@@ -273,7 +278,7 @@ impl RunDir {
 
     /// The last config file that was good.
     pub fn cluster(&self) -> Option<Vec<u8>> {
-        match fs::read(self.dir.join(CLUSTER)) {
+        match fs::read(last_config(&self.dir)) {
             Ok(bytes) => Some(bytes),
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
                 self.set_cluster_aside(e.to_string());

@@ -211,7 +211,7 @@ mod tests {
         fs::write(dir.join(DOCKER), "{").unwrap();
         assert_eq!(state.read::<u32>(DOCKER), None);
         let now = faults.now();
-        assert!(now.len() == 1 && now[0].contains("docker.json.spoiled-1"), "{now:?}");
+        assert!(now.len() == 1 && now[0].fault.contains("docker.json.spoiled-1"), "{now:?}");
         state.forget_removed();
         assert_eq!(faults.now(), now);
         fs::remove_file(dir.join("docker.json.spoiled-1")).unwrap();

@@ -7,7 +7,7 @@ use std::{path::Path, process::Command, time::Duration};
 use mesh_tests::wait;
 use mesh_userspace::{
     config::{Encap, Tunnel},
-    doctor::{Docker, Finding, Report, Status, examine},
+    doctor::{Finding, Mesh, Report, Status, examine},
 };
 
 /// Has the doctor look at a new network namespace after the shell commands in `prepare`. `None`
@@ -31,8 +31,9 @@ fn examined_with(prepare: &str, tunnels: &'static [Tunnel]) -> Option<Report> {
         wait::until("the interfaces to be up", Duration::from_secs(10), settled).unwrap();
         let before = state();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mesh = Mesh { tunnels: tunnels.to_vec(), ..Mesh::default() };
         let pin_dir = Path::new("/sys/fs/bpf/mesh");
-        let report = runtime.block_on(examine(pin_dir, &Docker::default(), tunnels));
+        let report = runtime.block_on(examine(pin_dir, &mesh));
         assert_eq!(state(), before, "the doctor changed something");
         report
     };

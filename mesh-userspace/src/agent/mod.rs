@@ -83,10 +83,19 @@ pub async fn start(host: &mut Host, settings: &Settings) -> anyhow::Result<Optio
     let (Some((cluster, bytes)), false) = (last, host.state.node.is_empty()) else {
         return Err(error.into());
     };
-    tracing::warn!("{error}");
-    tracing::warn!("going on with the last config file that was good");
+    tell_config_error(host, Some(&error.to_string()));
     apply(host, settings, cluster, &bytes).await?;
     Ok(Some(error.to_string()))
+}
+
+fn tell_config_error(host: &Host, error: Option<&str>) {
+    let fault = |error| {
+        format!(
+            "the config file is not applied, and what was good before stays in effect: mend the \
+             file (`mesh check --config FILE` looks at it without applying it): {error}"
+        )
+    };
+    host.faults().set("config", error.map(fault));
 }
 
 async fn apply(
@@ -144,6 +153,7 @@ pub async fn run(
         }
         if let Some(docker) = &mut docker {
             docker.follow(&host);
+            docker.tell_faults(&host);
         }
         let query = querier.as_ref().map(|querier| querier.due(host.revision()).into());
         let due = agent.retry.into_iter().chain(host.path_mtu_ends().map(Instant::from));
@@ -264,6 +274,9 @@ impl Agent {
         fd: Option<OwnedFd>,
     ) -> Response {
         let mut reserved = HashSet::new();
+        if let (Some(docker), Request::Status) = (docker.as_deref(), &request) {
+            docker.tell_faults(host);
+        }
         if let Some(docker) = docker.as_deref_mut() {
             reserved = docker.reserved();
             if let Some(why) = hear_others(host, docker, &request) {
@@ -314,7 +327,6 @@ impl Agent {
 
     /// The file changed, or somebody asked to look: apply it if it is good, else keep what is.
     async fn reload(&mut self, host: &mut Host, settings: &Settings) {
-        let before = self.config_error.take();
         self.retry = None;
         let applied = match config::read_if_not(&settings.config, host.last_config().as_deref()) {
             Ok(None) => Ok(()),
@@ -328,14 +340,11 @@ impl Agent {
         };
         return_memory();
         self.config_error = applied.err();
-        let Some(error) = &self.config_error else { return };
-        // Said once, however often it is tried.
-        if before.as_ref() != Some(error) {
-            tracing::warn!("{error}");
-            tracing::warn!("the config file is not applied; what was good before stays in effect");
+        tell_config_error(host, self.config_error.as_deref());
+        if self.config_error.is_some() {
+            // Half of it may have been done; the last good state is put right again.
+            self.pace.within(SETTLE, Instant::now());
         }
-        // Half of it may have been done; the last good state is put right again.
-        self.pace.within(SETTLE, Instant::now());
     }
 
     fn noticed(&mut self, host: &mut Host, change: &Change) {

@@ -32,6 +32,14 @@ pub enum Request {
     Down,
 }
 
+impl Request {
+    /// What is to go, goes though nobody waits any more. All else is not done for a caller who was told
+    /// that it failed, and may have asked for something else since.
+    pub fn outlives_its_caller(&self) -> bool {
+        matches!(self, Self::Detach { .. } | Self::Collect { .. })
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {

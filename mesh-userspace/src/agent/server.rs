@@ -85,6 +85,8 @@ async fn serve(
     served: Served,
 ) -> io::Result<()> {
     let response = match tokio::time::timeout(PATIENCE, read(&stream)).await? {
+        // It was not answered in time: this process was stopped, perhaps.
+        Ok((request, _)) if !request.outlives_its_caller() && is_gone(&stream) => return Ok(()),
         Ok((request, fd)) => {
             served.set(true);
             let (answer, answered) = oneshot::channel();
@@ -98,6 +100,11 @@ async fn serve(
     };
     served.set(false);
     tokio::time::timeout(PATIENCE, stream.write_all(&line(&response)?)).await?
+}
+
+/// A caller says one line, and leaves when it has its answer or waits no longer.
+fn is_gone(stream: &UnixStream) -> bool {
+    matches!(stream.try_read(&mut [0]), Ok(0))
 }
 
 /// Reads one line, and a descriptor if one comes with it.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Place, file, log, path, print, print_json};
 use crate::{
     agent::{
-        client,
+        client::{self, CallError},
         protocol::{Kind, Request, Response},
     },
     cni::VERSIONS,
@@ -207,12 +207,17 @@ fn check_network(network: Option<&str>, place: &Place) -> anyhow::Result<()> {
     let request = Request::Ready { network: network.map(str::to_owned) };
     let deadline = Instant::now() + HEARSAY;
     loop {
-        match client::call(&state::socket(&place.run_dir), &request, None, client::PATIENCE) {
+        match client::call(
+            &state::socket(&place.run_dir),
+            &request,
+            None,
+            client::patience(&request),
+        ) {
             Ok(Response::Error(failure)) => match failure.kind {
                 Kind::NotNow if Instant::now() < deadline => std::thread::sleep(POLL),
                 _ => bail!(failure.text),
             },
-            Err(e) if client::is_absent(&e) => {
+            Err(CallError::Absent(_)) => {
                 log::warning("no agent runs here yet; until then runtimes are told to try again");
                 return Ok(());
             }

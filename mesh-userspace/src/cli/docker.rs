@@ -39,7 +39,7 @@ pub enum DockerVerb {
 #[derive(Debug, Args)]
 pub struct ConfigureArgs {
     /// Docker's config file; everything else in it stays as it is
-    #[arg(long, default_value = "/etc/docker/daemon.json", value_parser = path::named())]
+    #[arg(long, default_value = crate::doctor::DAEMON_JSON, value_parser = path::named())]
     pub file: PathBuf,
     /// Show the difference and change nothing
     #[arg(long)]

@@ -1,28 +1,26 @@
 //! `mesh doctor`
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
+    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
+use anyhow::bail;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
 use super::Place;
 use crate::{
     agent::{
-        client,
+        client::{self, CallError},
         protocol::{Request, Response},
     },
-    config::{self, Cluster},
-    doctor::{AS_ROOT, Docker, Finding, Report, Status, examine},
-    state::socket,
+    config::{self, Cluster, ReadError, Vni, gateway},
+    doctor::{AS_ROOT, Agent, Config, Docker, Finding, Mesh, Report, Status, examine},
+    state::{last_config, socket},
 };
-
-/// An agent that takes longer does not keep the doctor from the rest.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -30,36 +28,84 @@ pub struct DoctorArgs {
     #[arg(long)]
     pub json: bool,
     /// The cluster's config file, for its UDP ports, and for where Docker is unless an agent runs
-    #[arg(long, default_value = super::DEFAULT_CONFIG)]
-    pub config: PathBuf,
+    /// [default: the one that is in effect on this host, else /etc/mesh/cluster.toml if it is there]
+    #[arg(long)]
+    pub config: Option<PathBuf>,
 }
 
 /// Succeeds unless something failed.
 pub async fn run(args: DoctorArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    // That a file is faulty is for `mesh check` to say.
-    let cluster = config::read(&args.config).map(|(cluster, _)| cluster).ok();
-    let tunnels = cluster.as_ref().map(Cluster::udp_tunnels).unwrap_or_default();
-    let report = examine(&place.pin_dir, &docker(cluster, place), &tunnels).await;
+    let report = examine(&place.pin_dir, &known(&args, place)?).await;
     let text = if args.json {
         serde_json::to_string_pretty(&report)?
     } else {
-        let colour = std::io::stdout().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colour =
+            io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         render(&report, columns(), colour)
     };
-    writeln!(std::io::stdout(), "{text}")?;
+    writeln!(io::stdout(), "{text}")?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the agent says of it, or the file, or where it usually is.
-fn docker(cluster: Option<Cluster>, place: &Place) -> Docker {
-    let asked = client::call(&socket(&place.run_dir), &Request::Status, None, PATIENCE);
-    if let Ok(Response::Status(status)) = asked
-        && let Some(docker) = status.docker
-    {
-        return Docker::Followed(Box::new(docker));
-    }
-    cluster.map_or_else(Docker::default, |cluster| Docker::At(cluster.docker))
+/// What the agent and the config file say.
+fn known(args: &DoctorArgs, place: &Place) -> anyhow::Result<Mesh> {
+    let file = config_file(args, place)?;
+    let cluster = file.as_ref().and_then(|(_, cluster)| cluster.as_ref());
+    let tunnels = cluster.map(Cluster::udp_tunnels).unwrap_or_default();
+    let asked = client::call(&socket(&place.run_dir), &Request::Status, None, client::SIGN);
+    let (agent, followed) = match asked {
+        Ok(Response::Status(status)) => {
+            let (pid, faults) = (status.agent.unwrap_or_default(), status.all_faults.len());
+            (Agent::Running { pid, faults }, status.docker)
+        }
+        Ok(Response::Error(failure)) => (Agent::Silent(failure.text), None),
+        Err(CallError::Silent(silent)) => (Agent::Silent(silent.to_string()), None),
+        Err(CallError::Absent(_)) if last_config(&place.run_dir).exists() => (Agent::Absent, None),
+        _ => (Agent::Unknown, None),
+    };
+    let docker = match followed {
+        Some(docker) => Docker::Followed(Box::new(docker)),
+        None => Docker::At {
+            docker: cluster.map(|cluster| cluster.docker.clone()).unwrap_or_default(),
+            addresses: cluster.map(addresses_of_nodes).unwrap_or_default(),
+        },
+    };
+    Ok(Mesh { agent, config: file.map(|(config, _)| config), docker, tunnels })
+}
+
+/// The file that is looked at, and what it says if it makes sense; else that is for `mesh check` to
+/// tell. Fails only if the user names one that is not there.
+fn config_file(
+    args: &DoctorArgs,
+    place: &Place,
+) -> anyhow::Result<Option<(Config, Option<Cluster>)>> {
+    let last = last_config(&place.run_dir);
+    let default = PathBuf::from(super::DEFAULT_CONFIG);
+    let (path, in_effect) = match &args.config {
+        Some(path) => (path.clone(), false),
+        None if last.exists() => (last, true),
+        None if default.exists() => (default, false),
+        None => return Ok(None),
+    };
+    let (cluster, fault) = match config::read(&path) {
+        Ok((cluster, _)) => (Some(cluster), None),
+        Err(ReadError::Io { path, source }) if source.kind() == io::ErrorKind::NotFound => {
+            bail!(
+                "there is no config file {}: `mesh init HOST... --file {0}` writes one, and without \
+                 --config the one that is in effect on this host is looked at",
+                path.display()
+            )
+        }
+        Err(e) => (None, Some(e.to_string())),
+    };
+    Ok(Some((Config { path, in_effect, fault }, cluster)))
+}
+
+/// By which agents answer for names. Which node this host is, needs no saying: only its own agent is
+/// asked by these.
+pub(super) fn addresses_of_nodes(cluster: &Cluster) -> Vec<IpAddr> {
+    let own = cluster.nodes.iter().flat_map(|node| node.subnets_of(Vni::DEFAULT));
+    own.map(gateway).collect()
 }
 
 /// The width that the shell says it has, within what can be read.

@@ -42,7 +42,7 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
 }
 
 /// An error and its causes, but for those that it names itself, perhaps with a hint behind them.
-fn chain(error: &anyhow::Error) -> String {
+pub(super) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

@@ -2,15 +2,14 @@
 
 use std::{
     os::fd::BorrowedFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
-
-use anyhow::{Context, bail};
 
 use super::Place;
 use crate::{
     agent::{
-        client,
+        client::{self, CallError, Silent},
         protocol::{Request, Response},
     },
     claim,
@@ -35,6 +34,25 @@ pub enum Session {
     Direct(Box<Host>),
 }
 
+/// Why nobody tells, where somebody may.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    #[error(
+        "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give the \
+         --run-dir of the agent",
+        .0.display()
+    )]
+    NotUp(PathBuf),
+    /// Another process holds the lock, and is no agent that listens.
+    #[error(transparent)]
+    Held(StateError),
+    #[error(transparent)]
+    Silent(Silent),
+    /// In the agent's words.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Asks the agent, or opens the host if there is none. Does not open a host where no mesh is up,
 /// unless `even_if_down`.
 pub async fn open(
@@ -45,13 +63,10 @@ pub async fn open(
 ) -> anyhow::Result<Session> {
     if !even_if_down && !comes_up(place).await? {
         if let Ok(Some(holder)) = claim::holder() {
-            return Err(StateError::Elsewhere { holder: Some(holder) }.into());
+            let elsewhere = StateError::Elsewhere { holder: Some(holder) };
+            return Err(NoAnswer::Held(elsewhere).into());
         }
-        bail!(
-            "the mesh is not up on this host (nothing in {}): run `mesh up --config FILE`, or give \
-             the --run-dir of the agent",
-            place.run_dir.display()
-        );
+        return Err(NoAnswer::NotUp(place.run_dir.clone()).into());
     }
     let began = Instant::now();
     loop {
@@ -65,15 +80,16 @@ pub async fn open(
             }
             Err(e) => return Err(e.into()),
         };
-        match client::call(&socket(&place.run_dir), request, fd, client::PATIENCE) {
-            Ok(Response::Error(e)) => bail!(e.text),
+        match client::call(&socket(&place.run_dir), request, fd, client::patience(request)) {
+            Ok(Response::Error(e)) => return Err(NoAnswer::Refused(e.text).into()),
             Ok(response) => return Ok(Session::Agent(response)),
             // It is about to listen, or about to end.
-            Err(e) if client::is_absent(&e) && began.elapsed() < PATIENCE => {
+            Err(CallError::Absent(_)) if began.elapsed() < PATIENCE => {
                 tokio::time::sleep(POLL).await;
             }
-            Err(e) if client::is_absent(&e) => return Err(locked.into()),
-            Err(e) => return Err(e).context("the agent does not answer"),
+            Err(CallError::Absent(_)) => return Err(NoAnswer::Held(locked).into()),
+            Err(CallError::Silent(e)) => return Err(NoAnswer::Silent(e).into()),
+            Err(e) => return Err(e.into()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `mesh status`
 
-use std::{fmt::Write, process::ExitCode};
+use std::{fmt::Write, io, net::IpAddr, path::Path, process::ExitCode};
 
 use anyhow::bail;
 use clap::Args;
@@ -9,26 +9,49 @@ use mesh_common::verdict::DropReason;
 
 use super::{
     Place, print, print_json,
-    session::{self, Session},
+    session::{self, NoAnswer, Session},
 };
 use crate::{
     agent::protocol::{Request, Response},
+    config, doctor,
+    faults::{Fault, Of},
     host::{NextHop, Status},
 };
+
+/// Exit codes of `--check`. Another one: it could not look.
+const FAULTY: u8 = 3;
+const NO_AGENT: u8 = 4;
+
+const NONE_RUNS: &str = "no agent runs: containers keep talking, but nobody follows the config file, \
+    routes and neighbours, or answers for names: run `mesh up --config FILE`";
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+    /// Print what is wrong and nothing else. Exits with 0 if nothing is, with 3 if something is, and
+    /// with 4 if no agent runs or it does not answer
+    #[arg(long)]
+    pub check: bool,
 }
 
 pub async fn run(args: StatusArgs, place: &Place) -> anyhow::Result<ExitCode> {
-    let status = match session::open(place, &Request::Status, None, false).await? {
-        Session::Agent(Response::Status(status)) => *status,
-        Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
-        Session::Direct(mut host) => host.status().await?,
+    let status = match look(place).await {
+        Err(e) if args.check => {
+            let (code, faults) = without_status(e)?;
+            return check(&faults, code, args.json);
+        }
+        status => status?,
     };
+    if args.check {
+        let code = match (status.agent, status.all_faults.as_slice()) {
+            (None, _) => NO_AGENT,
+            (_, []) => 0,
+            _ => FAULTY,
+        };
+        return check(&status.all_faults, code, args.json);
+    }
     if args.json {
         print_json(&status)?;
     } else {
@@ -37,10 +60,69 @@ pub async fn run(args: StatusArgs, place: &Place) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn look(place: &Place) -> anyhow::Result<Status> {
+    match session::open(place, &Request::Status, None, false).await? {
+        Session::Agent(Response::Status(status)) => Ok(*status),
+        Session::Agent(other) => bail!("the agent answered something else: {other:?}"),
+        Session::Direct(mut host) => {
+            host.faults().be_quiet();
+            let mut status = host.status().await?;
+            let mut faults = no_agent(NONE_RUNS.to_owned(), &status.addresses);
+            faults.append(&mut status.all_faults);
+            status.all_faults = faults;
+            Ok(status)
+        }
+    }
+}
+
+/// What is wrong for the lack of an agent. `addresses`: those that it would answer for names by.
+fn no_agent(why: String, addresses: &[IpAddr]) -> Vec<Fault> {
+    let agent = Fault { of: Of::Agent, fault: why };
+    let dns = doctor::dns_without_agent(addresses);
+    [agent].into_iter().chain(dns.map(|fault| Fault { of: Of::Docker, fault })).collect()
+}
+
+/// What is wrong where there is no status to be had, with the exit code; fails where that is not to be
+/// seen either.
+fn without_status(e: anyhow::Error) -> anyhow::Result<(u8, Vec<Fault>)> {
+    let text = super::failure::chain(&e);
+    match e.downcast_ref::<NoAnswer>() {
+        Some(NoAnswer::Refused(_)) => Ok((FAULTY, vec![Fault { of: Of::Host, fault: text }])),
+        Some(_) => Ok((NO_AGENT, no_agent(text, &addresses_of_file()))),
+        None if is_denied(&e) => Err(e),
+        // No agent runs, and what one before left makes no sense.
+        None => {
+            let mut faults = no_agent(NONE_RUNS.to_owned(), &[]);
+            faults.push(Fault { of: Of::Host, fault: text });
+            Ok((NO_AGENT, faults))
+        }
+    }
+}
+
+/// Those of all nodes, where only the config file is left to tell.
+fn addresses_of_file() -> Vec<IpAddr> {
+    let file = config::read(Path::new(super::DEFAULT_CONFIG)).ok();
+    file.map(|(cluster, _)| super::doctor::addresses_of_nodes(&cluster)).unwrap_or_default()
+}
+
+fn is_denied(e: &anyhow::Error) -> bool {
+    let mut causes = e.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
+fn check(faults: &[Fault], code: u8, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        print_json(&serde_json::json!({ "faults": faults }))?;
+    } else if !faults.is_empty() {
+        print(&table_of(faults).trim_fmt())?;
+    }
+    Ok(ExitCode::from(code))
+}
+
 fn text(s: &Status) -> String {
     let mut out = head(s);
     section(&mut out, "NETWORKS", &networks(s));
-    section(&mut out, "FAULTS", &faults(s));
+    section(&mut out, "FAULTS", &table_of(&s.all_faults));
     section(&mut out, "PEERS", &peers(s));
     section(&mut out, "ENDPOINTS", &endpoints(s));
     section(&mut out, "GROUPS", &groups(s));
@@ -49,6 +131,7 @@ fn text(s: &Status) -> String {
     section(&mut out, "PROGRAMS", &programs(s));
     section(&mut out, "PACKETS", &hooks(s));
     section(&mut out, "DROPS", &drops(s));
+    section(&mut out, "PAST FAULTS", &past_faults(s));
     out
 }
 
@@ -75,9 +158,6 @@ fn head(s: &Status) -> String {
             |path| format!("driver at {}", path.display()),
         );
         let _ = writeln!(out, "docker      {}, {driver}", docker.socket.display());
-    }
-    if let Some(error) = &s.config_error {
-        let _ = writeln!(out, "config      NOT APPLIED, the one before is in effect:\n{error}");
     }
     out
 }
@@ -108,30 +188,19 @@ fn networks(s: &Status) -> Table {
     table
 }
 
-/// Of this host, of networks, endpoints and Docker.
-fn faults(s: &Status) -> Table {
+fn table_of(faults: &[Fault]) -> Table {
     let mut table = table(&["of", "fault"]);
-    for fault in &s.faults {
-        table.add_row(["host", fault]);
+    for Fault { of, fault } in faults {
+        table.add_row([&of.to_string(), fault]);
     }
-    for n in &s.networks {
-        for fault in &n.faults {
-            table.add_row([&n.name, fault]);
-        }
-    }
-    for e in &s.endpoints {
-        for fault in &e.faults {
-            table.add_row([&e.name, fault]);
-        }
-    }
-    let Some(docker) = &s.docker else { return table };
-    for fault in &docker.faults {
-        table.add_row(["docker", fault]);
-    }
-    if let Some(last) = &docker.last_error {
-        let ago = last.seconds_ago;
-        let text = format!("{ago} s ago {} was refused: {}", last.call, last.error);
-        table.add_row(["docker", &text]);
+    table
+}
+
+fn past_faults(s: &Status) -> Table {
+    let mut table = table(&["of", "mended", "times", "fault"]);
+    for past in &s.past_faults {
+        let ago = format!("{} s ago", past.seconds_ago);
+        table.add_row([&past.of.to_string(), &ago, &past.times.to_string(), &past.fault]);
     }
     table
 }
@@ -218,10 +287,9 @@ fn ports(s: &Status) -> Table {
 }
 
 fn bridges(s: &Status) -> Table {
-    let mut table = table(&["name", "address", "ports", "fault"]);
+    let mut table = table(&["name", "address", "ports"]);
     for b in &s.bridges {
-        let faults = b.faults.join("\n");
-        table.add_row([b.name.clone(), join(&b.addresses), b.ports.to_string(), faults]);
+        table.add_row([b.name.clone(), join(&b.addresses), b.ports.to_string()]);
     }
     table
 }

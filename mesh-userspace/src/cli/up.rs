@@ -1,7 +1,6 @@
 //! `mesh up`
 
 use std::{
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use clap::Args;
 use super::Place;
 use crate::{
     agent::{
-        self, Settings,
+        self, Settings, client,
         privileges::{self, Sockets},
     },
     bpf::{attach::Mode, probe::KernelFeatures},
@@ -25,6 +24,7 @@ use crate::{
 /// of them may be slow; an agent holds it for its life, unless it is about to end.
 const FOR_COMMANDS: Duration = Duration::from_secs(20);
 const FOR_AN_AGENT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -83,7 +83,7 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
 /// Takes the lock, though a command such as `mesh status` may have it just now.
 async fn open_when_free(place: &Place) -> Result<Host, HostError> {
     let began = Instant::now();
-    let listens = |run_dir: &Path| UnixStream::connect(state::socket(run_dir)).is_ok();
+    let listens = |run_dir: &Path| client::is_listening(&state::socket(run_dir), POLL);
     let patience = |held: &StateError| match held {
         StateError::Elsewhere { holder: Some(Holder { run_dir: Some(dir), .. }) }
             if listens(dir) =>
@@ -96,7 +96,7 @@ async fn open_when_free(place: &Place) -> Result<Host, HostError> {
     loop {
         match Host::open(place) {
             Err(HostError::State(e)) if e.is_held() && began.elapsed() < patience(&e) => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(POLL).await;
             }
             done => return done,
         }

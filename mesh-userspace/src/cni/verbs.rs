@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::{
-        client,
+        client::{self, CallError, Silent},
         protocol::{Failure, Kind, Request, Response},
     },
     cli::Place,
@@ -60,7 +60,7 @@ pub fn add(call: &Call, conf: &Conf, run_dir: &Path) -> Result<Value, CniError> 
             // One that was never up is not about to come back.
             Trouble::Absent => run_dir.join("state.json").exists(),
             Trouble::Failed(failure) => failure.kind == Kind::NotNow,
-            Trouble::Late | Trouble::Io(_) => false,
+            Trouble::Late(_) | Trouble::Io(_) => false,
         };
         if !may_pass || Instant::now() > deadline {
             return Err(trouble.error(run_dir, Code::Config));
@@ -83,8 +83,8 @@ pub fn del(call: &Call, run_dir: &Path) -> Result<(), CniError> {
             }
             Ok(())
         }
-        Err(Trouble::Late) => {
-            eprintln!("mesh: the agent has not answered; it detaches {name} when it does");
+        Err(Trouble::Late(silent)) if silent.will_do => {
+            eprintln!("mesh: detaching {name}: {silent}");
             Ok(())
         }
         Err(trouble) => Err(trouble.error(run_dir, Code::Host)),
@@ -177,7 +177,7 @@ pub fn status(conf: &Conf, run_dir: &Path) -> Result<(), CniError> {
 enum Trouble {
     /// No agent runs.
     Absent,
-    Late,
+    Late(Silent),
     Failed(Failure),
     Io(io::Error),
 }
@@ -191,11 +191,9 @@ fn ask(
     match client::call(&state::socket(run_dir), request, fd, patience) {
         Ok(Response::Error(failure)) => Err(Trouble::Failed(failure)),
         Ok(response) => Ok(response),
-        Err(e) if client::is_absent(&e) => Err(Trouble::Absent),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            Err(Trouble::Late)
-        }
-        Err(e) => Err(Trouble::Io(e)),
+        Err(CallError::Absent(_)) => Err(Trouble::Absent),
+        Err(CallError::Silent(silent)) => Err(Trouble::Late(silent)),
+        Err(CallError::Io(e)) => Err(Trouble::Io(e)),
     }
 }
 
@@ -206,7 +204,10 @@ impl Trouble {
         match self {
             Self::Absent => CniError::new(Code::TryAgain, format!("no mesh agent runs in {dir}"))
                 .with("run `mesh up --config FILE`, or name its run folder as runDir in the network config"),
-            Self::Late => CniError::new(Code::TryAgain, "the mesh agent does not answer"),
+            Self::Late(silent) => {
+                CniError::new(Code::TryAgain, "the mesh agent does not answer")
+                    .with(silent.to_string())
+            }
             Self::Io(e) => {
                 let hint = match e.kind() {
                     io::ErrorKind::PermissionDenied => " (runtimes must run as root)",

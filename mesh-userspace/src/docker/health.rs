@@ -2,7 +2,6 @@
 //! something did not come about.
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -11,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Docker, api::Absence};
-use crate::host::Status;
+use crate::{
+    faults::{Faults, Of},
+    host::{Host, Status},
+};
 
 /// In `mesh status --json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,10 +39,15 @@ pub struct DriverFault {
 
 /// What is known, by who watches Docker and who serves it.
 #[derive(Clone, Default)]
-pub(super) struct Health(Arc<Mutex<Known>>);
+pub(super) struct Health {
+    known: Arc<Mutex<Known>>,
+    faults: Faults,
+}
 
 #[derive(Default)]
 struct Known {
+    /// There was a look.
+    is_seen: bool,
     absence: Option<Absence>,
     /// Of the plugin's socket.
     unserved: Option<String>,
@@ -48,16 +55,19 @@ struct Known {
 }
 
 impl Health {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // What it has is whole at any time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `faults`: where a refused call is remembered.
+    pub fn new(faults: Faults) -> Self {
+        Self { known: Arc::default(), faults }
     }
 
-    /// Returns whether that is new.
-    pub fn api(&self, absence: Option<Absence>) -> bool {
-        let is_new = self.lock().absence != absence;
-        self.lock().absence = absence;
-        is_new
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // What it has is whole at any time.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn api(&self, absence: Option<Absence>) {
+        let mut known = self.lock();
+        (known.is_seen, known.absence) = (true, absence);
     }
 
     pub fn plugin(&self, fault: Option<String>) {
@@ -66,62 +76,85 @@ impl Health {
 
     pub fn refused(&self, call: &str, error: &str) {
         self.lock().refused = Some((call.to_owned(), error.to_owned(), Instant::now()));
+        self.faults.note(Of::Docker, format!("{call} was refused: {error}"));
+    }
+}
+
+impl Known {
+    fn is_there(&self) -> bool {
+        self.is_seen && self.absence.is_none()
     }
 }
 
 impl Docker {
-    /// Adds what is known of Docker.
-    pub fn tell(&self, status: &mut Status) {
-        let mut troubles: BTreeMap<&str, &str> =
-            self.troubles.iter().map(|(name, why)| (name.as_str(), why.as_str())).collect();
-        for network in &mut status.networks {
-            let trouble = troubles.remove(network.name.as_str());
-            network.faults.extend(trouble.map(str::to_owned));
-        }
+    /// Says what is wrong now.
+    pub fn tell_faults(&self, host: &Host) {
+        let is_known = |name: &str| host.cluster().is_some_and(|c| c.network(name).is_some());
+        let of_networks = self.troubles.iter().map(|(name, why)| match is_known(name) {
+            true => (Of::Network(name.clone()), why.clone()),
+            false => (Of::Docker, format!("network {name}: {why}")),
+        });
         let known = self.health.lock();
-        let names: Vec<String> = self.shared.lock().networks().map(|(n, _)| n.to_owned()).collect();
+        let absent = known.absence.as_ref().and_then(|absence| self.absence(absence));
+        let unserved = known.is_there().then(|| self.unserved(&known)).flatten();
+        let of_docker = absent.into_iter().chain(unserved).map(|fault| (Of::Docker, fault));
+        host.faults().set_all_of("docker", of_docker.chain(of_networks));
+    }
+
+    fn absence(&self, absence: &Absence) -> Option<String> {
         let socket = self.api.socket.display();
-        let mut faults = Vec::new();
-        match &known.absence {
-            None => {}
-            // Perhaps there is to be none on this host.
-            Some(Absence::None) if names.is_empty() => {}
-            Some(Absence::None) => faults.push(format!(
-                "there is no Docker at {socket}, so that containers here can not be in {}: start it, \
-                 or say where it is (docker.socket in the config file)",
-                names.join(", ")
-            )),
-            Some(Absence::Unreachable(e)) => faults.push(format!(
+        match absence {
+            Absence::None => {
+                let shared = self.shared.lock();
+                let names: Vec<&str> = shared.networks().map(|(name, _)| name).collect();
+                // Perhaps there is to be none on this host.
+                (!names.is_empty()).then(|| {
+                    format!(
+                        "there is no Docker at {socket}, so that containers here can not be in {}: \
+                         start it, or say where it is (docker.socket in the config file)",
+                        names.join(", ")
+                    )
+                })
+            }
+            Absence::Unreachable(e) => Some(format!(
                 "Docker at {socket} does not answer ({e}): start it (`systemctl start docker`)"
             )),
-            Some(Absence::Elsewhere) => faults.push(format!(
+            Absence::Elsewhere => Some(format!(
                 "the Docker at {socket} is in another network namespace than this agent, and is not \
-                 served"
+                 served: run the agent in Docker's, or say where its own is (docker.socket in the \
+                 config file)"
             )),
         }
-        let plugin_socket = self.plugin_socket.clone();
-        if let (Some(path), None) = (&plugin_socket, &known.absence) {
-            let path = path.display();
-            if let Some(e) = &known.unserved {
-                faults.push(format!("Docker finds no driver at {path}: {e}"));
-            } else if plugin_socket.as_ref().is_some_and(|path| !path.exists()) {
-                faults.push(format!(
-                    "Docker finds no driver at {path}: somebody removed it; it is made again within \
-                     half a minute"
-                ));
-            }
+    }
+
+    fn unserved(&self, known: &Known) -> Option<String> {
+        let path = self.plugin_socket.as_ref()?;
+        let shown = path.display();
+        if let Some(e) = &known.unserved {
+            return Some(format!("Docker finds no driver at {shown}: {e}"));
         }
-        faults.extend(troubles.iter().map(|(name, why)| format!("network {name}: {why}")));
+        (!path.exists()).then(|| {
+            format!(
+                "Docker finds no driver at {shown}: somebody removed it; it is made again within \
+                 half a minute"
+            )
+        })
+    }
+
+    /// Adds what is known of Docker.
+    pub fn tell(&self, status: &mut Status) {
+        let known = self.health.lock();
         let last_error = known.refused.as_ref().map(|(call, error, at)| DriverFault {
             call: call.clone(),
             error: error.clone(),
             seconds_ago: at.elapsed().as_secs(),
         });
+        let of_docker = status.all_faults.iter().filter(|fault| fault.of == Of::Docker);
         status.docker = Some(DockerStatus {
             socket: self.api.socket.clone(),
-            connected: known.absence.is_none(),
-            plugin_socket,
-            faults,
+            connected: known.is_there(),
+            plugin_socket: self.plugin_socket.clone(),
+            faults: of_docker.map(|fault| fault.fault.clone()).collect(),
             last_error,
         });
     }

@@ -133,7 +133,7 @@ impl Docker {
         let (events, incoming) = mpsc::channel(QUEUE);
         let look = Arc::new(Notify::new());
         let api = Api { socket: settings.socket };
-        let health = Health::default();
+        let health = Health::new(host.faults().clone());
         let plugin_socket = settings.plugin.then_some(settings.plugin_socket);
         let watcher = Watcher {
             api: api.clone(),

@@ -260,11 +260,8 @@ impl Docker {
         });
     }
 
-    /// Said once, however often it is tried.
     fn trouble(&mut self, name: &str, error: &str) {
-        if self.troubles.insert(name.to_owned(), error.to_owned()).as_deref() != Some(error) {
-            tracing::warn!("network {name} on this host: {error}");
-        }
+        self.troubles.insert(name.to_owned(), error.to_owned());
     }
 }
 

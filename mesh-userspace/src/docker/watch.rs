@@ -171,7 +171,6 @@ impl Watcher {
             }
             Err(e) => {
                 self.health.plugin(Some(e.to_string()));
-                tracing::warn!("{}: {e}", socket.display());
             }
         }
     }

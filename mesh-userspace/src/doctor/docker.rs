@@ -1,7 +1,7 @@
 //! Docker on this host: does it find the driver, and may it lead into the world? An agent that runs is
 //! asked, since it follows Docker; else there is a look at where the config file says that it is.
 
-use std::{os::unix::net::UnixStream, path::Path};
+use std::{fs, net::IpAddr, os::unix::net::UnixStream, path::Path};
 
 use super::{
     Finding,
@@ -15,14 +15,34 @@ use crate::{config, docker::DockerStatus};
 pub enum Docker {
     /// As an agent tells.
     Followed(Box<DockerStatus>),
-    /// No agent runs.
-    At(config::Docker),
+    /// No agent runs. `addresses`: those that one would answer for names by.
+    At { docker: config::Docker, addresses: Vec<IpAddr> },
 }
 
 impl Default for Docker {
     fn default() -> Self {
-        Self::At(config::Docker::default())
+        Self::At { docker: config::Docker::default(), addresses: Vec::new() }
     }
+}
+
+/// Docker's config file, where nobody says otherwise.
+pub const DAEMON_JSON: &str = "/etc/docker/daemon.json";
+
+/// What is wrong if Docker's `dns` names one of these addresses, and no agent is there.
+pub fn dns_without_agent(addresses: &[IpAddr]) -> Option<String> {
+    let asked = asked(&fs::read_to_string(DAEMON_JSON).ok()?, addresses)?;
+    Some(format!(
+        "`dns` in {DAEMON_JSON} names the agent of this host ({asked}), and none answers: containers \
+         of Docker find no name of the mesh, and others late or not at all: run `mesh up --config \
+         FILE`, or take {asked} out of `dns` and restart Docker"
+    ))
+}
+
+/// The first of these addresses that `dns` of this daemon.json has.
+fn asked(daemon: &str, addresses: &[IpAddr]) -> Option<IpAddr> {
+    let daemon: serde_json::Value = serde_json::from_str(daemon).ok()?;
+    let dns = daemon.get("dns")?.as_array()?.iter();
+    dns.filter_map(|ip| ip.as_str()?.parse().ok()).find(|ip| addresses.contains(ip))
 }
 
 const MEANING: &str = "`docker network create -d mesh` works while an agent serves the driver.";
@@ -43,12 +63,22 @@ pub(super) fn findings(docker: &Docker) -> Vec<Finding> {
             }
             findings
         }
-        // Perhaps there is to be none on this host.
-        Docker::At(at) if !at.socket.exists() => Vec::new(),
-        Docker::At(at) => {
-            vec![driver(at.plugin.then_some(at.plugin_socket.as_path())), forwarding()]
+        Docker::At { docker: at, addresses } => {
+            let mut findings: Vec<Finding> = dns(addresses).into_iter().collect();
+            // Perhaps there is to be none on this host.
+            if at.socket.exists() {
+                findings.push(driver(at.plugin.then_some(at.plugin_socket.as_path())));
+                findings.push(forwarding());
+            }
+            findings
         }
     }
+}
+
+fn dns(addresses: &[IpAddr]) -> Option<Finding> {
+    let meaning = "Docker asks the agent for the names that its containers ask for.";
+    let finding = Finding::new("docker_dns", Warn, dns_without_agent(addresses)?, meaning);
+    Some(finding.mended_by("mesh up --config FILE"))
 }
 
 fn switched_off() -> Finding {
@@ -74,5 +104,20 @@ fn forwarding() -> Finding {
         Result::Ok(value) => Finding::new("ip_forward", Ok, value, meaning),
         Err(e) => Finding::new("ip_forward", Warn, format!("unseen: {e}"), meaning)
             .mended_by("sysctl net.ipv4.ip_forward"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_of_ours_is_the_agent() {
+        let ours: [IpAddr; 2] = ["10.42.0.1".parse().unwrap(), "fd42::1".parse().unwrap()];
+        let daemon = r#"{"dns": ["192.0.2.53", "fd42::1", 7]}"#;
+        assert_eq!(asked(daemon, &ours), Some(ours[1]));
+        for other in ["", "[]", "{}", r#"{"dns": "10.42.0.1"}"#, r#"{"dns": ["10.42.0.2"]}"#] {
+            assert_eq!(asked(other, &ours), None, "{other}");
+        }
     }
 }

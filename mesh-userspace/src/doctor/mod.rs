@@ -3,6 +3,7 @@
 //! Looks only: nothing is attached, loaded for good, mounted or set. What cannot be seen, for lack of
 //! a capability or of a program to ask, is said to be unseen.
 
+mod agent;
 mod docker;
 mod firewall;
 mod host;
@@ -12,7 +13,8 @@ mod underlay;
 
 use std::path::Path;
 
-pub use docker::Docker;
+pub use agent::{Agent, Config};
+pub use docker::{DAEMON_JSON, Docker, dns_without_agent};
 pub use kernel::release_numbers;
 use serde::Serialize;
 
@@ -87,19 +89,29 @@ impl Report {
     }
 }
 
-/// Looks at everything. `pin_dir`: where the agent would pin its programs. `tunnels`: those of the
-/// cluster that are in UDP, as far as there is a config file.
-pub async fn examine(pin_dir: &Path, docker: &Docker, tunnels: &[Tunnel]) -> Report {
+/// What is known of the mesh of this host before a look.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    pub agent: Agent,
+    pub config: Option<Config>,
+    pub docker: Docker,
+    /// Those of the cluster that are in UDP, as far as there is a config file.
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// Looks at everything. `pin_dir`: where the agent would pin its programs.
+pub async fn examine(pin_dir: &Path, mesh: &Mesh) -> Report {
     let root = rustix::process::geteuid().is_root();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = kernel::findings(&release, KernelFeatures::probe(), root);
     findings.extend(host::findings(pin_dir, root));
     findings.push(firewall::forward_policy(&release));
-    findings.extend(docker::findings(docker));
+    findings.extend(agent::findings(mesh));
+    findings.extend(docker::findings(&mesh.docker));
     match Net::here() {
         Ok(net) => {
             findings.extend(underlay::findings(&net).await);
-            findings.extend(ports::findings(&net, tunnels).await);
+            findings.extend(ports::findings(&net, &mesh.tunnels).await);
         }
         Err(e) => findings.push(underlay::unseen(&e)),
     }

@@ -113,8 +113,8 @@ impl Host {
         self.ensure_guard(&me);
         self.follow_mtu(&cluster, underlay.mtu).await;
         self.follow_flood(&cluster).await;
-        self.warn_of_stranded(&cluster, &me);
         self.ensure_gateways(&cluster, &me).await?;
+        self.tell_faults(&cluster, &me)?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
             tracing::warn!("{e}");
@@ -191,8 +191,11 @@ impl Host {
         parts.note("routes", self.ensure_host_routes(cluster, &me).await);
         self.ensure_firewall();
         self.ensure_guard(&me);
+        if let Some(underlay) = &underlay {
+            self.follow_mtu(cluster, underlay.mtu).await;
+        }
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
-        self.warn_of_stranded(cluster, &me);
+        parts.note("faults", self.tell_faults(cluster, &me));
         self.say_spoiled();
         if !self.is_saved() {
             self.note();

@@ -23,6 +23,7 @@ use crate::{
         sync,
     },
     config::{Cluster, Node, Vni},
+    faults::Of,
     net::{Link, open_netns},
     state::{Bridged, Endpoint},
 };
@@ -295,29 +296,48 @@ impl Host {
         }
     }
 
-    /// `mtu`: of the mesh's containers.
-    pub(super) fn bridge_status(
+    pub(super) fn bridge_status(&self, cluster: &Cluster) -> Vec<BridgeStatus> {
+        let status = |name: &String| BridgeStatus {
+            name: name.clone(),
+            addresses: self.addresses_of(name).collect(),
+            ports: self.ports_of(name).count(),
+            faults: Vec::new(),
+        };
+        cluster.bridges.iter().map(status).collect()
+    }
+
+    fn addresses_of<'a>(&'a self, bridge: &'a str) -> impl Iterator<Item = IpNet> + 'a {
+        self.bridges.addresses.iter().filter(move |(of, _)| of == bridge).map(|(_, net)| *net)
+    }
+
+    fn ports_of<'a>(&'a self, bridge: &'a str) -> impl Iterator<Item = &'a Endpoint> + 'a {
+        self.state.endpoints.values().filter(move |e| is_of(e, bridge))
+    }
+
+    /// What is wrong with the bridges that the config file names.
+    pub(super) fn bridge_faults(
         &self,
         cluster: &Cluster,
         me: &Node,
-        mtu: u32,
-    ) -> Vec<BridgeStatus> {
-        let status = |name: &String| {
-            let ports: Vec<&Endpoint> =
-                self.state.endpoints.values().filter(|e| is_of(e, name)).collect();
-            let of_bridge = self.bridges.addresses.iter().filter(|(of, _)| of == name);
-            let addresses: Vec<IpNet> = of_bridge.map(|(_, net)| *net).collect();
+    ) -> Result<Vec<(Of, String)>, HostError> {
+        if cluster.bridges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let known = sync::networks(self.tables()?)?;
+        let mtu = known.get(&Vni::DEFAULT.get()).map_or(0, |network| network.mtu);
+        let faults = |name: &String| {
             let mut faults = Vec::new();
             if !self.bridges.names().any(|there| there == name) {
                 faults.push("there is no such bridge (yet)".to_owned());
-            } else if !addresses.iter().any(|net| is_own(me, net.addr())) {
+            } else if !self.addresses_of(name).any(|net| is_own(me, net.addr())) {
                 faults.push(format!(
                     "it has no address in this node's subnet: `mesh docker configure` makes Docker \
                      give it {}, after a restart",
                     self.host_addresses(me).first().map(ToString::to_string).unwrap_or_default()
                 ));
             }
-            if let Some(most) = ports.iter().map(|e| e.mtu).max().filter(|most| *most > mtu) {
+            let most = self.ports_of(name).map(|e| e.mtu).max();
+            if let Some(most) = most.filter(|most| *most > mtu) {
                 let remedy = match name.as_str() {
                     "docker0" => "`mesh docker configure` sets Docker's".to_owned(),
                     _ => format!("Docker takes `-o com.docker.network.driver.mtu={mtu}`"),
@@ -327,10 +347,9 @@ impl Host {
                      is answered with ICMP; {remedy}"
                 ));
             }
-            faults.extend(self.firewall.error.clone());
-            BridgeStatus { name: name.clone(), addresses, ports: ports.len(), faults }
+            faults.into_iter().map(|fault| (Of::Bridge(name.clone()), fault)).collect::<Vec<_>>()
         };
-        cluster.bridges.iter().map(status).collect()
+        Ok(cluster.bridges.iter().flat_map(faults).collect())
     }
 
     fn is_hosts(&self, me: &Node, ip: IpAddr) -> bool {

@@ -1,10 +1,6 @@
 //! Containers: attached, detached, forgotten when they are gone.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::{collections::HashSet, net::IpAddr, os::fd::BorrowedFd};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -18,8 +14,8 @@ use super::{
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Network, Node, Vni, mac_text},
-    net::{Net, Veth, VethPair, open_netns},
+    config::{Cluster, Network, Node, mac_text},
+    net::{Net, Veth, VethPair},
     state::Endpoint,
 };
 use mesh_common::{names, verdict::Hook};
@@ -228,29 +224,6 @@ impl Host {
         self.cluster = Some(cluster);
         done
     }
-
-    /// Gives the containers' interfaces the MTU that the file or the underlay has now.
-    pub(super) async fn follow_mtu(&mut self, cluster: &Cluster, underlay_mtu: u32) {
-        let mtu = |vni| compile::container_mtu(cluster, vni, underlay_mtu).unwrap_or_else(|m| m);
-        let mut mtus = HashMap::new();
-        let made_here = self.state.endpoints.iter_mut().filter(|(_, e)| e.bridged.is_none());
-        for (name, endpoint) in made_here {
-            let Some(vni) = Vni::new(endpoint.vni) else { continue };
-            let mtu = *mtus.entry(vni).or_insert_with(|| mtu(vni));
-            let mtu = endpoint.mtu_max.map_or(mtu, |most| most.min(mtu));
-            if mtu == endpoint.mtu {
-                continue;
-            }
-            match set_inner_mtu(endpoint, mtu).await {
-                Ok(()) => endpoint.mtu = mtu,
-                Err(e) => tracing::warn!(
-                    "endpoint {name} keeps its MTU of {}, though the mesh now has {mtu}: {e}; \
-                     packets that are too big are answered, or attach it anew",
-                    endpoint.mtu
-                ),
-            }
-        }
-    }
 }
 
 pub(super) fn describe(name: &str, network: &Network, me: &Node, endpoint: &Endpoint) -> Attached {
@@ -289,17 +262,4 @@ async fn choose_ifname(inside: &Net, asked: Option<String>) -> Result<String, Ho
 
 pub(super) fn id_of(netns: BorrowedFd<'_>) -> (u64, u64) {
     rustix::fs::fstat(netns).map(|s| (s.st_dev, s.st_ino)).unwrap_or_default()
-}
-
-/// The namespace that an endpoint was attached to.
-pub(super) fn inside_of(endpoint: &Endpoint) -> Result<Net, HostError> {
-    let netns: OwnedFd = open_netns(&endpoint.netns)?;
-    if id_of(netns.as_fd()) != endpoint.netns_id {
-        return Err(HostError::User(format!("{} is another namespace by now", endpoint.netns)));
-    }
-    Ok(Net::in_netns(netns.as_fd())?)
-}
-
-async fn set_inner_mtu(endpoint: &Endpoint, mtu: u32) -> Result<(), HostError> {
-    Ok(inside_of(endpoint)?.set_mtu(endpoint.ifindex, mtu).await?)
 }

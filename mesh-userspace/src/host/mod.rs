@@ -1,9 +1,6 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::de::DeserializeOwned;
 
@@ -25,6 +22,7 @@ mod bridge;
 mod choice;
 mod cni;
 mod endpoint;
+mod faults;
 mod fill;
 mod firewall;
 mod gateway;
@@ -33,6 +31,7 @@ mod groups;
 mod guard;
 mod headroom;
 mod identity;
+mod inside;
 mod look;
 mod matter;
 mod mesh0;
@@ -47,7 +46,6 @@ mod removal;
 mod routes;
 mod sandbox;
 mod status;
-mod stranded;
 mod teardown;
 mod underlay;
 
@@ -121,8 +119,8 @@ pub struct Host {
     foreign_ports: Vec<u16>,
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
-    /// What was warned of: endpoints without a place in the cluster.
-    stranded: BTreeSet<String>,
+    /// Endpoints that a change of the file did not reach, with what is wrong.
+    unfollowed: BTreeMap<String, inside::Unfollowed>,
     faults: Faults,
     /// Why an endpoint has no program, by its name.
     unattached: BTreeMap<String, String>,
@@ -167,7 +165,7 @@ impl Host {
             listeners: gro::Listeners::default(),
             foreign_ports: Vec::new(),
             no_netkit: false,
-            stranded: BTreeSet::new(),
+            unfollowed: BTreeMap::new(),
             faults: Faults::default(),
             unattached: BTreeMap::new(),
         })

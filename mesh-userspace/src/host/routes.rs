@@ -7,10 +7,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{
-    Host, HostError, ROUTE_PROTOCOL,
-    endpoint::{id_of, inside_of},
-};
+use super::{Host, HostError, ROUTE_PROTOCOL, endpoint::id_of, inside::inside_of};
 use crate::{
     config::{Cluster, Flood, Network, Node, gateway},
     net::{Net, Route, RouteSpec},
@@ -145,7 +142,7 @@ impl Host {
             // Those on a bridge have it from there.
             let endpoints = self.state.endpoints.iter().filter(|(_, e)| e.bridged.is_none());
             for (name, endpoint) in endpoints.filter(|(_, e)| e.vni == network.vni.get()) {
-                if let Err(e) = follow_flood_in(endpoint, carries).await {
+                if let Err(e) = follow_flood_in(&self.net, endpoint, carries).await {
                     tracing::warn!("endpoint {name} keeps its routes for broadcast: {e}");
                 }
             }
@@ -153,8 +150,9 @@ impl Host {
     }
 }
 
-async fn follow_flood_in(endpoint: &Endpoint, carries: bool) -> Result<(), HostError> {
-    let (inside, routes) = (inside_of(endpoint)?, group_routes(endpoint));
+async fn follow_flood_in(here: &Net, endpoint: &Endpoint, carries: bool) -> Result<(), HostError> {
+    let (inside, _) = inside_of(here, endpoint).await?;
+    let routes = group_routes(endpoint);
     if carries {
         return add_routes(&inside, &routes).await;
     }

@@ -10,13 +10,13 @@ use mesh_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{GroupStatus, Host, HostError, path_mtu::Learned, stranded};
+use super::{GroupStatus, Host, HostError, path_mtu::Learned};
 use crate::{
     bpf::{attach::Mode, sync, tables::Tables},
     compile::least_path_mtu,
     config::{Cluster, Node, Vni, mac_text},
     docker::DockerStatus,
-    faults::PastFault,
+    faults::{Fault, PastFault},
     net::{Link, Neighbour},
     state::Published,
 };
@@ -58,6 +58,9 @@ pub struct Status {
     /// What is not as it should be on this host, and the way out.
     #[serde(default)]
     pub faults: Vec<String>,
+    /// The same, and what is wrong with networks, endpoints, bridges and Docker.
+    #[serde(default)]
+    pub all_faults: Vec<Fault>,
     /// What was wrong since the agent began and is not any more, the latest first.
     #[serde(default)]
     pub past_faults: Vec<PastFault>,
@@ -210,7 +213,8 @@ impl Host {
         }
         let networks = self.networks(cluster, &me, tables)?;
         let mtu = networks.first().map_or(0, |n| n.mtu);
-        Ok(Status {
+        self.tell_faults(cluster, &me)?;
+        let mut status = Status {
             node: me.name.clone(),
             cluster: cluster.name.clone(),
             encap: cluster.encap.to_string(),
@@ -223,17 +227,20 @@ impl Host {
             addresses: self.host_addresses(&me),
             networks,
             peers: self.peers(cluster, &me, tables).await?,
-            endpoints: self.endpoints(cluster, &me, tables)?,
+            endpoints: self.endpoints(cluster, tables)?,
             groups: self.groups(cluster, tables)?,
-            bridges: self.bridge_status(cluster, &me, mtu),
+            bridges: self.bridge_status(cluster),
             docker_plugin: cluster.docker.plugin,
             docker: None,
-            faults: self.faults.now(),
+            faults: Vec::new(),
+            all_faults: Vec::new(),
             past_faults: self.faults.past(),
             drops,
             hooks,
             programs: self.programs(),
-        })
+        };
+        status.take_faults(self.faults.now());
+        Ok(status)
     }
 
     fn networks(
@@ -250,7 +257,7 @@ impl Host {
             cidrs: n.cidrs.clone(),
             subnets: subnets(me, n.vni),
             gateways: self.gateways_of(me, n.vni),
-            faults: self.gateway_faults(n.vni),
+            faults: Vec::new(),
         };
         Ok(cluster.networks.iter().map(status).collect())
     }
@@ -305,7 +312,6 @@ impl Host {
     fn endpoints(
         &self,
         cluster: &Cluster,
-        me: &Node,
         tables: &Tables,
     ) -> Result<Vec<EndpointStatus>, HostError> {
         let mut all = Vec::new();
@@ -325,7 +331,7 @@ impl Host {
                 bridge: e.bridged.as_ref().map(|b| b.bridge.clone()),
                 container: e.bridged.as_ref().and_then(|b| b.container.clone()),
                 ports: e.ports.clone(),
-                faults: stranded::faults(cluster, me, e),
+                faults: Vec::new(),
                 tx: Count { packets: traffic.tx_packets, bytes: traffic.tx_bytes },
                 rx: Count { packets: traffic.rx_packets, bytes: traffic.rx_bytes },
             });

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use super::{Host, HostError, ROUTE_PROTOCOL, firewall, mesh0};
 use crate::{
     config::{Cluster, Node, Vni, gateway},
+    faults::Of,
     net::{Link, Neighbour, Route, RouteSpec},
     state::{Endpoint, State},
 };
@@ -38,8 +39,6 @@ pub(super) struct Gateways {
     held: Held,
     /// As the kernel follows them.
     ways: follow::Ways,
-    /// What is not as it should be, and the way out.
-    pub faults: Vec<String>,
 }
 
 impl Gateways {
@@ -68,8 +67,14 @@ impl Host {
         }
     }
 
-    pub(super) fn gateway_faults(&self, vni: Vni) -> Vec<String> {
-        if self.has_gateway(vni.get()) { self.gateways.faults.clone() } else { Vec::new() }
+    /// Tells what is not as it should be, of each network that it bears on.
+    fn tell_gateway_faults(&self, faults: &[String]) {
+        let names = self.state.networks.iter().filter(|n| n.gateway).map(|n| &n.name);
+        let of = |name: &String| {
+            let of = Of::Network(name.clone());
+            faults.iter().map(move |fault| (of.clone(), fault.clone()))
+        };
+        self.faults.set_all_of("gateway", names.flat_map(of));
     }
 
     /// [`mesh_common::maps::NetworkInfo::world`] by VNI.
@@ -111,6 +116,7 @@ impl Host {
         if !self.is_gateway() {
             self.gateways = Gateways::default();
             firewall::forget(TABLE, &self.faults);
+            self.tell_gateway_faults(&[]);
             remove(&self.state)?;
             if std::mem::take(&mut self.state.gateways) {
                 set(mesh0::NAME, LOCALNET, "0");
@@ -140,10 +146,7 @@ impl Host {
                 format!("containers may not reach the world, by the policy of FORWARD: {e}")
             }),
         );
-        for fault in faults.iter().filter(|fault| !self.gateways.faults.contains(fault)) {
-            tracing::warn!("{fault}");
-        }
-        self.gateways.faults = faults;
+        self.tell_gateway_faults(&faults);
         Ok(())
     }
 
