@@ -148,8 +148,18 @@ fn to_world(mesh: &Topology, guest: &Netns, header: Ipv4Header, payload: &[u8]) 
 /// Whoever takes the rules of nftables away, by `nft flush ruleset` for one, and puts others there.
 #[test]
 fn forged_tunnel_packets_reach_nobody_without_any_table_of_the_mesh() {
+    forged_tunnel_packets_reach_nobody("tcx");
+}
+
+#[test]
+fn forged_tunnel_packets_reach_nobody_where_programs_are_filters() {
+    forged_tunnel_packets_reach_nobody("clsact");
+}
+
+fn forged_tunnel_packets_reach_nobody(attach_mode: &'static str) {
     let options = Options { containers: 2, encap: Encap::Vxlan, ..Options::default() };
     bare(options, |mesh| {
+        mesh.hosts[0].attach_mode = Some(attach_mode);
         let guest = masqueraded(mesh)?;
         up_with_first_containers(mesh)?;
         let [near, to] = [mesh.party("h1c1")?, mesh.party("h2c1")?];

@@ -250,6 +250,28 @@ mod tests {
         assert_eq!(changes(&datagram), [gone(3), gone(4)]);
     }
 
+    /// RTM_NEWNETCONF with an interface and whether it forwards.
+    fn netconf(ifindex: i32, forwarding: i32) -> Vec<u8> {
+        let attribute = |kind: u16, value: i32| {
+            [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &value.to_ne_bytes()].concat()
+        };
+        let attributes =
+            [attribute(NETCONFA_IFINDEX, ifindex), attribute(NETCONFA_FORWARDING, forwarding)];
+        let header = [&36u32.to_ne_bytes()[..], &RTM_NEWNETCONF.to_ne_bytes(), &[0; 10]].concat();
+        [&header[..], &[2, 0, 0, 0], &attributes.concat()].concat()
+    }
+
+    #[test]
+    fn forwarding_is_on_from_one_interface_and_off_for_all() {
+        let of = |ifindex, value| changes(&netconf(ifindex, value));
+        assert_eq!(of(3, 1), [Change::Forwarding { on: true }]);
+        assert_eq!(of(NETCONFA_IFINDEX_ALL, 1), [Change::Forwarding { on: true }]);
+        assert_eq!(of(NETCONFA_IFINDEX_ALL, 0), [Change::Forwarding { on: false }]);
+        assert_eq!(of(3, 0), []);
+        let both = [netconf(3, 0), link_gone(4)].concat();
+        assert_eq!(changes(&both), [gone(4)]);
+    }
+
     #[test]
     fn a_datagram_cut_short_ends_the_reading() {
         let datagram = link_gone(3);
