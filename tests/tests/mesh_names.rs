@@ -117,7 +117,7 @@ fn forwarded_questions_of_one_leave_others_theirs() {
         let _world = World::start(&host.netns, WORLD, SAYS, 0)?;
         let [calm, wild, _] = &host.containers[..] else { unreachable!() };
         let ends = AtomicBool::new(false);
-        let asked = thread::scope(|scope| -> Result<()> {
+        thread::scope(|scope| -> Result<()> {
             let flood = scope.spawn(|| flood(&wild.netns, &ends));
             let asked = (0..40).try_for_each(|_| {
                 thread::sleep(NOW_AND_THEN);
@@ -127,8 +127,7 @@ fn forwarded_questions_of_one_leave_others_theirs() {
             });
             ends.store(true, Ordering::Relaxed);
             asked.and(flood.join().expect("the flood"))
-        });
-        asked
+        })
     });
 }
 
