@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -150,6 +150,7 @@ impl Plugin {
                 served.set(false);
                 done
             }
+            Ok(Err(e)) if e.is::<LengthLimitError>() => (StatusCode::PAYLOAD_TOO_LARGE, error(&*e)),
             Ok(Err(e)) => (StatusCode::BAD_REQUEST, error(&*e)),
             Err(e) => (StatusCode::REQUEST_TIMEOUT, error(&e)),
         };
