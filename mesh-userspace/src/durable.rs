@@ -94,10 +94,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// The old file is as it was.
 pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let old = match fs::metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        old => Some(old?),
-    };
+    let old = check_regular(path)?;
     let mode = if old.is_some() { 0o600 } else { 0o644 };
     put(path, bytes, mode, |new| match &old {
         Some(old) => {
@@ -106,6 +103,28 @@ pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
         }
         None => Ok(()),
     })
+}
+
+/// What a path leads to, if anything is there.
+///
+/// # Errors
+///
+/// It is no regular file. A device or a socket that is replaced is lost to all who need it.
+pub fn check_regular(path: &Path) -> io::Result<Option<fs::Metadata>> {
+    let refuse = |kind, text: &str| Err(io::Error::new(kind, text.to_owned()));
+    match fs::metadata(path) {
+        Ok(there) if there.is_file() => Ok(Some(there)),
+        Ok(there) if there.is_dir() => {
+            let text = "it is a folder: give the path of a file in it";
+            refuse(io::ErrorKind::IsADirectory, text)
+        }
+        Ok(_) => refuse(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file, but a device, a pipe or a socket: give another path",
+        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// `finish`: what is done to the file before it has its name.

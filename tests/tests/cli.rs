@@ -45,6 +45,24 @@ fn a_dash_is_stdout_for_init_and_stdin_for_check() {
 }
 
 #[test]
+fn what_is_no_file_stays_as_it_is() {
+    bare(ONE_HOST, |topology| {
+        let host = &topology.hosts[0];
+        let socket = topology.dir.join("socket");
+        let _open = std::os::unix::net::UnixListener::bind(&socket)?;
+        let path = socket.display().to_string();
+        let own = mesh_tests::cluster::underlay(1);
+        let folder = topology.dir.display().to_string();
+        for (path, why) in [(&path, "no regular file"), (&folder, "it is a folder")] {
+            let (status, out, said) = mesh(host, &["init", &own, "--file", path], "")?;
+            ensure!(status == Some(1) && said.contains(why), "{path}: {out}{said}");
+        }
+        ensure!(!fs::metadata(&socket)?.is_file(), "the socket was replaced");
+        Ok(())
+    });
+}
+
+#[test]
 fn init_names_this_hosts_addresses_where_it_is_not_among_the_hosts() {
     bare(ONE_HOST, |topology| {
         let host = &topology.hosts[0];

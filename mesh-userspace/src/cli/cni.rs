@@ -155,7 +155,9 @@ fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<Steps> {
     let path = args.folders.conf_dir.join(name + ENDING);
     let shown = path.display();
     let before = file::read(&path).with_context(|| shown.to_string())?;
-    let run_dir = (place.run_dir != Path::new(Place::DEFAULT_RUN_DIR)).then_some(&*place.run_dir);
+    // Runtimes call the plugin in folders of their own.
+    let run_dir = std::path::absolute(&place.run_dir).context("where the run folder is")?;
+    let run_dir = (run_dir != Path::new(Place::DEFAULT_RUN_DIR)).then_some(&*run_dir);
     let wanted = conflist(network, run_dir);
     let after = text(&wanted)?;
     let step = |action| Step { content: Some(wanted.clone()), ..Step::new(&path, action) };

@@ -8,12 +8,13 @@ use std::{
 use crate::durable;
 
 /// Nothing, if there is no such file.
+///
+/// # Errors
+///
+/// It is something else, which may never end or have no writer, or can not be read.
 pub fn read(path: &Path) -> io::Result<String> {
-    match fs::read_to_string(path) {
+    match durable::check_regular(path).and_then(|_| fs::read_to_string(path)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-            Err(io::Error::new(e.kind(), "it is a folder: give the path of a file in it"))
-        }
         done => done,
     }
 }
@@ -81,6 +82,21 @@ mod tests {
         fs::remove_file(&file).unwrap();
         let error = replace(&link, "3").unwrap_err().to_string();
         assert!(error.contains("kept.json, which is not there"), "{error}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_device_is_neither_read_nor_replaced() {
+        let dir = folder("device");
+        let socket = dir.join("socket");
+        let _open = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for done in [read(Path::new("/dev/zero")).map(drop), read(&socket).map(drop)] {
+            let error = done.unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        let error = replace(&socket, "1").unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+        assert!(!fs::metadata(&socket).unwrap().is_file());
         fs::remove_dir_all(dir).unwrap();
     }
 

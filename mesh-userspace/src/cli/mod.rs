@@ -102,7 +102,7 @@ pub enum Verb {
 pub fn main() -> ExitCode {
     // A container waits: no more is done than is needed.
     if crate::cni::is_called() {
-        let run_dir = std::env::var_os(Place::RUN_DIR);
+        let run_dir = std::env::var_os(Place::RUN_DIR).filter(|dir| !dir.is_empty());
         return crate::cni::main(&run_dir.map_or(Place::DEFAULT_RUN_DIR.into(), PathBuf::from));
     }
     let mut cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());
