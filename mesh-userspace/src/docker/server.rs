@@ -285,7 +285,7 @@ mod tests {
         );
         large.write_all(text.as_bytes()).unwrap();
         let _ = large.write_all(&vec![b' '; length]);
-        assert!(rest(large).starts_with("HTTP/1.1 400"));
+        assert!(rest(large).starts_with("HTTP/1.1 413"));
         assert!(rest(body).starts_with("HTTP/1.1 408"));
         // Nothing, or that the request was not understood.
         assert!(!rest(head).contains(" 200 "));
