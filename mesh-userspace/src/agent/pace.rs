@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 /// Changes come in bursts: what follows within this time is looked at together.
 pub const SETTLE: Duration = Duration::from_millis(10);
-/// While changes do not stop, two looks are this far apart, and ever farther.
-const STORM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// After a look without another for so long, the storm is over.
-const QUIET: Duration = Duration::from_secs(2);
+/// While changes do not stop, looks come this far apart.
+const STORM: Duration = Duration::from_millis(500);
+/// Looks that may come at once before that, as many as the start of a few containers takes.
+const BURST: u32 = 8;
 
 #[derive(Debug)]
 pub struct Pace {
@@ -19,16 +19,15 @@ pub struct Pace {
     due: Instant,
     /// When to look also at what is remembered.
     afresh: Instant,
-    last: Instant,
-    /// From the last look to the next for a change.
-    pause: Duration,
+    /// Until when the looks so far would have lasted, had each come [`STORM`] after the one before.
+    spent: Instant,
 }
 
 impl Pace {
     /// Of an agent that has just looked.
     pub fn new(interval: Duration, now: Instant) -> Self {
         let next = now + interval;
-        Self { interval, due: next, afresh: next, last: now, pause: Duration::ZERO }
+        Self { interval, due: next, afresh: next, spent: now }
     }
 
     /// When the next look is due.
@@ -38,7 +37,9 @@ impl Pace {
 
     /// Something changed.
     pub fn changed(&mut self, now: Instant) {
-        self.due = self.due.min((now + SETTLE).max(self.last + self.pause));
+        let soon = now + SETTLE;
+        let ahead = self.spent.saturating_duration_since(soon);
+        self.due = self.due.min(soon + ahead.saturating_sub(STORM * BURST));
     }
 
     /// A look is due in `wait`, whatever changes.
@@ -57,10 +58,7 @@ impl Pace {
     }
 
     pub fn looked(&mut self, now: Instant) {
-        let is_storm = now.saturating_duration_since(self.last) < QUIET;
-        let (least, most) = STORM;
-        self.pause = if is_storm { (self.pause * 2).clamp(least, most) } else { least };
-        self.last = now;
+        self.spent = self.spent.max(now) + STORM;
         self.due = self.afresh.max(now);
     }
 }
@@ -87,18 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_look_is_at_once_and_a_storm_gets_ever_fewer() {
+    fn the_first_looks_are_at_once_and_a_storm_gets_few() {
         let begun = Instant::now();
         let mut pace = Pace::new(INTERVAL, begun);
         let storm = begun + Duration::from_secs(10);
         let seen = looks(&mut pace, storm, Duration::from_secs(10));
         let millis = |n| Duration::from_millis(n);
-        assert_eq!(seen[..5], [10, 110, 310, 710, 1510].map(millis));
-        assert!(seen.len() <= 14, "{seen:?}");
-        // The one that is due yet; then it is over, and the next change is looked at at once.
+        let at_once = seen.iter().filter(|at| **at < millis(200)).count();
+        assert!((8..=10).contains(&at_once), "{seen:?}");
+        assert!(seen.len() <= at_once + 20, "{seen:?}");
+        // Then it is over, and the next change is looked at at once.
         pace.looked(pace.due());
         let later = storm + Duration::from_secs(15);
-        assert_eq!(looks(&mut pace, later, millis(20)), [millis(10)]);
+        assert_eq!(looks(&mut pace, later, millis(20))[0], millis(10));
     }
 
     #[test]
