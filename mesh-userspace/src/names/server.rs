@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use socket2::Type;
+use socket2::{Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
     task::AbortHandle,
@@ -12,7 +12,7 @@ use super::{Outcome, QUESTION_MAX, Resolver, clients::Clients};
 use crate::{
     docker::GATEWAY,
     host::MESH0,
-    peers::{Listeners, Place, Roster, Service, bind, bind_tcp, refuse},
+    peers::{Answers, Listeners, Place, Roster, Service, answering, bind, bind_tcp, refuse},
 };
 
 const PORT: u16 = 53;
@@ -35,21 +35,34 @@ pub async fn run(resolver: Resolver) {
 }
 
 fn listen(resolver: &Resolver, clients: &Clients, place: &Place) -> io::Result<AbortHandle> {
-    let udp = UdpSocket::from_std(bind(place, PORT, Type::DGRAM)?.into())?;
-    let tcp = bind_tcp(place, PORT)?;
+    let udp = Arc::new(udp(bind(place, PORT, Type::DGRAM, Answers::SameInterface)?)?);
+    // Containers whose router is this host ask by mesh0, and have a route of their own back.
+    let (answers, answering) = match place.interface.as_str() {
+        MESH0 => (Answers::AnyRoute, Arc::new(self::udp(answering(place.address, PORT)?)?)),
+        _ => (Answers::SameInterface, udp.clone()),
+    };
+    let tcp = bind_tcp(place, PORT, answers)?;
     let (resolver, clients, place) = (resolver.clone(), clients.clone(), place.clone());
     Ok(tokio::spawn(async move {
         tokio::select! {
-            () = serve_udp(&resolver, udp, &place) => {}
+            () = serve_udp(&resolver, &udp, &answering, &place) => {}
             () = serve_tcp(&resolver, &clients, tcp, &place) => {}
         }
     })
     .abort_handle())
 }
 
+fn udp(socket: Socket) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(socket.into())
+}
+
 /// What can be answered at once is, here and now: it needs no place beside what must wait.
-async fn serve_udp(resolver: &Resolver, socket: UdpSocket, place: &Place) {
-    let socket = Arc::new(socket);
+async fn serve_udp(
+    resolver: &Resolver,
+    socket: &UdpSocket,
+    answering: &Arc<UdpSocket>,
+    place: &Place,
+) {
     let mut buffer = [0; QUESTION_MAX + 1];
     loop {
         let (len, from) = match socket.recv_from(&mut buffer).await {
@@ -66,12 +79,12 @@ async fn serve_udp(resolver: &Resolver, socket: UdpSocket, place: &Place) {
         match resolver.begin(&buffer[..len], resolver.caller(from.ip(), place, true)) {
             Outcome::Done(None) => {}
             // One that does not fit into the socket is lost, as on a network.
-            Outcome::Done(Some(answer)) => drop(socket.try_send_to(&answer, from)),
+            Outcome::Done(Some(answer)) => drop(answering.try_send_to(&answer, from)),
             Outcome::Later(question, step, share) => {
-                let (resolver, socket) = (resolver.clone(), socket.clone());
+                let (resolver, answering) = (resolver.clone(), answering.clone());
                 tokio::spawn(async move {
                     if let Some(answer) = resolver.finish(question, step, share).await {
-                        drop(socket.send_to(&answer, from).await);
+                        drop(answering.send_to(&answer, from).await);
                     }
                 });
             }

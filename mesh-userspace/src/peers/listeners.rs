@@ -1,7 +1,7 @@
 //! What listens on this node's overlay addresses, which come and go with the config file.
 //!
-//! Each listener is bound to one interface: the kernel hands it nothing that came in by another, and
-//! sends its answers by no other. The underlay and the bridges of strangers find a closed port.
+//! Each listener is for one interface: the kernel hands it nothing that came in by another. The underlay
+//! and the bridges of strangers find a closed port, or get no answer.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use super::{Roster, Shared};
@@ -42,6 +42,15 @@ pub struct Place {
     pub interface: String,
     /// The interface's index: a new one of the same name has another.
     pub index: u32,
+}
+
+/// Where the answers of a listener leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// By its interface.
+    SameInterface,
+    /// Where the route to the client leads.
+    AnyRoute,
 }
 
 /// The listeners of one service.
@@ -196,13 +205,26 @@ fn places(addresses: &[IpAddr], interfaces: &[String]) -> Vec<Place> {
 }
 
 /// A socket on a port of this place, which does not block.
-pub fn bind(place: &Place, port: u16, kind: Type) -> io::Result<Socket> {
+///
+/// # Errors
+///
+/// Those of bind(2), and `AddrInUse` if another process has the port.
+pub fn bind(place: &Place, port: u16, kind: Type, answers: Answers) -> io::Result<Socket> {
     let address = SocketAddr::new(place.address, port);
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.bind_device(Some(place.interface.as_bytes()))?;
+    match answers {
+        Answers::SameInterface => socket.bind_device(Some(place.interface.as_bytes()))?,
+        Answers::AnyRoute => socket.attach_filter(&only_from(place.index))?,
+    }
+    // To the kernel, one that is bound to no interface is in the way of those that are. Another process of
+    // root's may do the same, and would share out the clients.
+    socket.set_reuse_port(true)?;
+    if net::port_holder(place.address, port).is_some() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
     socket.set_nonblocking(true)?;
     if kind == Type::STREAM {
         // What was accepted by an agent before may linger.
@@ -216,8 +238,50 @@ pub fn bind(place: &Place, port: u16, kind: Type) -> io::Result<Socket> {
 }
 
 /// The same for TCP.
-pub fn bind_tcp(place: &Place, port: u16) -> io::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::from_std(bind(place, port, Type::STREAM)?.into())
+pub fn bind_tcp(place: &Place, port: u16, answers: Answers) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(bind(place, port, Type::STREAM, answers)?.into())
+}
+
+/// A UDP socket that answers from this port of an address, where the route to the client leads. It hears
+/// nobody.
+///
+/// # Errors
+///
+/// Those of bind(2).
+pub fn answering(address: IpAddr, port: u16) -> io::Result<Socket> {
+    let from = SocketAddr::new(address, port);
+    let socket = Socket::new(Domain::for_address(from), Type::DGRAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.attach_filter(&[DROP])?;
+    socket.bind(&from.into())?;
+    // One that is connected hears its peer alone: for others the port is as closed as without it.
+    socket.connect(&SocketAddr::new(address, DISCARD).into())?;
+    Ok(socket)
+}
+
+/// Nobody sends from it (RFC 863).
+const DISCARD: u16 = 9;
+
+const fn instruction(code: u32, (jt, jf): (u8, u8), k: u32) -> SockFilter {
+    SockFilter::new(code as u16, jt, jf, k)
+}
+
+const DROP: SockFilter = instruction(libc::BPF_RET | libc::BPF_K, (0, 0), 0);
+
+/// Takes packets that came in by the interface of this index, and drops all others (classic BPF;
+/// SKF_AD_IFINDEX of linux/filter.h).
+fn only_from(index: u32) -> [SockFilter; 4] {
+    const AD_IFINDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
+    [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), AD_IFINDEX),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 1), index),
+        instruction(libc::BPF_RET | libc::BPF_K, (0, 0), u32::MAX),
+        DROP,
+    ]
 }
 
 /// Ends a connection at once, and leaves nothing of it behind in the kernel.

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     Listeners, PORT, Shared,
-    listeners::{Place, Service, bind_tcp, refuse},
+    listeners::{Answers, Place, Service, bind_tcp, refuse},
     protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
 use crate::{host::MESH0, quota::Quota};
@@ -65,7 +65,7 @@ pub(super) async fn run(shared: Shared) {
 
 impl Server {
     fn listen(&self, place: &Place) -> io::Result<AbortHandle> {
-        let listener = bind_tcp(place, PORT)?;
+        let listener = bind_tcp(place, PORT, Answers::SameInterface)?;
         Ok(tokio::spawn(self.clone().serve(listener)).abort_handle())
     }
 
