@@ -67,8 +67,11 @@ impl Holder {
         start_of(self.pid).is_some_and(|now| self.start.is_none_or(|then| then == now))
     }
 
-    /// The command that ends it and leaves the traffic alone.
+    /// The command that ends it and leaves the traffic alone. One that is stopped heeds no signal but two.
     pub fn stop_command(&self) -> String {
+        if self.is_stopped() {
+            return format!("kill -CONT {0}; kill {0}", self.pid);
+        }
         self.unit()
             .map_or_else(|| format!("kill {}", self.pid), |unit| format!("systemctl stop {unit}"))
     }
@@ -80,6 +83,13 @@ impl Holder {
         let groups = read("cgroup")?;
         let unit = groups.lines().find_map(|line| line.rsplit('/').next())?;
         unit.ends_with(".service").then(|| unit.to_owned())
+    }
+
+    /// By SIGSTOP or a debugger; field 3 of /proc/PID/stat (proc(5)).
+    fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, after)| after.trim_start().chars().next());
+        matches!(state, Some('T' | 't'))
     }
 
     fn command(&self) -> Option<String> {
@@ -109,7 +119,8 @@ impl fmt::Display for Holder {
         }
         match (self.command(), self.age()) {
             (Some(command), Some(age)) => {
-                write!(f, "process {pid} (`{command}`, for {})", rough(age))
+                let stopped = if self.is_stopped() { ", stopped" } else { "" };
+                write!(f, "process {pid} (`{command}`, for {}{stopped})", rough(age))
             }
             _ => write!(f, "process {pid} (which says nothing of itself)"),
         }

@@ -114,6 +114,10 @@ pub fn check_owner(dir: &Path) -> io::Result<()> {
     if found.uid() == own && found.mode() & writable == 0 {
         return Ok(());
     }
+    if own != 0 && found.uid() == 0 {
+        let text = format!("{} is root's: run as root", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
     let text = format!(
         "{} is another user's, or others may write to it: name a folder of root's, or remove it",
         dir.display()

@@ -62,6 +62,22 @@ fn underlay_address_that_goes_is_a_fault_and_the_rest_is_put_right_meanwhile() {
 }
 
 #[test]
+fn underlay_without_a_way_to_other_nodes_is_a_fault_until_there_is_one() {
+    scenario(Options { ipv6: false, ..Options::DEFAULT }, |mesh| {
+        let host = &mesh.hosts[0];
+        host.netns.exec("ip link set eth0 down")?;
+        wait_for_fault(host, "eth0, the interface of the underlay, is down or has no carrier")?;
+        host.netns.exec("ip link set eth0 up")?;
+        wait_for_no_fault(host)?;
+        host.netns.exec("ip route add unreachable 192.0.2.12/32")?;
+        wait_for_fault(host, "no route that can be used to h2 (192.0.2.12)")?;
+        host.netns.exec("ip route del unreachable 192.0.2.12/32")?;
+        wait_for_no_fault(host)?;
+        mesh.party("h1c1")?.expect_reaches(&mesh.party("h2c1")?)
+    });
+}
+
+#[test]
 fn config_file_in_a_folder_that_is_replaced_is_applied() {
     bare(ONE, |mesh| {
         let cluster = mesh.cluster.clone();

@@ -89,7 +89,7 @@ fn without_status(e: anyhow::Error) -> anyhow::Result<(u8, Vec<Fault>)> {
     match e.downcast_ref::<NoAnswer>() {
         Some(NoAnswer::Refused(_)) => Ok((FAULTY, vec![Fault { of: Of::Host, fault: text }])),
         Some(_) => Ok((NO_AGENT, no_agent(text, &addresses_of_file()))),
-        None if is_denied(&e) => Err(e),
+        None if is_unseen(&e) => Err(e),
         // No agent runs, and what one before left makes no sense.
         None => {
             let mut faults = no_agent(NONE_RUNS.to_owned(), &[]);
@@ -105,9 +105,11 @@ fn addresses_of_file() -> Vec<IpAddr> {
     file.map(|(cluster, _)| super::doctor::addresses_of_nodes(&cluster)).unwrap_or_default()
 }
 
-fn is_denied(e: &anyhow::Error) -> bool {
+/// It could not be looked into the run folder at all.
+fn is_unseen(e: &anyhow::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, PermissionDenied};
     let mut causes = e.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|e| e.kind() == io::ErrorKind::PermissionDenied)
+    causes.any(|e| matches!(e.kind(), NotADirectory | PermissionDenied))
 }
 
 fn check(faults: &[Fault], code: u8, json: bool) -> anyhow::Result<ExitCode> {

@@ -114,7 +114,7 @@ impl Host {
         self.follow_mtu(&cluster, underlay.mtu).await;
         self.follow_flood(&cluster).await;
         self.ensure_gateways(&cluster, &me).await?;
-        self.tell_faults(&cluster, &me)?;
+        self.tell_faults(&cluster, &me).await?;
         // Ours are attached behind them, and take over as they go.
         for e in self.pins.remove_other_versions() {
             tracing::warn!("{e}");
@@ -195,7 +195,7 @@ impl Host {
             self.follow_mtu(cluster, underlay.mtu).await;
         }
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
-        parts.note("faults", self.tell_faults(cluster, &me));
+        parts.note("faults", self.tell_faults(cluster, &me).await);
         self.say_spoiled();
         if !self.is_saved() {
             self.note();

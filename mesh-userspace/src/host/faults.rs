@@ -1,4 +1,6 @@
-//! What is wrong with endpoints and attached bridges, told the board of faults.
+//! What is wrong with endpoints, attached bridges and the ways to other nodes, told the board of faults.
+
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Host, HostError, Status};
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
 
 impl Host {
     /// Looks at all of them.
-    pub(super) fn tell_faults(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
+    pub(super) async fn tell_faults(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
         let endpoints = self.state.endpoints.iter().flat_map(|(name, endpoint)| {
             let unfollowed = self.unfollowed.get(name).map(|u| u.fault.clone());
             let faults = faults(cluster, me, endpoint).into_iter().chain(unfollowed);
@@ -17,8 +19,44 @@ impl Host {
         });
         self.faults.set_all_of("place", endpoints);
         self.faults.set_all_of("bridge", self.bridge_faults(cluster, me)?);
+        self.faults.set("ways", self.way_fault(cluster, me).await);
         Ok(())
     }
+
+    /// What this host itself lacks to reach others; that one of them is away is no fault of it.
+    async fn way_fault(&self, cluster: &Cluster, me: &Node) -> Option<String> {
+        // Without the address there is another fault.
+        let underlay = self.underlay(me).await.ok()?;
+        if !underlay.running {
+            let name = underlay.interface.name;
+            return Some(format!(
+                "{name}, the interface of the underlay, is down or has no carrier: no other node is \
+                 reached (`ip link set {name} up`, or look at its cable or switch)"
+            ));
+        }
+        let peers = self.contents.iter().flat_map(|contents| contents.peers.iter());
+        let cut = peers.filter(|(_, peer)| peer.ifindex == 0);
+        let cut: BTreeSet<IpAddr> = cut.map(|(_, peer)| peer.remote.into()).collect();
+        let nodes = cluster.nodes.iter().filter(|node| cut.contains(&node.underlay));
+        no_route(&nodes.map(|node| (node.name.as_str(), node.underlay)).collect::<Vec<_>>())
+    }
+}
+
+/// `nodes`: those without a route, by name and underlay address.
+fn no_route(nodes: &[(&str, IpAddr)]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let (_, first) = nodes.first()?;
+    let shown: Vec<_> =
+        nodes.iter().take(SHOWN).map(|(name, ip)| format!("{name} ({ip})")).collect();
+    let more = match nodes.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "the underlay has no route that can be used to {}{more}: what is for their containers is \
+         dropped (peer_incomplete); add one, or look at what `ip route get {first}` says",
+        shown.join(", ")
+    ))
 }
 
 impl Status {
@@ -73,5 +111,22 @@ pub(super) fn remedy(endpoint: &Endpoint) -> &'static str {
         "start its container anew"
     } else {
         "detach and attach it again"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_without_a_route_are_named_and_many_are_counted() {
+        assert_eq!(no_route(&[]), None);
+        let ip = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let one = no_route(&[("h2", ip(2))]).unwrap();
+        assert!(one.contains("to h2 (192.0.2.2): what"), "{one}");
+        let many: Vec<_> = (1..=7).map(|n| ("h", ip(n))).collect();
+        let many = no_route(&many).unwrap();
+        assert!(many.contains("h (192.0.2.5) and 2 more: "), "{many}");
+        assert!(many.contains("`ip route get 192.0.2.1`"), "{many}");
     }
 }

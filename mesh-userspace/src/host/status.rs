@@ -213,7 +213,7 @@ impl Host {
         }
         let networks = self.networks(cluster, &me, tables)?;
         let mtu = networks.first().map_or(0, |n| n.mtu);
-        self.tell_faults(cluster, &me)?;
+        self.tell_faults(cluster, &me).await?;
         let mut status = Status {
             node: me.name.clone(),
             cluster: cluster.name.clone(),

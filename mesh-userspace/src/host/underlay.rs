@@ -20,6 +20,8 @@ pub(super) type NextHops = HashMap<(u32, IpAddr), Option<[u8; 6]>>;
 pub(super) struct Underlay {
     pub interface: Interface,
     pub mtu: u32,
+    /// It is up and has carrier.
+    pub running: bool,
 }
 
 impl Host {
@@ -35,7 +37,8 @@ impl Host {
         let Some(link) = self.net.link(address.ifindex).await? else {
             return Err(HostError::User(format!("the interface of {} just went", me.underlay)));
         };
-        Ok(Underlay { interface: Interface { name: link.name, index: link.index }, mtu: link.mtu })
+        let (mtu, running) = (link.mtu, link.up && link.running);
+        Ok(Underlay { interface: Interface { name: link.name, index: link.index }, mtu, running })
     }
 
     /// The container MTU of each network must fit this underlay.
