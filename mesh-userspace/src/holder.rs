@@ -98,7 +98,12 @@ impl Holder {
         file.take(COMMAND_MAX as u64 * 4).read_to_end(&mut words).ok()?;
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
         let plain = words.trim_end().chars().map(|c| if c.is_control() { '?' } else { c });
-        Some(plain.take(COMMAND_MAX).collect()).filter(|text: &String| !text.is_empty())
+        let mut text: String = plain.take(COMMAND_MAX + 1).collect();
+        if text.chars().count() > COMMAND_MAX {
+            text.pop();
+            text.push('…');
+        }
+        Some(text).filter(|text| !text.is_empty())
     }
 
     fn age(&self) -> Option<Duration> {

@@ -28,6 +28,10 @@ pub fn enter_lasting(pin_dir: PathBuf) -> PathBuf {
     let Some(netns) = name_in_ip_netns(&mounts) else { return pin_dir };
     let cwd = std::env::current_dir();
     let moved = outside().is_some_and(|there| there.enter().is_ok());
+    if !moved && !rustix::process::geteuid().is_root() {
+        // Who may not do this may do nothing with pins either, and is told so.
+        return pin_dir;
+    }
     if !moved {
         tracing::warn!(
             "`ip netns exec` runs this in a mount namespace that ends with it, and the pins below \

@@ -83,16 +83,20 @@ pub async fn start(host: &mut Host, settings: &Settings) -> anyhow::Result<Optio
     let (Some((cluster, bytes)), false) = (last, host.state.node.is_empty()) else {
         return Err(error.into());
     };
-    tell_config_error(host, Some(&error.to_string()));
+    tell_config_error(host, settings, Some(&error.to_string()));
     apply(host, settings, cluster, &bytes).await?;
     Ok(Some(error.to_string()))
 }
 
-fn tell_config_error(host: &Host, error: Option<&str>) {
+fn tell_config_error(host: &Host, settings: &Settings, error: Option<&str>) {
+    let config = &settings.config;
+    // Who reads it may be in another folder.
+    let path = std::path::absolute(config).unwrap_or_else(|_| config.clone());
     let fault = |error| {
         format!(
             "the config file is not applied, and what was good before stays in effect: mend the \
-             file (`mesh check --config FILE` looks at it without applying it): {error}"
+             file (`mesh check --config {}` looks at it without applying it): {error}",
+            path.display()
         )
     };
     host.faults().set("config", error.map(fault));
@@ -340,7 +344,7 @@ impl Agent {
         };
         return_memory();
         self.config_error = applied.err();
-        tell_config_error(host, self.config_error.as_deref());
+        tell_config_error(host, settings, self.config_error.as_deref());
         if self.config_error.is_some() {
             // Half of it may have been done; the last good state is put right again.
             self.pace.within(SETTLE, Instant::now());

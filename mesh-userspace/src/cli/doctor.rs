@@ -70,7 +70,8 @@ fn known(args: &DoctorArgs, place: &Place) -> anyhow::Result<Mesh> {
             addresses: cluster.map(addresses_of_nodes).unwrap_or_default(),
         },
     };
-    Ok(Mesh { agent, config: file.map(|(config, _)| config), docker, tunnels })
+    let (config, cluster) = file.unzip();
+    Ok(Mesh { agent, config, docker, cluster: cluster.flatten(), tunnels })
 }
 
 /// The file that is looked at, and what it says if it makes sense; else that is for `mesh check` to

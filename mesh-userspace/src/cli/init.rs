@@ -59,16 +59,18 @@ fn write(path: &Path, text: &str, hosts: usize) -> anyhow::Result<()> {
     if !before.is_empty() && before != text {
         bail!("{shown} is there already, and another one: edit it, or move it away");
     }
-    if before != text {
-        file::replace(path, text).with_context(|| shown.to_string())?;
-    }
+    let done = match before == text {
+        true => "is there already, the same",
+        false => {
+            file::replace(path, text).with_context(|| shown.to_string())?;
+            "is written"
+        }
+    };
     let up = match path == Path::new(DEFAULT_CONFIG) {
         true => "mesh up".to_owned(),
         false => format!("mesh up --config {shown}"),
     };
-    Ok(print(&format!(
-        "{shown} is written: {hosts} nodes; do the same on each of them, then `{up}`"
-    ))?)
+    Ok(print(&format!("{shown} {done}: {hosts} nodes; do the same on each of them, then `{up}`"))?)
 }
 
 /// What to say if none of the nodes is this host. It is no error: a file may be made for others.
@@ -99,7 +101,7 @@ fn lack_of(cluster: &Cluster, own: &BTreeMap<IpAddr, String>) -> Option<String> 
         named => format!("has {}", named.join(", ")),
     };
     Some(format!(
-        "none of these hosts is this one, which {has}: if it is to be in the mesh, give its own \
+        "warning: none of these hosts is this one, which {has}: if it is to be in the mesh, give its own \
          address too, the same hosts on each"
     ))
 }

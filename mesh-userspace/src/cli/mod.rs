@@ -152,6 +152,7 @@ impl Verb {
                 | Self::Attach(_)
                 | Self::Detach(_)
                 | Self::Status(_)
+                | Self::Doctor(_)
                 | Self::Docker(_)
         )
     }

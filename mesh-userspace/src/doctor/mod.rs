@@ -18,7 +18,11 @@ pub use docker::{DAEMON_JSON, Docker, dns_without_agent};
 pub use kernel::release_numbers;
 use serde::Serialize;
 
-use crate::{bpf::probe::KernelFeatures, config::Tunnel, net::Net};
+use crate::{
+    bpf::probe::KernelFeatures,
+    config::{Cluster, Tunnel},
+    net::Net,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,6 +99,8 @@ pub struct Mesh {
     pub agent: Agent,
     pub config: Option<Config>,
     pub docker: Docker,
+    /// What the config file says, if it makes sense.
+    pub cluster: Option<Cluster>,
     /// Those of the cluster that are in UDP, as far as there is a config file.
     pub tunnels: Vec<Tunnel>,
 }
@@ -110,7 +116,7 @@ pub async fn examine(pin_dir: &Path, mesh: &Mesh) -> Report {
     findings.extend(docker::findings(&mesh.docker));
     match Net::here() {
         Ok(net) => {
-            findings.extend(underlay::findings(&net).await);
+            findings.extend(underlay::findings(&net, mesh.cluster.as_ref()).await);
             findings.extend(ports::findings(&net, &mesh.tunnels).await);
         }
         Err(e) => findings.push(underlay::unseen(&e)),

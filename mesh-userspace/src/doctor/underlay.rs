@@ -8,11 +8,13 @@ use super::{
     sysctl,
 };
 use crate::{
-    config::{Encap, Vni},
+    compile,
+    config::{Cluster, Encap, Vni},
     net::{self, Address, Link, Net, NetError, Route},
 };
 
-pub(super) async fn findings(net: &Net) -> Vec<Finding> {
+/// `cluster`: that of the config file, if there is one.
+pub(super) async fn findings(net: &Net, cluster: Option<&Cluster>) -> Vec<Finding> {
     let all =
         async { Result::Ok((net.links().await?, net.addresses().await?, net.routes().await?)) };
     let (links, addresses, routes) = match all.await {
@@ -20,7 +22,7 @@ pub(super) async fn findings(net: &Net) -> Vec<Finding> {
         Err(e) => return vec![unseen(&e)],
     };
     let underlay = candidates(&links, &addresses, &routes);
-    let mut findings: Vec<Finding> = underlay.iter().map(|link| mtu(link)).collect();
+    let mut findings: Vec<Finding> = underlay.iter().map(|link| mtu(link, cluster)).collect();
     if underlay.is_empty() {
         findings.push(no_underlay());
     }
@@ -69,16 +71,20 @@ fn candidates<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route]) ->
 /// RFC 8200, 5.
 const IPV6_MIN_MTU: u32 = 1280;
 
-fn mtu(link: &Link) -> Finding {
+fn mtu(link: &Link, cluster: Option<&Cluster>) -> Finding {
     let inside = |encap: Encap| link.mtu.saturating_sub(encap.overhead(Vni::DEFAULT, false) as u32);
     let [gre, gretap, udp] = [Encap::Gre, Encap::Gretap, Encap::Vxlan].map(inside);
-    let value = format!("{} {}, containers {gretap}", link.name, link.mtu);
+    let of_file = |cluster| {
+        compile::container_mtu(cluster, Vni::DEFAULT, link.mtu).unwrap_or_else(|largest| largest)
+    };
+    let here = cluster.map_or(gretap, of_file);
+    let value = format!("{} {}, containers {here}", link.name, link.mtu);
     let meaning = format!(
-        "Containers get an MTU of {gretap} if the config file sets none; it may set up to {gre} with \
+        "With gre, containers get an MTU of {gretap} if the config file sets none; it may set up to {gre} with \
          gre, {gretap} with gretap, 4 less in networks with a VNI. With vxlan and geneve it is \
          {udp}. Between IPv6 addresses all of it is 20 less."
     );
-    if gretap < IPV6_MIN_MTU {
+    if here < IPV6_MIN_MTU {
         let meaning = format!("{meaning} IPv6 needs {IPV6_MIN_MTU}.");
         return Finding::new("underlay_mtu", Warn, value, meaning)
             .mended_by(format!("ip link set dev {} mtu 1500", link.name));
@@ -230,12 +236,16 @@ mod tests {
     #[test]
     fn an_mtu_too_small_for_ipv6_is_warned_of() {
         let mut eth0 = link(2, "eth0", None);
-        assert_eq!(mtu(&eth0).status, Ok);
-        assert!(mtu(&eth0).meaning.contains("an MTU of 1462"));
+        assert_eq!(mtu(&eth0, None).status, Ok);
+        assert!(mtu(&eth0, None).meaning.contains("an MTU of 1462"));
+        let file = "[cluster]\nname='c'\ncidr='10.42.0.0/16'\nencap='vxlan'\n\
+            [[node]]\nname='h1'\nunderlay='192.0.2.1'\n";
+        let cluster = crate::config::parse(file.as_bytes()).unwrap();
+        assert_eq!(mtu(&eth0, Some(&cluster)).value, "eth0 1500, containers 1450");
         eth0.mtu = 1280 + 38;
-        assert_eq!(mtu(&eth0).status, Ok);
+        assert_eq!(mtu(&eth0, None).status, Ok);
         eth0.mtu -= 1;
-        assert_eq!(mtu(&eth0).status, Warn);
+        assert_eq!(mtu(&eth0, None).status, Warn);
     }
 
     #[test]
