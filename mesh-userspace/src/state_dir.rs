@@ -66,8 +66,7 @@ impl StateDir {
     ///
     /// The folder cannot be made or written to, or another agent has it.
     pub fn open(dir: &Path, faults: Faults) -> Result<Self, StateDirError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(failed("making the folder", dir))?;
+        make(dir).map_err(failed("making the folder", dir))?;
         Ok(Self { dir: dir.to_owned(), _lock: lock(dir, AFTER_ANOTHER)?, faults })
     }
 
@@ -96,7 +95,10 @@ impl StateDir {
     pub fn write(&self, name: &str, value: &impl Serialize) -> bool {
         let path = self.dir.join(name);
         let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from);
-        let fault = bytes.and_then(|bytes| durable::replace(&path, &bytes)).err().map(|e| {
+        // Somebody may have removed the folder since.
+        let written =
+            bytes.and_then(|bytes| make(&self.dir).and_then(|()| durable::replace(&path, &bytes)));
+        let fault = written.err().map(|e| {
             let path = path.display();
             format!("{path} can not be written ({e}): after a reboot this host knows less")
         });
@@ -145,6 +147,10 @@ pub fn forget(dir: &Path) -> Result<(), StateDirError> {
 /// As [`durable`] names what belongs to a file.
 fn is_suffix(suffix: &str) -> bool {
     suffix.is_empty() || suffix == ".next" || suffix.starts_with(".spoiled-")
+}
+
+fn make(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 fn remove(path: &Path) -> Result<(), StateDirError> {

@@ -62,6 +62,28 @@ fn underlay_address_that_goes_is_a_fault_and_the_rest_is_put_right_meanwhile() {
 }
 
 #[test]
+fn interfaces_that_are_renamed_or_set_down_come_back() {
+    scenario(Options { ipv6: false, ..Options::DEFAULT }, |mesh| {
+        let host = &mesh.hosts[0];
+        let endpoint = host.status()?["endpoints"][0]["host_ifname"].clone();
+        let endpoint = endpoint.as_str().context("no endpoint")?;
+        host.netns.ip_batch(&format!(
+            "link set mesh0 down\nlink set mesh0 name other\nlink set {endpoint} down\n"
+        ))?;
+        let up = |name: &str| {
+            host.netns
+                .exec(&format!("ip -o link show {name} up"))
+                .unwrap_or_default()
+                .contains(name)
+        };
+        wait::until_true("both interfaces", PATIENCE, || up("mesh0") && up(endpoint))?;
+        wait_for_no_fault(host)?;
+        mesh.party("h1c1")?.expect_reaches(&mesh.party("h2c1")?)?;
+        host.party()?.expect_reaches(&mesh.party("h2c1")?)
+    });
+}
+
+#[test]
 fn underlay_without_a_way_to_other_nodes_is_a_fault_until_there_is_one() {
     scenario(Options { ipv6: false, ..Options::DEFAULT }, |mesh| {
         let host = &mesh.hosts[0];

@@ -187,6 +187,7 @@ impl Host {
             parts.note("maps", self.refill(cluster, &me).await);
         }
         parts.note("programs", self.attach_all(&me).await);
+        parts.note("interfaces", self.ensure_endpoints_up().await);
         parts.note("listeners", self.ensure_gro(cluster).await);
         parts.note("routes", self.ensure_host_routes(cluster, &me).await);
         self.ensure_firewall();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh_common::verdict::Hook;
 
-use super::{Host, HostError};
+use super::{Host, HostError, mesh0};
 use crate::{
     bpf::attach::{self, Interface, Mode},
     config::Node,
@@ -72,6 +72,18 @@ impl Host {
         }
         self.unattached = faults;
         self.say_endpoints();
+    }
+
+    /// Sets the host's ends up again that somebody set down: through them nothing gets in or out.
+    pub(super) async fn ensure_endpoints_up(&self) -> Result<(), HostError> {
+        let links = self.net.links().await?;
+        let made = self.state.endpoints.values().filter(|e| e.bridged.is_none() && !e.unfinished);
+        let down = made.filter_map(|e| links.iter().find(|link| link.index == e.host.index));
+        let mut done = Ok(());
+        for link in down.filter(|link| !link.up && mesh0::is_ours(link)) {
+            done = done.and(self.net.set_up(link.index).await);
+        }
+        Ok(done?)
     }
 
     /// Says of each endpoint that is not as it should be what is wrong.

@@ -49,7 +49,10 @@ impl Host {
                      (`ip link set {NAME} name OTHER`)"
                 )));
             }
-            None => self.make_mesh0(mac, mtu).await?,
+            None => {
+                self.clear_away_renamed().await?;
+                self.make_mesh0(mac, mtu).await?
+            }
         };
         if link.mac != Some(mac) {
             self.net.set_mac(link.index, mac).await?;
@@ -64,6 +67,17 @@ impl Host {
         }
         self.ensure_up(&link).await?;
         self.ensure_addresses(link.index, me).await
+    }
+
+    /// Removes what is left of the pair where somebody gave one of its ends another name.
+    async fn clear_away_renamed(&self) -> Result<(), HostError> {
+        let ends = [format!("{ALIAS}host"), format!("{ALIAS}end")];
+        let links = self.net.links().await?;
+        let is_end = |l: &&Link| l.alias.as_ref().is_some_and(|alias| ends.contains(alias));
+        match links.iter().find(is_end) {
+            Some(link) => Ok(self.net.delete_link(link.index).await?),
+            None => Ok(()),
+        }
     }
 
     async fn make_mesh0(&self, mac: [u8; 6], mtu: u32) -> Result<Link, HostError> {
