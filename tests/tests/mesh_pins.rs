@@ -119,6 +119,19 @@ fn pins_of_links_that_are_removed_come_back() {
 }
 
 #[test]
+fn folder_of_links_that_is_removed_comes_back() {
+    with_mode("tcx", |mesh| {
+        let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let host = &mesh.hosts[0];
+        let links = root(host)?.join("links");
+        pins(&links)?.iter().try_for_each(fs::remove_file)?;
+        fs::remove_dir(&links)?;
+        wait::until_true("the pins of the links", PATIENCE, || links.exists())?;
+        wait_until_reached(host, &one, &far)
+    });
+}
+
+#[test]
 fn clsact_that_is_deleted_is_made_again() {
     with_mode("clsact", |mesh| {
         let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);

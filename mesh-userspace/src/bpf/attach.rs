@@ -144,9 +144,18 @@ fn run_pinned(pins: &Pins, hook: Hook, interface: &Interface) -> io::Result<()> 
     raw::update_link(&link, &raw::open_pin(&pins.program(names::program(hook)))?)
 }
 
-fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
+/// Where a link is to be pinned, in a folder that somebody may have removed.
+fn free_pin(pins: &Pins, hook: Hook, interface: &Interface) -> Result<PathBuf, BpfError> {
+    if !pins.links().is_dir() {
+        pins.prepare()?;
+    }
     let pin = pins.link(hook, interface.index);
     let _ = fs::remove_file(&pin);
+    Ok(pin)
+}
+
+fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
+    let pin = free_pin(pins, hook, interface)?;
     let order = if is_first(hook) { LinkOrder::first() } else { LinkOrder::last() };
     let mut prog = load::pinned(pins, names::program(hook))?;
     let id = prog
@@ -159,8 +168,7 @@ fn attach_tcx(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfE
 }
 
 fn attach_netkit(pins: &Pins, hook: Hook, interface: &Interface) -> Result<(), BpfError> {
-    let pin = pins.link(hook, interface.index);
-    let _ = fs::remove_file(&pin);
+    let pin = free_pin(pins, hook, interface)?;
     let attach = || {
         let program = raw::open_pin(&pins.program(names::program(hook)))?;
         raw::pin(&raw::attach_netkit_peer(&program, interface.index)?, &pin)

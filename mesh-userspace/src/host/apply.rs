@@ -103,6 +103,10 @@ impl Host {
         }
         self.hold_pins()?;
         self.attach_all(&me).await?;
+        // One endpoint must not stop the start; the next look tells it as a fault.
+        if let Err(e) = self.ensure_endpoints_up().await {
+            tracing::warn!("{e}");
+        }
         self.listeners.forget_failed();
         self.ensure_gro(&cluster).await?;
         if let Some(old) = old_mode.filter(|old| *old != mode) {
