@@ -71,7 +71,7 @@ fn three_commands_on_each_host_lead_from_nothing_to_a_name_on_another() {
         }
         // A second time they find nothing to do.
         for (command, says) in [
-            ("mesh init 192.0.2.11 192.0.2.12", "is written"),
+            ("mesh init 192.0.2.11 192.0.2.12", "is there already, the same"),
             ("mesh docker configure --restart", "nothing to do"),
         ] {
             let said = run(docker, 0, command)?;
