@@ -137,6 +137,13 @@ impl Faults {
         self.lock().remember(Fault { of, fault }, Instant::now(), Duration::ZERO);
     }
 
+    /// The same where a lock must not be waited for: nothing is remembered then.
+    pub fn try_note(&self, of: Of, fault: String) {
+        if let Ok(mut board) = self.0.try_lock() {
+            board.remember(Fault { of, fault }, Instant::now(), Duration::ZERO);
+        }
+    }
+
     /// What is wrong now, in the order of parts and keys.
     pub fn now(&self) -> Vec<Fault> {
         self.lock().now.values().map(|entry| entry.fault.clone()).collect()

@@ -28,6 +28,7 @@ pub mod net;
 pub mod peers;
 pub mod plan;
 pub mod quota;
+pub mod serving;
 pub mod state;
 pub mod state_dir;
 pub mod supervise;

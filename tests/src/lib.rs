@@ -28,6 +28,7 @@ pub mod ovs;
 pub mod packet;
 pub mod party;
 pub mod ping;
+pub mod pulse;
 pub mod removal;
 pub mod rights;
 pub mod scenario;

@@ -19,6 +19,7 @@ use crate::{
     docker::{self, Docker},
     host::{Host, HostError},
     net::{Change, Icmp, NetError, TooBig, Watch},
+    serving::Serving,
 };
 
 pub mod client;
@@ -127,8 +128,9 @@ pub async fn run(
     config_error: Option<String>,
     changes: Watch,
     Sockets { icmp, mut querier }: Sockets,
+    mut serving: Serving,
 ) -> anyhow::Result<()> {
-    let mut calls = server::listen(&settings.socket)?;
+    let (mut calls, _callers) = server::listen(&settings.socket, host.supervisor())?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -164,7 +166,9 @@ pub async fn run(
         let at = due.fold(agent.pace.due(), Instant::min);
         tokio::select! {
             call = calls.recv() => {
-                let Some((request, fd, answer)) = call else { break };
+                let Some((request, fd, answer)) = call else {
+                    anyhow::bail!("nobody hears the callers of the agent's socket any more");
+                };
                 if matches!(request, Request::Down) {
                     return down(host, answer).await;
                 }
@@ -209,6 +213,12 @@ pub async fn run(
                     tracing::debug!("{e}");
                     agent.pace.changed(Instant::now());
                 }
+            }
+            () = serving.ended() => {
+                anyhow::bail!(
+                    "the thread ended that answers for names, other agents and callers: start the \
+                     agent again, and report this"
+                );
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

@@ -8,6 +8,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,7 +20,10 @@ use tokio::{
 };
 
 use super::protocol::{Failure, Kind, MAX_REQUEST, Request, Response};
-use crate::callers::{Callers, Served, is_trusted};
+use crate::{
+    callers::{Callers, Served, is_trusted},
+    supervise::{Supervisor, Task},
+};
 
 /// A request, the descriptor that came with it, and where the answer goes.
 pub type Call = (Request, Option<OwnedFd>, oneshot::Sender<Response>);
@@ -31,38 +35,42 @@ const CALLERS: usize = 64;
 /// Of these, how many may wait for the agent.
 const WAITING: usize = 32;
 
-/// Listens on `path` from now on; every request comes out of the receiver.
-pub fn listen(path: &Path) -> io::Result<mpsc::Receiver<Call>> {
+/// Listens on `path` until the task is dropped; every request comes out of the receiver.
+pub fn listen(path: &Path, supervisor: &Supervisor) -> io::Result<(mpsc::Receiver<Call>, Task)> {
     // Whoever holds the lock may clear away what an agent left that was killed.
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let _made_there = supervisor.runtime().enter();
+    let listener = Arc::new(UnixListener::bind(path)?);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let (calls, receiver) = mpsc::channel(WAITING);
-    tokio::spawn(async move {
-        let mut callers = Callers::new(CALLERS);
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) if !is_trusted(&stream) => refuse(stream),
-                Ok((stream, _)) => {
-                    let calls = calls.clone();
-                    let serve = |served| async move {
-                        if let Err(e) = serve(stream, calls, served).await {
-                            tracing::debug!("a caller: {e}");
-                        }
-                    };
-                    callers.admit(serve).await;
-                }
-                Err(e) => {
-                    tracing::warn!("the socket takes no caller: {e}");
-                    tokio::time::sleep(PATIENCE).await;
-                }
+    let what = "callers of the agent's socket";
+    let task = supervisor.spawn(what, move || take_callers(listener.clone(), calls.clone()));
+    Ok((receiver, task))
+}
+
+async fn take_callers(listener: Arc<UnixListener>, calls: mpsc::Sender<Call>) {
+    let mut callers = Callers::new(CALLERS);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if !is_trusted(&stream) => refuse(stream),
+            Ok((stream, _)) => {
+                let calls = calls.clone();
+                let serve = |served| async move {
+                    if let Err(e) = serve(stream, calls, served).await {
+                        tracing::debug!("a caller: {e}");
+                    }
+                };
+                callers.admit(serve).await;
+            }
+            Err(e) => {
+                tracing::warn!("the socket takes no caller: {e}");
+                tokio::time::sleep(PATIENCE).await;
             }
         }
-    });
-    Ok(receiver)
+    }
 }
 
 /// Reads nothing, keeps nothing, waits for nothing.
@@ -161,6 +169,7 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
+    use crate::faults::Faults;
 
     const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -172,7 +181,9 @@ mod tests {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
-                let mut calls = listen(&at).unwrap();
+                let supervisor =
+                    Supervisor::new(tokio::runtime::Handle::current(), Faults::default());
+                let (mut calls, _task) = listen(&at, &supervisor).unwrap();
                 ready.send(()).unwrap();
                 while let Some((_, _, answer)) = calls.recv().await {
                     let _ = answer.send(Response::Done);

@@ -17,7 +17,9 @@ use crate::{
     bpf::{attach::Mode, probe::KernelFeatures},
     holder::Holder,
     host::{Host, HostError},
+    serving::Serving,
     state::{self, StateError},
+    supervise,
 };
 
 /// How long to wait for the lock. Commands hold it for a moment, one after the other perhaps, and all
@@ -73,10 +75,13 @@ pub async fn run(args: UpArgs, place: &Place) -> anyhow::Result<ExitCode> {
         let config_error = agent::start(&mut host, &settings).await?;
         return Ok(if config_error.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     };
+    supervise::note_panics(host.faults().clone());
+    let serving = Serving::start()?;
+    host.serve_on(serving.runtime());
     // Before anything is looked at, so that no change after it goes unnoticed.
     let changes = host.net().watch()?;
     let config_error = agent::start(&mut host, &settings).await?;
-    agent::run(host, settings, config_error, changes, sockets).await?;
+    agent::run(host, settings, config_error, changes, sockets, serving).await?;
     Ok(ExitCode::SUCCESS)
 }
 

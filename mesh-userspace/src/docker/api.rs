@@ -33,6 +33,9 @@ pub enum ApiError {
     NotFound(String),
     #[error("Docker's answer is not understood: {0}")]
     Parse(#[from] serde_json::Error),
+    /// A panic's message.
+    #[error("the agent was interrupted ({0}): report this")]
+    Interrupted(String),
 }
 
 /// Why there is no Docker to follow.

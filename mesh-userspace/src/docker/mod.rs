@@ -17,16 +17,14 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tokio::{
-    sync::{Notify, mpsc, watch as channel},
-    task::AbortHandle,
-};
+use tokio::sync::{Notify, mpsc, watch as channel};
 
 use crate::{
     config::{self, Cluster, Vni, gateway},
     host::{AddedNetwork, Host},
     names::Resolver,
     peers::{Directory, Roster, Shared},
+    supervise::{Supervisor, Task},
 };
 
 mod api;
@@ -59,7 +57,7 @@ pub use health::{DockerStatus, DriverFault};
 use kept::Kept;
 use saved::Saved;
 use server::Asked;
-use watch::{Event, Watcher};
+use watch::{Event, Inspector, Watcher};
 
 /// Calls and events that may wait for the agent.
 const QUEUE: usize = 1024;
@@ -113,8 +111,10 @@ pub struct Docker {
     /// Of the host's revision `followed`.
     attached: channel::Sender<Attached>,
     followed: Option<u64>,
-    /// `None` if the config file says so.
-    watcher: Option<AbortHandle>,
+    supervisor: Supervisor,
+    /// The watcher, unless the config file says that there is none, and what is served. They end with
+    /// this.
+    tasks: Vec<Task>,
 }
 
 impl Docker {
@@ -135,7 +135,9 @@ impl Docker {
         let api = Api { socket: settings.socket };
         let health = Health::new(host.faults().clone());
         let plugin_socket = settings.plugin.then_some(settings.plugin_socket);
+        let supervisor = host.supervisor().clone();
         let watcher = Watcher {
+            inspector: Inspector::new(api.clone(), events.clone()),
             api: api.clone(),
             plugin_socket: plugin_socket.clone(),
             health: health.clone(),
@@ -143,12 +145,16 @@ impl Docker {
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
+            supervisor: supervisor.clone(),
         };
         let mut peers = shared.watch_networks();
         if watcher.is_expected {
             // What is known is made at once.
             peers.mark_changed();
         }
+        let watcher = Arc::new(watcher);
+        let watch = || supervisor.spawn(watch::TASK, move || watcher.clone().run());
+        let tasks = is_asked.then(watch).into_iter().collect();
         Self {
             node: host.state.node.clone(),
             is_plugin: settings.plugin,
@@ -176,7 +182,8 @@ impl Docker {
             changes: channel::Sender::new(0),
             attached: channel::Sender::new(Attached::default()),
             followed: None,
-            watcher: is_asked.then(|| tokio::spawn(watcher.run()).abort_handle()),
+            supervisor,
+            tasks,
         }
     }
 
@@ -190,10 +197,10 @@ impl Docker {
         if let Some(since) = self.served {
             return since;
         }
-        self.shared.start();
+        self.tasks.extend(self.shared.start(&self.supervisor));
         let (changes, attached) = (self.changes.subscribe(), self.attached.subscribe());
         let askers = Askers::new(self.api.clone(), self.shared.clone(), changes, attached);
-        Resolver::start(self.shared.clone(), askers);
+        self.tasks.push(Resolver::start(self.shared.clone(), askers, &self.supervisor));
         *self.served.insert(Instant::now())
     }
 
@@ -287,14 +294,6 @@ impl Docker {
         self.kept.save(&self.saved);
         let bytes = serde_json::to_vec_pretty(&self.saved).unwrap_or_default();
         Ok(host.save_docker(&bytes)?)
-    }
-}
-
-impl Drop for Docker {
-    fn drop(&mut self) {
-        if let Some(watcher) = &self.watcher {
-            watcher.abort();
-        }
     }
 }
 

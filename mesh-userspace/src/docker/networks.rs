@@ -18,6 +18,7 @@ use crate::{
     compile::fnv1a,
     host::{AddedNetwork, Host},
     peers::{NetworkSpec, Subnet},
+    supervise::caught,
 };
 
 /// Driver and IPAM driver, as Docker calls them: the name of the plugin's socket.
@@ -208,16 +209,19 @@ impl Docker {
         for network in missing {
             let (api, events) = (self.api.clone(), self.events.clone());
             self.busy.insert(network.name.clone());
-            tokio::spawn(async move {
-                let result = api.create_network(&network).await;
-                let _ = events.send(Event::Made { name: network.name, result }).await;
+            self.supervisor.runtime().spawn(async move {
+                let name = network.name.clone();
+                let made = caught(async move { api.create_network(&network).await }).await;
+                let result = made.unwrap_or_else(|e| Err(ApiError::Interrupted(e)));
+                let _ = events.send(Event::Made { name, result }).await;
             });
         }
         for (id, name) in left {
             let (api, events) = (self.api.clone(), self.events.clone());
             self.busy.insert(name.clone());
-            tokio::spawn(async move {
-                let result = api.remove_network(&id).await;
+            self.supervisor.runtime().spawn(async move {
+                let removed = caught(async move { api.remove_network(&id).await }).await;
+                let result = removed.unwrap_or_else(|e| Err(ApiError::Interrupted(e)));
                 let _ = events.send(Event::Removed { name, result }).await;
             });
         }

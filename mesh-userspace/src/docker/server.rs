@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,6 @@ use serde_json::{Value, json};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
-    task::AbortHandle,
     time::Instant,
 };
 
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     callers::{Callers, Served, is_trusted},
     lock,
+    supervise::{Supervisor, Task},
 };
 
 /// Of one call, in bytes. Docker's have some hundred, and the options that people give.
@@ -60,12 +61,12 @@ pub type Asked = (Call, oneshot::Sender<Result<Value, DriverError>>);
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
-    task: AbortHandle,
+    _task: Task,
 }
 
 impl Server {
     /// Listens from now on.
-    pub fn start(path: &Path, calls: mpsc::Sender<Asked>, health: Health) -> io::Result<Self> {
+    pub fn start(path: &Path, plugin: Plugin, supervisor: &Supervisor) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
             // Docker would speak to whoever puts another socket in the place of ours.
@@ -75,33 +76,34 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let _made_there = supervisor.runtime().enter();
+        let listener = Arc::new(UnixListener::bind(path)?);
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        let task = tokio::spawn(take_calls(listener, Plugin { calls, health }));
-        Ok(Self { path: path.to_owned(), task: task.abort_handle() })
+        let what = "calls of Docker's plugin";
+        let task = supervisor.spawn(what, move || take_calls(listener.clone(), plugin.clone()));
+        Ok(Self { path: path.to_owned(), _task: task })
     }
 
-    /// Does it still listen, on a socket that Docker finds?
+    /// Returns whether Docker finds the socket.
     pub fn is_there(&self) -> bool {
-        !self.task.is_finished() && self.path.exists()
+        self.path.exists()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.task.abort();
         let _ = fs::remove_file(&self.path);
     }
 }
 
 /// What every call is answered by.
 #[derive(Clone)]
-struct Plugin {
-    calls: mpsc::Sender<Asked>,
-    health: Health,
+pub struct Plugin {
+    pub calls: mpsc::Sender<Asked>,
+    pub health: Health,
 }
 
-async fn take_calls(listener: UnixListener, plugin: Plugin) {
+async fn take_calls(listener: Arc<UnixListener>, plugin: Plugin) {
     let mut callers = Callers::new(CALLERS);
     loop {
         match listener.accept().await {
@@ -211,7 +213,10 @@ mod tests {
         os::unix::net::UnixStream as Caller,
     };
 
+    use tokio::runtime::Handle;
+
     use super::*;
+    use crate::faults::Faults;
 
     /// Longer than anybody is waited for.
     const DEADLINE: Duration = Duration::from_secs(20);
@@ -228,13 +233,18 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
                 let (calls, _asked) = mpsc::channel(1);
-                let _server = Server::start(&at, calls, Health::default()).unwrap();
+                let _server = start(&at, calls).unwrap();
                 ready.send(()).unwrap();
                 std::future::pending::<()>().await;
             });
         });
         is_ready.recv().unwrap();
         path
+    }
+
+    fn start(path: &Path, calls: mpsc::Sender<Asked>) -> io::Result<Server> {
+        let supervisor = Supervisor::new(Handle::current(), Faults::default());
+        Server::start(path, Plugin { calls, health: Health::default() }, &supervisor)
     }
 
     fn caller(path: &Path) -> Caller {
@@ -312,7 +322,7 @@ mod tests {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _context = runtime.enter();
-        let refused = Server::start(&path, mpsc::channel(1).0, Health::default());
+        let refused = start(&path, mpsc::channel(1).0);
         assert!(refused.unwrap_err().to_string().contains("others may write"));
         remove(&path);
     }

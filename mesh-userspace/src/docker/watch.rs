@@ -3,7 +3,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,8 +21,12 @@ use super::{
     health::Health,
     networks::DRIVER,
     revive::revive,
-    server::{Asked, Server},
+    server::{Asked, Plugin, Server},
 };
+use crate::supervise::Supervisor;
+
+/// What the watcher's task is called.
+pub const TASK: &str = "the watch over Docker";
 
 /// Between two looks for a Docker that is not there.
 const ABSENT: Duration = Duration::from_millis(500);
@@ -108,6 +115,8 @@ impl Appearance {
 }
 
 pub struct Watcher {
+    /// One for all lives of Docker, and of this task: its count only grows.
+    pub inspector: Inspector,
     pub api: Api,
     /// `None`: no driver is served.
     pub plugin_socket: Option<PathBuf>,
@@ -118,15 +127,14 @@ pub struct Watcher {
     pub health: Health,
     /// Told when the networks are to be looked at.
     pub look: Arc<Notify>,
+    pub supervisor: Supervisor,
 }
 
 impl Watcher {
     /// Never ends. Serves the plugin from when there is a Docker, or at once if one is expected.
-    pub async fn run(self) {
+    pub async fn run(self: Arc<Self>) {
         let mut server: Option<Server> = None;
         let mut complaint = String::new();
-        // One for all lives of Docker: its count only grows.
-        let mut inspector = Inspector::new(self.api.clone(), self.events.clone());
         loop {
             // Before the look, so that nothing is lost in between.
             let mut appearance = Appearance::of(&self.api.socket);
@@ -141,7 +149,7 @@ impl Watcher {
                 self.serve(&mut server);
             }
             if absence.is_none() {
-                let done = self.follow(&mut inspector, server.as_ref(), &mut appearance).await;
+                let done = self.follow(server.as_ref(), &mut appearance).await;
                 if let Err(e) = done {
                     let e = e.to_string();
                     if e != complaint {
@@ -164,7 +172,8 @@ impl Watcher {
         }
         // The old one first: it removes its socket.
         *server = None;
-        match Server::start(socket, self.calls.clone(), self.health.clone()) {
+        let plugin = Plugin { calls: self.calls.clone(), health: self.health.clone() };
+        match Server::start(socket, plugin, &self.supervisor) {
             Ok(started) => {
                 self.health.plugin(None);
                 *server = Some(started);
@@ -178,7 +187,6 @@ impl Watcher {
     /// Until Docker ends, or does not find the driver any more.
     async fn follow(
         &self,
-        inspector: &mut Inspector,
         server: Option<&Server>,
         socket: &mut Appearance,
     ) -> Result<(), ApiError> {
@@ -189,14 +197,14 @@ impl Watcher {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.happened(event, inspector).await?,
+                    Some(event) => self.happened(event).await?,
                     None => return Ok(()),
                 },
                 // Told to end, it closes its socket and, since 28.0, waits 5 s for who reads its events.
                 () = socket.gone(&self.api.socket) => return Ok(()),
                 () = self.look.notified() => self.look_at_networks().await?,
                 () = tokio::time::sleep_until(due) => {
-                    let networks = self.look_at_all(inspector).await?;
+                    let networks = self.look_at_all().await?;
                     if self.plugin_socket.is_some() && !server.is_some_and(Server::is_there) {
                         return Ok(());
                     }
@@ -209,19 +217,21 @@ impl Watcher {
         }
     }
 
-    async fn happened(&self, event: api::Event, inspector: &mut Inspector) -> Result<(), ApiError> {
+    async fn happened(&self, event: api::Event) -> Result<(), ApiError> {
         let attribute = |name: &str| event.actor.attributes.get(name).cloned().unwrap_or_default();
         match (event.kind.as_str(), event.action.as_str()) {
             ("network", "create" | "destroy") if attribute("type") == DRIVER => {
                 self.look_at_networks().await?;
             }
-            ("network", "connect") => inspector.ask(attribute("container")),
+            ("network", "connect") => self.inspector.ask(attribute("container")),
             ("network", "disconnect") => {
                 let (container, network) = (attribute("container"), event.actor.id.clone());
-                let count = inspector.next();
+                let count = self.inspector.next();
                 self.send(Event::Left { container, network, count }).await;
             }
-            ("container", "start" | "rename" | "die" | "destroy") => inspector.ask(event.actor.id),
+            ("container", "start" | "rename" | "die" | "destroy") => {
+                self.inspector.ask(event.actor.id)
+            }
             _ => {}
         }
         Ok(())
@@ -234,8 +244,8 @@ impl Watcher {
     }
 
     /// Returns the ids of the networks.
-    async fn look_at_all(&self, inspector: &mut Inspector) -> Result<Vec<String>, ApiError> {
-        let count = inspector.next();
+    async fn look_at_all(&self) -> Result<Vec<String>, ApiError> {
+        let count = self.inspector.next();
         let mut networks = self.api.networks(DRIVER).await?;
         for listed in std::mem::take(&mut networks.list) {
             match self.api.network(&listed.id).await {
@@ -246,7 +256,7 @@ impl Watcher {
         }
         let running = self.api.running().await?;
         for id in &running {
-            inspector.ask(id.clone());
+            self.inspector.ask(id.clone());
         }
         let ids = networks.list.iter().map(|n| n.id.clone()).collect();
         self.send(Event::All { networks, running, count }).await;
@@ -260,25 +270,24 @@ impl Watcher {
 }
 
 /// Asks about containers, many at once.
-struct Inspector {
+pub struct Inspector {
     api: Api,
     events: mpsc::Sender<Event>,
     at_once: Arc<Semaphore>,
-    count: u64,
+    count: AtomicU64,
 }
 
 impl Inspector {
-    fn new(api: Api, events: mpsc::Sender<Event>) -> Self {
+    pub fn new(api: Api, events: mpsc::Sender<Event>) -> Self {
         let at_once = Arc::new(Semaphore::new(AT_ONCE));
-        Self { api, events, at_once, count: 0 }
+        Self { api, events, at_once, count: AtomicU64::new(0) }
     }
 
-    fn next(&mut self) -> u64 {
-        self.count += 1;
-        self.count
+    fn next(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn ask(&mut self, id: String) {
+    fn ask(&self, id: String) {
         let count = self.next();
         let (api, events, at_once) = (self.api.clone(), self.events.clone(), self.at_once.clone());
         tokio::spawn(async move {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 
 use crate::{
     bpf::{BpfError, Pins, held::Held, tables::Tables},
@@ -14,6 +15,7 @@ use crate::{
     net::{Hop, Net, NetError},
     plan::Contents,
     state::{RunDir, State, StateError},
+    supervise::Supervisor,
 };
 
 mod apply;
@@ -122,13 +124,14 @@ pub struct Host {
     /// Endpoints that a change of the file did not reach, with what is wrong.
     unfollowed: BTreeMap<String, inside::Unfollowed>,
     faults: Faults,
+    supervisor: Supervisor,
     /// Why an endpoint has no program, by its name.
     unattached: BTreeMap<String, String>,
 }
 
 impl Host {
     /// Takes the lock and reads what was made here before. Changes nothing, but for a file that makes
-    /// no sense: it is set aside, and what is ours is known by its mark.
+    /// no sense: it is set aside, and what is ours is known by its mark. Must be called in a tokio runtime.
     pub fn open(place: &Place) -> Result<Self, HostError> {
         let run = RunDir::lock(&place.run_dir)?;
         let claim = match Claim::take(&place.run_dir) {
@@ -141,6 +144,7 @@ impl Host {
         let state = run.load()?;
         // Where it is, whatever folder is named now.
         let pins = Pins::new(state.pin_dir.as_ref().unwrap_or(&place.pin_dir));
+        let faults = Faults::default();
         Ok(Self {
             claim,
             run,
@@ -166,7 +170,8 @@ impl Host {
             foreign_ports: Vec::new(),
             no_netkit: false,
             unfollowed: BTreeMap::new(),
-            faults: Faults::default(),
+            supervisor: Supervisor::new(Handle::current(), faults.clone()),
+            faults,
             unattached: BTreeMap::new(),
         })
     }
@@ -209,6 +214,16 @@ impl Host {
     /// What is wrong on this host; every part of the agent adds its own.
     pub fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    /// Where the tasks run that this host's work needs.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
+    /// From now on such tasks run there.
+    pub fn serve_on(&mut self, runtime: &Handle) {
+        self.supervisor = Supervisor::new(runtime.clone(), self.faults.clone());
     }
 
     pub fn net(&self) -> &Net {

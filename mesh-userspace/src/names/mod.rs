@@ -22,7 +22,7 @@ use crate::{
     docker::{Askers, Source},
     peers::{Place, Shared},
     quota::Share,
-    supervise,
+    supervise::{Supervisor, Task},
 };
 
 mod clients;
@@ -87,12 +87,12 @@ enum Step {
 }
 
 impl Resolver {
-    /// Serves on this node's overlay addresses, from now on.
-    pub fn start(shared: Shared, askers: Askers) {
-        let faults = shared.faults().clone();
+    /// Serves on this node's overlay addresses, until the task is dropped.
+    pub fn start(shared: Shared, askers: Askers, supervisor: &Supervisor) -> Task {
         let (limits, world) = (Limits::new(), World::new());
         let resolver = Self { shared, askers, limits, world, turn: Arc::default() };
-        supervise::spawn(faults, "answers for names", move || server::run(resolver.clone()));
+        let inner = supervisor.clone();
+        supervisor.spawn("answers for names", move || server::run(resolver.clone(), inner.clone()))
     }
 
     /// Who asks, as far as that is known at once.

@@ -3,16 +3,14 @@
 use std::{io, sync::Arc, time::Duration};
 
 use socket2::{Socket, Type};
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::AbortHandle,
-};
+use tokio::net::{TcpListener, UdpSocket};
 
 use super::{Outcome, QUESTION_MAX, Resolver, clients::Clients};
 use crate::{
     docker::GATEWAY,
     host::MESH0,
     peers::{Answers, Listeners, Place, Roster, Service, answering, bind, bind_tcp, refuse},
+    supervise::{Supervisor, Task},
 };
 
 const PORT: u16 = 53;
@@ -24,32 +22,42 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Listens on whatever overlay addresses this host has, to whom the names are for: the host itself,
 /// the mesh, the bridges that are attached to it, and Docker's way out of its other networks.
-pub async fn run(resolver: Resolver) {
+pub async fn run(resolver: Resolver, supervisor: Supervisor) {
     let listeners = Listeners::new(SERVICE, &resolver.shared);
     let clients = Clients::default();
     let interfaces = |roster: &Roster| {
         let own = [LOOPBACK, MESH0, GATEWAY].into_iter().map(str::to_owned);
         own.chain(roster.bridges.iter().cloned()).collect()
     };
-    listeners.run(interfaces, |place| listen(&resolver, &clients, place)).await;
+    let open = |place: &Place| listen(&resolver, &clients, &supervisor, place);
+    listeners.run(interfaces, open).await;
 }
 
-fn listen(resolver: &Resolver, clients: &Clients, place: &Place) -> io::Result<AbortHandle> {
+fn listen(
+    resolver: &Resolver,
+    clients: &Clients,
+    supervisor: &Supervisor,
+    place: &Place,
+) -> io::Result<Task> {
     let udp = Arc::new(udp(bind(place, PORT, Type::DGRAM, Answers::SameInterface)?)?);
     // Containers whose router is this host ask by mesh0, and have a route of their own back.
     let (answers, answering) = match place.interface.as_str() {
         MESH0 => (Answers::AnyRoute, Arc::new(self::udp(answering(place.address, PORT)?)?)),
         _ => (Answers::SameInterface, udp.clone()),
     };
-    let tcp = bind_tcp(place, PORT, answers)?;
-    let (resolver, clients, place) = (resolver.clone(), clients.clone(), place.clone());
-    Ok(tokio::spawn(async move {
-        tokio::select! {
-            () = serve_udp(&resolver, &udp, &answering, &place) => {}
-            () = serve_tcp(&resolver, &clients, tcp, &place) => {}
+    let tcp = Arc::new(bind_tcp(place, PORT, answers)?);
+    let (resolver, clients, what) = (resolver.clone(), clients.clone(), SERVICE.task(place));
+    let place = place.clone();
+    Ok(supervisor.spawn(what, move || {
+        let (resolver, clients, place) = (resolver.clone(), clients.clone(), place.clone());
+        let (udp, answering, tcp) = (udp.clone(), answering.clone(), tcp.clone());
+        async move {
+            tokio::select! {
+                () = serve_udp(&resolver, &udp, &answering, &place) => {}
+                () = serve_tcp(&resolver, &clients, &tcp, &place) => {}
+            }
         }
-    })
-    .abort_handle())
+    }))
 }
 
 fn udp(socket: Socket) -> io::Result<UdpSocket> {
@@ -92,7 +100,7 @@ async fn serve_udp(
     }
 }
 
-async fn serve_tcp(resolver: &Resolver, clients: &Clients, listener: TcpListener, place: &Place) {
+async fn serve_tcp(resolver: &Resolver, clients: &Clients, listener: &TcpListener, place: &Place) {
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {

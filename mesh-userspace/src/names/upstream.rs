@@ -68,8 +68,11 @@ impl Lines {
     fn line(&self, to: SocketAddr) -> io::Result<Arc<Line>> {
         // A map of what is whole each by itself.
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_good =
-            |line: &Line| line.made.elapsed() < AGE_MAX && line.way.lock().asked < QUESTIONS_MAX;
+        let is_good = |line: &Line| {
+            line.made.elapsed() < AGE_MAX
+                && line.way.lock().asked < QUESTIONS_MAX
+                && !line.reader.is_finished()
+        };
         lines.retain(|_, line| is_good(line));
         if let Some(line) = lines.get(&to) {
             return Ok(line.clone());

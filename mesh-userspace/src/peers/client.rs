@@ -15,7 +15,6 @@ use std::{
 use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Semaphore,
-    task::AbortHandle,
     time::timeout,
 };
 
@@ -23,7 +22,10 @@ use super::{
     PORT, Shared,
     protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
-use crate::docker::http;
+use crate::{
+    docker::http,
+    supervise::{Supervisor, Task},
+};
 
 /// A peer that takes longer is not there.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,10 +41,10 @@ const AT_ONCE: usize = 64;
 const SILENT_PERIODS: u32 = 3;
 
 /// One task for each peer of the roster.
-pub(super) async fn run(shared: Shared) {
+pub(super) async fn run(shared: Shared, supervisor: Supervisor) {
     let mut roster = shared.roster.subscribe();
     let turns = Arc::new(Semaphore::new(AT_ONCE));
-    let mut tasks: HashMap<(String, IpAddr), AbortHandle> = HashMap::new();
+    let mut tasks: HashMap<(String, IpAddr), Task> = HashMap::new();
     loop {
         let now = roster.borrow_and_update().clone();
         let period =
@@ -51,17 +53,14 @@ pub(super) async fn run(shared: Shared) {
         for (name, addresses) in now.peers {
             wanted.extend(addresses.first().map(|a| (name, *a)));
         }
-        tasks.retain(|peer, task| {
-            let stays = wanted.contains(peer) && !task.is_finished();
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
+        tasks.retain(|peer, _| wanted.contains(peer));
         for peer in wanted {
             tasks.entry(peer.clone()).or_insert_with(|| {
-                let turns = turns.clone();
-                tokio::spawn(follow(shared.clone(), turns, peer.0, peer.1, period)).abort_handle()
+                let (shared, turns) = (shared.clone(), turns.clone());
+                let what = format!("questions to the agent of {}", peer.0);
+                supervisor.spawn(what, move || {
+                    follow(shared.clone(), turns.clone(), peer.0.clone(), peer.1, period)
+                })
             });
         }
         tokio::select! {

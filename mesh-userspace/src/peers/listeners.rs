@@ -11,12 +11,12 @@ use std::{
 };
 
 use socket2::{Domain, SockFilter, Socket, Type};
-use tokio::{sync::watch, task::AbortHandle, time::sleep};
+use tokio::{sync::watch, time::sleep};
 
 use super::{Roster, Shared};
-use crate::{faults::Faults, net};
+use crate::{faults::Faults, net, supervise::Task};
 
-/// Between two looks at what nobody tells of: listeners that ended, ports that became free.
+/// Between two looks at what nobody tells of: ports that became free.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Between two looks, however much happens.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ pub struct Listeners {
     roster: watch::Receiver<Roster>,
     looks: watch::Receiver<u64>,
     faults: Faults,
-    tasks: HashMap<Place, AbortHandle>,
+    tasks: HashMap<Place, Task>,
     /// Since when an address can not be listened on.
     failing: BTreeMap<IpAddr, Instant>,
 }
@@ -81,7 +81,7 @@ impl Listeners {
     pub async fn run(
         mut self,
         interfaces: impl Fn(&Roster) -> Vec<String>,
-        open: impl Fn(&Place) -> io::Result<AbortHandle>,
+        open: impl Fn(&Place) -> io::Result<Task>,
     ) {
         loop {
             let wanted = {
@@ -90,14 +90,13 @@ impl Listeners {
             };
             self.looks.borrow_and_update();
             let mut failed = Vec::new();
-            let ended: Vec<IpAddr> = self.ended();
             for place in self.missing(wanted) {
                 match open(&place) {
                     Ok(task) => drop(self.tasks.insert(place, task)),
                     Err(e) => failed.push((place, e)),
                 }
             }
-            self.tell(&failed, &ended);
+            self.tell(&failed);
             sleep(SETTLE).await;
             tokio::select! {
                 changed = self.roster.changed() => if changed.is_err() { return },
@@ -107,26 +106,14 @@ impl Listeners {
         }
     }
 
-    /// The addresses of those that came to an end, which nothing but an error of ours does.
-    fn ended(&self) -> Vec<IpAddr> {
-        let ended = self.tasks.iter().filter(|(_, task)| task.is_finished());
-        ended.map(|(place, _)| place.address).collect()
-    }
-
     /// Ends those that are not wanted, and returns the places that have none.
     fn missing(&mut self, mut wanted: Vec<Place>) -> Vec<Place> {
-        self.tasks.retain(|place, task| {
-            let stays = wanted.contains(place) && !task.is_finished();
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
+        self.tasks.retain(|place, _| wanted.contains(place));
         wanted.retain(|place| !self.tasks.contains_key(place));
         wanted
     }
 
-    fn tell(&mut self, failed: &[(Place, io::Error)], ended: &[IpAddr]) {
+    fn tell(&mut self, failed: &[(Place, io::Error)]) {
         self.failing.retain(|address, _| failed.iter().any(|(place, _)| place.address == *address));
         let mut faults = BTreeMap::new();
         for (place, error) in failed {
@@ -137,19 +124,17 @@ impl Listeners {
                 faults.entry(place.address.to_string()).or_insert_with(fault);
             }
         }
-        for address in ended {
-            let port = self.service.port;
-            let fault = format!(
-                "who listened on port {port} of {address} was interrupted, and listens again. Report \
-                 this"
-            );
-            faults.entry(address.to_string()).or_insert(fault);
-        }
         self.faults.set_all(self.service.part, faults);
     }
 }
 
 impl Service {
+    /// What a listener's task is called.
+    pub fn task(&self, place: &Place) -> String {
+        let (part, Place { address, interface, .. }) = (self.part, place);
+        format!("{part} on {address} at {interface}")
+    }
+
     fn fault(&self, place: &Place, error: &io::Error) -> String {
         let Self { port, outcome, .. } = *self;
         let address = place.address;
@@ -322,13 +307,11 @@ mod tests {
         let shared =
             Shared::new(super::super::Directory::new("h".into(), 1, vec![]), Faults::default());
         let mut listeners = Listeners::new(SERVICE, &shared);
-        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())], &[]);
+        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())]);
         assert_eq!(shared.faults.now(), [""; 0]);
-        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())], &[]);
+        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())]);
         assert_eq!(shared.faults.now().len(), 1);
-        listeners.tell(&[], &[place().address]);
-        assert_eq!(shared.faults.now().len(), 1);
-        listeners.tell(&[], &[]);
+        listeners.tell(&[]);
         assert_eq!(shared.faults.now(), [""; 0]);
     }
 }

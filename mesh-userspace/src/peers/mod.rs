@@ -15,7 +15,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{faults::Faults, supervise};
+use crate::{
+    faults::Faults,
+    supervise::{Supervisor, Task},
+};
 
 mod client;
 mod directory;
@@ -126,14 +129,17 @@ impl Shared {
         }
     }
 
-    /// Speaks with the other agents, from now on.
-    pub fn start(&self) {
-        let (server, client) = (self.clone(), self.clone());
-        supervise::spawn(self.faults.clone(), "answers to other agents", move || {
-            server::run(server.clone())
-        });
-        supervise::spawn(self.faults.clone(), "questions to other agents", move || {
-            client::run(client.clone())
-        });
+    /// Speaks with the other agents, until the tasks are dropped.
+    pub fn start(&self, supervisor: &Supervisor) -> [Task; 2] {
+        let of_each = || (self.clone(), supervisor.clone());
+        let (server, client) = (of_each(), of_each());
+        [
+            supervisor.spawn("answers to other agents", move || {
+                server::run(server.0.clone(), server.1.clone())
+            }),
+            supervisor.spawn("questions to other agents", move || {
+                client::run(client.0.clone(), client.1.clone())
+            }),
+        ]
     }
 }

@@ -19,7 +19,6 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::AbortHandle,
     time::timeout,
 };
 
@@ -28,7 +27,11 @@ use super::{
     listeners::{Answers, Place, Service, bind_tcp, refuse},
     protocol::{MESSAGE_MAX, News, PATH, RESERVED},
 };
-use crate::{host::MESH0, quota::Quota};
+use crate::{
+    host::MESH0,
+    quota::Quota,
+    supervise::{Supervisor, Task},
+};
 
 const SERVICE: Service =
     Service { part: "agents", port: PORT, outcome: "other agents are not answered" };
@@ -56,20 +59,21 @@ struct Server {
 type Refusal = (StatusCode, String);
 
 /// Listens on whatever overlay addresses this host has.
-pub(super) async fn run(shared: Shared) {
+pub(super) async fn run(shared: Shared, supervisor: Supervisor) {
     let listeners = Listeners::new(SERVICE, &shared);
     let connections = Quota::new(CONNECTIONS, 0);
     let server = Server { shared, connections, bodies: Arc::new(Semaphore::new(BODIES_MAX)) };
-    listeners.run(|_| vec![MESH0.to_owned()], |place| server.listen(place)).await;
+    listeners.run(|_| vec![MESH0.to_owned()], |place| server.listen(&supervisor, place)).await;
 }
 
 impl Server {
-    fn listen(&self, place: &Place) -> io::Result<AbortHandle> {
-        let listener = bind_tcp(place, PORT, Answers::SameInterface)?;
-        Ok(tokio::spawn(self.clone().serve(listener)).abort_handle())
+    fn listen(&self, supervisor: &Supervisor, place: &Place) -> io::Result<Task> {
+        let listener = Arc::new(bind_tcp(place, PORT, Answers::SameInterface)?);
+        let (server, what) = (self.clone(), SERVICE.task(place));
+        Ok(supervisor.spawn(what, move || server.clone().serve(listener.clone())))
     }
 
-    async fn serve(self, listener: TcpListener) {
+    async fn serve(self, listener: Arc<TcpListener>) {
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => self.accept(stream, from),

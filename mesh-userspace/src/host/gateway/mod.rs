@@ -129,7 +129,7 @@ impl Host {
         set(mesh0::NAME, LOCALNET, "1");
         let mut faults = sysctl_faults(self.gateway_nets().any(|net| net.addr().is_ipv6()));
         faults.extend(ways_back.into_values());
-        faults.extend(self.gateways.held.follow(&self.state));
+        faults.extend(self.gateways.held.follow(&self.state, &self.supervisor));
         if !self.state.gateways {
             self.state.gateways = true;
             self.save()?;

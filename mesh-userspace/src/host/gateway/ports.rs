@@ -15,7 +15,10 @@ use super::{
     super::{Host, HostError},
     proxy::Proxy,
 };
-use crate::state::{Proto, Published, State};
+use crate::{
+    state::{Proto, Published, State},
+    supervise::Supervisor,
+};
 
 /// A port of a container that is to be one of the host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl Host {
             return Ok(());
         }
         self.change_ports(name, Vec::new());
-        self.gateways.held.follow(&self.state);
+        self.gateways.held.follow(&self.state, &self.supervisor);
         let mut ports = Vec::new();
         for request in requests {
             let families = [true, false].map(|v4| {
@@ -73,7 +76,7 @@ impl Host {
                 }),
                 Err(e) => {
                     // Those that were taken go with the next look.
-                    self.gateways.held.follow(&self.state);
+                    self.gateways.held.follow(&self.state, &self.supervisor);
                     return Err(e);
                 }
             }
@@ -101,7 +104,7 @@ impl Host {
 impl Held {
     /// Holds what is published and nothing else. Returns what somebody else has by now, which an
     /// agent that was away could not hold.
-    pub fn follow(&mut self, state: &State) -> Vec<String> {
+    pub fn follow(&mut self, state: &State, supervisor: &Supervisor) -> Vec<String> {
         let mut wanted = BTreeMap::new();
         for (name, endpoint) in &state.endpoints {
             for port in &endpoint.ports {
@@ -129,7 +132,8 @@ impl Held {
                 }
             };
             if has_loopback(ip) && to.is_ipv6() && !socket.leads_to(to) {
-                let started = socket.fd.try_clone().and_then(|fd| Proxy::start(proto, fd, to));
+                let fd = socket.fd.try_clone();
+                let started = fd.and_then(|fd| Proxy::start(supervisor, proto, fd, to));
                 socket.proxy = started
                     .map_err(|e| {
                         let port = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
@@ -234,14 +238,15 @@ fn any(v4: bool) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::Faults;
 
     fn request(first: u16, last: u16) -> PortRequest {
         let host_ip = Some(Ipv4Addr::LOCALHOST.into());
         PortRequest { proto: Proto::Tcp, port: 80, host_ip, first, last }
     }
 
-    #[test]
-    fn a_port_that_is_taken_is_refused_and_a_range_goes_on() {
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_refused_and_a_range_goes_on() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap().port();
         let mut held = Held::default();
@@ -252,7 +257,8 @@ mod tests {
         let again = held.take(&request(chosen, chosen), &[any(true)]).unwrap_err().to_string();
         assert!(again.contains("in use"), "{again}");
         assert!(held.take(&request(0, 0), &[any(false)]).is_err());
-        held.follow(&State::default());
+        let supervisor = Supervisor::new(tokio::runtime::Handle::current(), Faults::default());
+        held.follow(&State::default(), &supervisor);
         assert_eq!(held.take(&request(chosen, chosen), &[any(true)]).unwrap(), chosen);
     }
 }

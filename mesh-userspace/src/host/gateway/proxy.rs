@@ -15,11 +15,14 @@ use std::{
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream, UdpSocket},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::timeout,
 };
 
-use crate::state::Proto;
+use crate::{
+    state::Proto,
+    supervise::{Supervisor, Task},
+};
 
 const BACKLOG: i32 = 128;
 /// Connections, or in UDP clients, of one port at a time.
@@ -33,21 +36,32 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Proxy {
     to: SocketAddr,
-    task: AbortHandle,
+    _task: Task,
 }
 
 impl Proxy {
-    /// `socket`: bound. Must be called in a runtime.
-    pub fn start(proto: Proto, socket: OwnedFd, to: SocketAddr) -> io::Result<Self> {
+    /// `socket`: bound.
+    pub fn start(
+        supervisor: &Supervisor,
+        proto: Proto,
+        socket: OwnedFd,
+        to: SocketAddr,
+    ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
+        let _made_there = supervisor.runtime().enter();
+        let what = format!("a published port of {to}/{proto} at [::1]");
         let task = match proto {
             Proto::Tcp => {
                 rustix::net::listen(&socket, BACKLOG)?;
-                tokio::spawn(tcp(TcpListener::from_std(socket.into())?, to))
+                let listener = Arc::new(TcpListener::from_std(socket.into())?);
+                supervisor.spawn(what, move || tcp(listener.clone(), to))
             }
-            Proto::Udp => tokio::spawn(udp(UdpSocket::from_std(socket.into())?, to)),
+            Proto::Udp => {
+                let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+                supervisor.spawn(what, move || udp(socket.clone(), to))
+            }
         };
-        Ok(Self { to, task: task.abort_handle() })
+        Ok(Self { to, _task: task })
     }
 
     pub fn leads_to(&self, to: SocketAddr) -> bool {
@@ -55,13 +69,7 @@ impl Proxy {
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn tcp(listener: TcpListener, to: SocketAddr) {
+async fn tcp(listener: Arc<TcpListener>, to: SocketAddr) {
     // Ends with this, and its connections with it.
     let mut connections = JoinSet::new();
     loop {
@@ -84,8 +92,7 @@ async fn tcp(listener: TcpListener, to: SocketAddr) {
     }
 }
 
-async fn udp(socket: UdpSocket, to: SocketAddr) {
-    let socket = Arc::new(socket);
+async fn udp(socket: Arc<UdpSocket>, to: SocketAddr) {
     let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut answering = JoinSet::new();
     let mut buffer = vec![0; usize::from(u16::MAX)];
