@@ -24,6 +24,7 @@ pub mod host;
 pub mod lock;
 pub mod mountns;
 pub mod names;
+pub mod near;
 pub mod net;
 pub mod peers;
 pub mod plan;

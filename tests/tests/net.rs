@@ -481,7 +481,7 @@ fn a_namespace_is_found_by_name_and_a_near_miss_is_helped() {
     assert!(same_netns(by_name.as_fd(), by_path.as_fd()));
     let wrong = named.0.replace("test", "tset");
     let error = open_netns(&wrong).unwrap_err().to_string();
-    assert!(error.contains(&format!("did you mean {}?", named.0)), "{error}");
+    assert!(error.contains(&format!("; there are {}", named.0)), "{error}");
 }
 
 #[tokio::test]

@@ -9,8 +9,9 @@ use toml::{
 use super::{
     syntax::{join, unknown},
     text::{At, Findings, Place},
-    value::{nearest, parse_prefix, prefix_fault},
+    value::{parse_prefix, prefix_fault},
 };
+use crate::near::nearest;
 
 pub(super) type Value<'t> = Spanned<DeValue<'t>>;
 

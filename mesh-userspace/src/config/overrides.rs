@@ -11,8 +11,9 @@ use super::{
     spec::{NodeSpec, Spec},
     syntax::join,
     text::{At, Findings, Place},
-    value, wire,
+    wire,
 };
+use crate::near;
 
 pub(super) const LINK_KEYS: [&str; 3] = ["nodes", "encap", "port"];
 /// Those of a node that only a foreign one may have.
@@ -304,7 +305,7 @@ fn check_pair<'s>(
 
 fn unknown_node(name: &str, spec: &Spec) -> String {
     let names = spec.nodes.iter().filter_map(|n| n.name.as_ref()).map(|n| n.value.as_str());
-    match value::nearest(name, names.take(32)) {
+    match near::nearest(name, names.take(32)) {
         Some(near) => format!("there is no node {name:?}: did you mean {near:?}?"),
         None => format!("there is no node {name:?}: add a [[node]] of that name"),
     }

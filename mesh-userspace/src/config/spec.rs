@@ -13,6 +13,7 @@ use super::{
     text::{At, Findings, Place},
     value, wire,
 };
+use crate::near;
 
 pub(super) const CLUSTER_KEYS: [&str; 8] =
     ["name", "cidr", "encap", "mtu", "port", "ttl", "dscp", "flood"];
@@ -146,7 +147,7 @@ impl Spec {
     fn read_root(&mut self, root: &DeTable<'_>, reader: &mut Reader<'_, '_>) {
         for (key, value) in root {
             let name: &str = key.get_ref();
-            let kind = match value::nearest(name, TABLES) {
+            let kind = match near::nearest(name, TABLES) {
                 Some("cluster") => Kind::Cluster,
                 Some("attach") => Kind::Attach,
                 Some("docker") => Kind::Docker,

@@ -7,10 +7,8 @@ use std::ops::Range;
 
 use toml::de::{DeTable, Error};
 
-use super::{
-    text::{Findings, Place},
-    value::nearest,
-};
+use super::text::{Findings, Place};
+use crate::near::nearest;
 
 /// Tables at the top of the file.
 pub(super) const TABLES: [&str; 6] = ["attach", "cluster", "docker", "link", "network", "node"];

@@ -21,6 +21,7 @@ use super::{
     text::{At, Findings, Place},
     value,
 };
+use crate::near;
 
 /// Subnets of all nodes in all networks: as many fit into 100 MB.
 const MAX_SUBNETS: usize = 1 << 22;
@@ -151,7 +152,7 @@ fn unknown_network(name: &str, spec: &Spec) -> String {
         return "the part of the cluster's own network is the node's `subnet`".into();
     }
     let names = spec.networks.iter().filter_map(|n| n.name.as_ref()).map(|n| n.value.as_str());
-    match value::nearest(name, names.take(32)) {
+    match near::nearest(name, names.take(32)) {
         Some(near) => format!("there is no network {name:?}: did you mean {near:?}?"),
         None => format!("there is no network {name:?}: add a [[network]] of that name"),
     }

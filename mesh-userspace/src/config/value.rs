@@ -243,32 +243,3 @@ fn is_ordinary(net: IpNet) -> bool {
 pub(super) fn longest(net: IpNet) -> u8 {
     if net.addr().is_ipv4() { LONGEST.0 } else { LONGEST.1 }
 }
-
-/// The candidate that was probably meant: alike but for case, or a few letters apart.
-pub(super) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let word = word.to_lowercase();
-    let near = candidates.into_iter().map(|c| (distance(&word, c), c)).min()?;
-    (near.0 <= 1 + near.1.len() / 4).then_some(near.1)
-}
-
-/// Letters to add, remove, change, or swap with the next (optimal string alignment).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(80).collect(), b.chars().collect());
-    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let same = usize::from(a[i - 1] != b[j - 1]);
-            let mut least = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + same);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
-}

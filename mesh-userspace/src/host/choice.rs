@@ -12,6 +12,7 @@ use super::{AttachRequest, Host, HostError, endpoint::id_of};
 use crate::{
     compile::fnv1a,
     config::{Cluster, Network, Node, Vni, bits, from_bits, gateway},
+    near,
     net::{own_netns, same_netns},
 };
 
@@ -129,8 +130,8 @@ pub(super) fn find_network<'a>(
         return cluster.networks.first().ok_or_else(|| HostError::User("no network".into()));
     };
     cluster.networks.iter().find(|n| n.name == name).ok_or_else(|| {
-        let known: Vec<_> = cluster.networks.iter().map(|n| n.name.as_str()).collect();
-        HostError::User(format!("there is no network {name:?}; there are {}", known.join(", ")))
+        let known = near::closest(name, cluster.networks.iter().map(|n| n.name.as_str()));
+        HostError::User(format!("there is no network {name:?}; there are {known}"))
     })
 }
 

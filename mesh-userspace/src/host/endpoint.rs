@@ -15,6 +15,7 @@ use crate::{
     bpf::attach::{self, Interface},
     compile,
     config::{Cluster, Network, Node, mac_text},
+    near,
     net::{Net, Veth, VethPair},
     state::Endpoint,
 };
@@ -215,10 +216,10 @@ impl Host {
         } else if self.state.endpoints.contains_key(name) {
             self.remove_endpoint(&cluster, &me, name).await
         } else {
-            let known: Vec<_> = self.state.endpoints.keys().map(String::as_str).collect();
-            Err(HostError::Unknown(match known.as_slice() {
-                [] => format!("there is no endpoint {name:?}: nothing is attached on this host"),
-                known => format!("there is no endpoint {name:?}; there are {}", known.join(", ")),
+            let known = near::closest(name, self.state.endpoints.keys().map(String::as_str));
+            Err(HostError::Unknown(match known.as_str() {
+                "" => format!("there is no endpoint {name:?}: nothing is attached on this host"),
+                known => format!("there is no endpoint {name:?}; there are {known}"),
             }))
         };
         self.cluster = Some(cluster);

@@ -12,6 +12,8 @@ use rustix::{
 };
 use thiserror::Error;
 
+use crate::near;
+
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
 
@@ -20,7 +22,7 @@ pub enum NetnsError {
     #[error("there is no process {pid}: it has ended, or the number is wrong; see `ps -e`")]
     NoProcess { pid: String },
     #[error("there is no network namespace named {name:?} in /run/netns; {}", suggestion(.near))]
-    NoName { name: String, near: Vec<String> },
+    NoName { name: String, near: String },
     #[error("there is no file {}; give a network namespace by path, by its name in `ip netns`, \
              or by the pid of a process in it", .path.display())]
     NoFile { path: PathBuf },
@@ -33,11 +35,10 @@ pub enum NetnsError {
     Open { path: PathBuf, source: io::Error },
 }
 
-fn suggestion(names: &[String]) -> String {
-    if names.is_empty() {
-        "make one with `ip netns add`, or give a path or a pid".to_owned()
-    } else {
-        format!("did you mean {}?", names.join(", "))
+fn suggestion(near: &str) -> String {
+    match near {
+        "" => "make one with `ip netns add`, or give a path or a pid".to_owned(),
+        near => format!("there are {near} (`ip netns`)"),
     }
 }
 
@@ -161,45 +162,17 @@ fn not_network(fd: BorrowedFd<'_>) -> Option<&'static str> {
     }
 }
 
-/// Names that the user may have meant: those that look like it, else the first few.
-fn near_names(wanted: &str) -> Vec<String> {
-    let mut all: Vec<String> = fs::read_dir(NAMES)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    all.sort_by_cached_key(|name| (distance(wanted, name), name.clone()));
-    let like = all.iter().filter(|name| distance(wanted, name) <= 2).count();
-    all.truncate(if like > 0 { like.min(5) } else { 5 });
-    all
-}
-
-/// Letters to insert, remove or replace (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+/// The names of `ip netns` that are most like this one, as a message has them.
+fn near_names(wanted: &str) -> String {
+    let entries = fs::read_dir(NAMES).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names: Vec<String> = names.collect();
+    near::closest(wanted, names.iter().map(String::as_str))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn distance_counts_edits() {
-        assert_eq!(distance("web1", "web1"), 0);
-        assert_eq!(distance("wbe1", "web1"), 2);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("web10", "web1"), 1);
-    }
 
     #[test]
     fn own_namespace_is_that_of_the_pid() {
