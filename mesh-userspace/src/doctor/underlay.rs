@@ -28,7 +28,7 @@ pub(super) async fn findings(net: &Net, cluster: Option<&Cluster>) -> Vec<Findin
     }
     findings.push(rp_filter(&underlay));
     findings.extend(underlay.iter().map(|link| xdp(link)));
-    findings.push(gre(underlay.first().map_or("any", |link| &link.name)));
+    findings.push(gre(underlay.first().map_or("any", |link| &link.name), cluster));
     findings.push(gre_devices(&links));
     findings
 }
@@ -156,7 +156,13 @@ fn xdp(link: &Link) -> Finding {
     Finding::new("xdp", Info, format!("{} {mode} ({driver})", link.name), meaning)
 }
 
-fn gre(interface: &str) -> Finding {
+/// Whether tunnels are in GRE, if a config file says.
+fn gre(interface: &str, cluster: Option<&Cluster>) -> Finding {
+    let is_gre = |encap: Encap| !encap.is_udp();
+    if cluster.is_some_and(|cluster| !cluster.encaps().any(is_gre)) {
+        let meaning = "The config file has no tunnel in gre or gretap.";
+        return Finding::new("gre", Ok, "not used", meaning);
+    }
     let meaning = "With gre and gretap, tunnel packets are IP protocol 47, which has no ports; with \
                    vxlan they are UDP to port 4789, with geneve to 6081. This host's own firewall \
                    is not asked, for mesh takes them first; firewalls between the hosts and a \
@@ -242,6 +248,14 @@ mod tests {
             [[node]]\nname='h1'\nunderlay='192.0.2.1'\n";
         let cluster = crate::config::parse(file.as_bytes()).unwrap();
         assert_eq!(mtu(&eth0, Some(&cluster)).value, "eth0 1500, containers 1450");
+        assert_eq!(gre("eth0", Some(&cluster)).value, "not used");
+        let with_link = format!(
+            "{file}[[node]]\nname='h2'\nunderlay='192.0.2.2'\n\
+            [[link]]\nnodes=['h1', 'h2']\nencap='gretap'\n"
+        );
+        let with_link = crate::config::parse(with_link.as_bytes()).unwrap();
+        assert_eq!(gre("eth0", Some(&with_link)).value, "IP protocol 47");
+        assert_eq!(gre("eth0", None).value, "IP protocol 47");
         eth0.mtu = 1280 + 38;
         assert_eq!(mtu(&eth0, None).status, Ok);
         eth0.mtu -= 1;
