@@ -23,13 +23,14 @@ pub struct AttachArgs {
     /// Name of the endpoint [default: that of the namespace]
     #[arg(long, value_parser = NonEmpty::new())]
     pub name: Option<String>,
-    /// Address, one of each family [default: the first that is free in the node's subnet]
+    /// Address of the endpoint; once more for the other of IPv4 and IPv6 [default: the first that is
+    /// free in the node's subnet]
     #[arg(long, value_name = "ADDR")]
     pub ip: Vec<IpAddr>,
-    /// Network [default: the cluster's own]
+    /// Network to connect it to [default: the cluster's own]
     #[arg(long, value_name = "NET", value_parser = NonEmpty::new())]
     pub network: Option<String>,
-    /// Print what was given as JSON
+    /// Print what it was given (interface, addresses, routes) as JSON
     #[arg(long)]
     pub json: bool,
 }

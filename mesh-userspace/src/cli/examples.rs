@@ -9,8 +9,11 @@ const EXAMPLES: &[Examples] = &[
     (
         &[],
         &[
-            ("Two hosts, on each of them", "mesh init 192.0.2.11 192.0.2.12"),
-            ("Then, also on each", "mesh up"),
+            (
+                "Write the config file of two hosts, on each of them",
+                "mesh init 192.0.2.11 192.0.2.12",
+            ),
+            ("Then run the agent, also on each", "mesh up"),
             ("Connect the namespace `web`", "mesh attach web"),
         ],
     ),
@@ -29,7 +32,13 @@ const EXAMPLES: &[Examples] = &[
             ("For a log collector", "mesh up --log-format json --log-level debug"),
         ],
     ),
-    (&["down"], &[("Also after a crash, and without an agent", "mesh down")]),
+    (
+        &["down"],
+        &[
+            ("End the agent and take everything away but the state folder", "mesh down"),
+            ("That folder too: this host is to leave the mesh for good", "mesh down --forget"),
+        ],
+    ),
     (
         &["attach"],
         &[
@@ -42,19 +51,26 @@ const EXAMPLES: &[Examples] = &[
     (
         &["status"],
         &[
-            ("All, for people", "mesh status"),
-            ("Of an agent with a run folder of its own", "mesh --run-dir /run/mesh2 status --json"),
+            ("Everything, for people", "mesh status"),
+            ("What is wrong, for a script", "mesh status --check"),
+            ("From an agent with another run folder", "mesh --run-dir /run/mesh2 status --json"),
         ],
     ),
     (
         &["check"],
         &[
             ("All faults of a file at once", "mesh check --config cluster.toml"),
-            ("Of one that is made by a program", "mesh check --config - --json"),
+            ("Faults of a file that a program makes, on stdin", "mesh check --config - --json"),
             ("What to type on node `old`", "mesh check --peer-commands old"),
         ],
     ),
-    (&["doctor"], &[("What this host can do, and what to mend", "mesh doctor")]),
+    (
+        &["doctor"],
+        &[
+            ("What this host can do, and what to mend", "mesh doctor"),
+            ("With what that config file needs", "mesh doctor --config cluster.toml"),
+        ],
+    ),
     (&["docker"], &[("What would change in daemon.json", "mesh docker configure --dry-run")]),
     (
         &["docker", "configure"],
@@ -72,8 +88,14 @@ const EXAMPLES: &[Examples] = &[
         ],
     ),
     (&["cni", "uninstall"], &[("What would be removed", "mesh cni uninstall --dry-run")]),
-    (&["completions"], &[("For bash, to be put where that looks", "mesh completions bash")]),
-    (&["man"], &[("Where man looks", "mesh man /usr/local/share/man/man1")]),
+    (
+        &["completions"],
+        &[(
+            "For bash: save it as /usr/share/bash-completion/completions/mesh",
+            "mesh completions bash",
+        )],
+    ),
+    (&["man"], &[("Into a folder where man looks", "mesh man /usr/local/share/man/man1")]),
 ];
 
 /// Those of one verb, as in `["cni", "install"]`; none for another.

@@ -40,20 +40,26 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// Above the options that every command has.
+const GLOBAL: &str = "Options of every command";
+
 /// Where an agent keeps what it must find again. Two agents on one machine have two of each.
 #[derive(Debug, Clone, Args)]
 pub struct Place {
     /// Folder of the agent's socket, lock and state
-    #[arg(long, global = true, default_value = Place::DEFAULT_RUN_DIR, env = Place::RUN_DIR)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
+    #[arg(default_value = Place::DEFAULT_RUN_DIR, env = Place::RUN_DIR)]
     #[arg(value_parser = path::named())]
     pub run_dir: PathBuf,
     /// Folder of the pinned programs and maps; a bpf file system is mounted if there is none
-    #[arg(long, global = true, default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
+    #[arg(default_value = Place::DEFAULT_PIN_DIR, env = "MESH_PIN_DIR")]
     #[arg(value_parser = path::named())]
     pub pin_dir: PathBuf,
-    /// Folder of what this host must still know after a reboot; `down` leaves it, `down --forget`
-    /// removes it
-    #[arg(long, global = true, default_value = Place::DEFAULT_STATE_DIR, env = "MESH_STATE_DIR")]
+    /// Folder of what this host must still know after a reboot; `mesh down` leaves it, `mesh down
+    /// --forget` removes it
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DIR")]
+    #[arg(default_value = Place::DEFAULT_STATE_DIR, env = "MESH_STATE_DIR")]
     #[arg(value_parser = path::named())]
     pub state_dir: PathBuf,
 }
@@ -72,27 +78,28 @@ const DEFAULT_CONFIG: &str = "/etc/mesh/cluster.toml";
 pub enum Verb {
     /// Write the config file of a mesh of these hosts
     Init(init::InitArgs),
-    /// Bring this host into the mesh, and keep it there
+    /// Bring this host into the mesh: run the agent, in the foreground, until Ctrl-C or `mesh down`
     Up(up::UpArgs),
-    /// Take everything away again, also after a crash. What a reboot leaves, the state folder, stays,
-    /// so that `mesh up` takes it up again
+    /// Take this host out of the mesh: its interfaces, programs, routes and firewall rules, also after
+    /// a crash. The state folder stays, so that the next `mesh up` finds what it knew
     Down(down::DownArgs),
     /// Connect a network namespace, such as a container's, to the mesh
     Attach(attach::AttachArgs),
     /// Disconnect what `attach` connected
     Detach(detach::DetachArgs),
-    /// Show node, peers, endpoints, traffic and drops
+    /// Show this host's part of the mesh: faults, peers, endpoints, traffic and dropped packets
     Status(status::StatusArgs),
     /// Read a config file as the agent would, and print the mesh it describes or all its faults
     Check(check::CheckArgs),
-    /// Find out what this kernel and host can do, and what to mend
+    /// Look at this kernel and host, and say what mesh can use, what is wrong and what mends it.
+    /// Exits with 1 if the host can not be part of a mesh
     Doctor(doctor::DoctorArgs),
     /// Prepare this host's Docker for the names of the mesh
     #[command(subcommand)]
     Docker(docker::DockerVerb),
     /// The CNI plugin: called by container runtimes, installed for them by `install`
     Cni(cni::CniArgs),
-    /// Print the completions for a shell
+    /// Print the script by which a shell completes mesh's commands and options
     Completions(generate::CompletionsArgs),
     /// Write the man pages into a folder
     Man(generate::ManArgs),
