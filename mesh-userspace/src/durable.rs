@@ -60,6 +60,19 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
     Ok(Found::SetAside(Spoiled { path: path.to_owned(), at, cause }))
 }
 
+/// What mends an error of a file, in brackets behind a blank; nothing if that is not known.
+pub fn remedy(e: &io::Error) -> &'static str {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => " (run as root)",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (make room there)",
+        io::ErrorKind::ReadOnlyFilesystem => " (that file system can not be written to)",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            " (a file is there where a folder is needed: give another path, or move it away)"
+        }
+        _ => "",
+    }
+}
+
 /// Gives a file another name beside its own and returns it: `state.json.spoiled-1`.
 ///
 /// # Errors

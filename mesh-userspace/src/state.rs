@@ -34,7 +34,7 @@ const DOCKER: &str = "docker.json";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("{what} {}: {source}{}", path.display(), hint(source))]
+    #[error("{what} {}: {source}{}", path.display(), durable::remedy(source))]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{}", locked(path, holder.as_ref()))]
     Locked { path: PathBuf, holder: Option<Holder> },
@@ -86,14 +86,6 @@ fn elsewhere(holder: Option<&Holder>) -> String {
         None => format!(
             "{holder} {what}: another agent, or a command that is not done yet; `{stop}` ends it"
         ),
-    }
-}
-
-fn hint(e: &io::Error) -> &'static str {
-    match e.kind() {
-        io::ErrorKind::PermissionDenied => " (run as root)",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (make room there)",
-        _ => "",
     }
 }
 

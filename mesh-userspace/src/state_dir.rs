@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    #[error("{what} {}: {source}", path.display())]
+    #[error("{what} {}: {source}{}", path.display(), durable::remedy(source))]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error(
         "another agent has the state folder {}: give each agent of this machine one of its own with \

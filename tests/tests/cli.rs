@@ -58,6 +58,21 @@ fn what_is_no_file_stays_as_it_is() {
             ensure!(status == Some(1) && said.contains(why), "{path}: {out}{said}");
         }
         ensure!(!fs::metadata(&socket)?.is_file(), "the socket was replaced");
+        // What the system says of a path goes with the path and the remedy.
+        let file = topology.dir.join("file");
+        fs::write(&file, "")?;
+        let [file, below] =
+            [file.clone(), file.join("below")].map(|path| path.display().to_string());
+        for args in [
+            &["init", &own, "--file", &below][..],
+            &["man", &file],
+            &["cni", "install", "--bin-dir", &file],
+            &["status", "--run-dir", &file],
+        ] {
+            let (status, _, said) = mesh(host, args, "")?;
+            let is_told = said.contains(&file) && said.contains("give another path");
+            ensure!(status == Some(1) && is_told, "{args:?}: {said}");
+        }
         Ok(())
     });
 }
@@ -70,7 +85,11 @@ fn init_names_this_hosts_addresses_where_it_is_not_among_the_hosts() {
         let (status, _, said) = mesh(host, &["init", "198.51.100.7", "--file", &path], "")?;
         let own = mesh_tests::cluster::underlay(1);
         ensure!(status == Some(0) && said.contains(&format!("which has {own} (")), "{said}");
+        ensure!(said.lines().all(|line| line.starts_with("mesh: warning: ")), "{said}");
         ensure!(fs::metadata(&path).is_ok(), "no file was written");
+        let (_, _, said) = mesh(host, &["init", "127.0.0.1", "127.0.0.2", "--file", "-"], "")?;
+        ensure!(said.lines().count() == 2, "{said}");
+        ensure!(said.lines().all(|line| line.starts_with("mesh: the address of")), "{said}");
         Ok(())
     });
 }

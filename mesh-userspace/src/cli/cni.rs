@@ -154,7 +154,7 @@ fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<Steps> {
     let name = network.map_or(STEM.to_owned(), |network| format!("{STEM}-{network}"));
     let path = args.folders.conf_dir.join(name + ENDING);
     let shown = path.display();
-    let before = file::read(&path).with_context(|| shown.to_string())?;
+    let before = file::read(&path).map_err(file::failed(&path))?;
     // Runtimes call the plugin in folders of their own.
     let run_dir = std::path::absolute(&place.run_dir).context("where the run folder is")?;
     let run_dir = (run_dir != Path::new(Place::DEFAULT_RUN_DIR)).then_some(&*run_dir);
@@ -168,7 +168,7 @@ fn install(args: &InstallArgs, place: &Place) -> anyhow::Result<Steps> {
         steps.add(Step::new(&path, Action::Kept), &text)?;
     } else {
         if !args.folders.dry_run {
-            file::replace(&path, &after).with_context(|| shown.to_string())?;
+            file::replace(&path, &after).map_err(file::failed(&path))?;
         }
         let text = format!("{shown}:\n{}", file::difference(&before, &after));
         steps.add(step(Action::Written), &text)?;
@@ -180,13 +180,13 @@ fn uninstall(folders: &FoldersArgs) -> anyhow::Result<Steps> {
     let mut steps = Steps::new(folders);
     let remove = |path: &Path, steps: &mut Steps| -> anyhow::Result<()> {
         if !folders.dry_run {
-            fs::remove_file(path).with_context(|| path.display().to_string())?;
+            fs::remove_file(path).map_err(file::failed(path))?;
         }
         let text = format!("{} is removed", path.display());
         Ok(steps.add(Step::new(path, Action::Removed), &text)?)
     };
     for path in configs(&folders.conf_dir)? {
-        if is_as_made(&file::read(&path).with_context(|| path.display().to_string())?) {
+        if is_as_made(&file::read(&path).map_err(file::failed(&path))?) {
             remove(&path, &mut steps)?;
         } else {
             let text = format!("{} was changed by hand, and stays", path.display());
@@ -252,7 +252,7 @@ fn link(folders: &FoldersArgs, steps: &mut Steps) -> anyhow::Result<()> {
         fs::rename(next, &path)
     };
     if !folders.dry_run {
-        make().with_context(|| from.to_string())?;
+        make().map_err(file::failed(&path))?;
     }
     Ok(steps.add(step(Action::Linked), &format!("{from} -> {to}"))?)
 }
@@ -293,7 +293,7 @@ fn is_as_made(text: &str) -> bool {
 fn configs(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| folder.display().to_string())?,
+        entries => entries.map_err(file::failed(folder))?,
     };
     let is_ours = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());

@@ -94,7 +94,7 @@ pub async fn run(verb: DockerVerb, place: &Place) -> anyhow::Result<ExitCode> {
 fn configure<'a>(args: &'a ConfigureArgs, status: &Status) -> anyhow::Result<Outcome<'a>> {
     let say = |text: &str| if args.json { Ok(()) } else { print(text) };
     let shown = args.file.display();
-    let before = file::read(&args.file).with_context(|| shown.to_string())?;
+    let before = file::read(&args.file).map_err(file::failed(&args.file))?;
     let after = merged(&before, settings(status)?).with_context(|| shown.to_string())?;
     let is_needed = after.is_some() || lacks_restart(status);
     let mut outcome = Outcome {
@@ -110,7 +110,7 @@ fn configure<'a>(args: &'a ConfigureArgs, status: &Status) -> anyhow::Result<Out
         if args.dry_run {
             return Ok(outcome);
         }
-        outcome.kept = write(&args.file, &before, after).with_context(|| shown.to_string())?;
+        outcome.kept = write(&args.file, &before, after).map_err(file::failed(&args.file))?;
         outcome.written = true;
     }
     say(&outcome.text(args.restart))?;

@@ -7,6 +7,19 @@ use std::{
 
 use crate::durable;
 
+/// A file or folder that could not be read or written, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}{}", path.display(), durable::remedy(source))]
+pub struct FileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Of this path.
+pub fn failed(path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    move |source| FileError { path: path.to_owned(), source }
+}
+
 /// Nothing, if there is no such file.
 ///
 /// # Errors

@@ -26,11 +26,12 @@ const NAMED_MAX: usize = 8;
 
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// The hosts, in the same order on each of them: their own addresses, or NAME=ADDRESS
+    /// Address by which the other hosts reach this one, or NAME=ADDRESS; all hosts of the mesh, in the
+    /// same order on each of them [default name: h1, h2, ...]
     #[arg(required = true, value_name = "HOST")]
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub hosts: Vec<String>,
-    /// Where to write the file, or `-` to print it; one that is there is left alone
+    /// Where to write the file, or `-` to print it; a file that is there is never overwritten
     #[arg(long, default_value = DEFAULT_CONFIG)]
     pub file: PathBuf,
 }
@@ -55,14 +56,14 @@ pub async fn run(args: InitArgs) -> anyhow::Result<ExitCode> {
 
 fn write(path: &Path, text: &str, hosts: usize) -> anyhow::Result<()> {
     let shown = path.display();
-    let before = file::read(path).with_context(|| shown.to_string())?;
+    let before = file::read(path).map_err(file::failed(path))?;
     if !before.is_empty() && before != text {
         bail!("{shown} is there already, and another one: edit it, or move it away");
     }
     let done = match before == text {
         true => "is there already, the same",
         false => {
-            file::replace(path, text).with_context(|| shown.to_string())?;
+            file::replace(path, text).map_err(file::failed(path))?;
             "is written"
         }
     };
@@ -101,7 +102,7 @@ fn lack_of(cluster: &Cluster, own: &BTreeMap<IpAddr, String>) -> Option<String> 
         named => format!("has {}", named.join(", ")),
     };
     Some(format!(
-        "warning: none of these hosts is this one, which {has}: if it is to be in the mesh, give its own \
+        "none of these hosts is this one, which {has}: if it is to be in the mesh, give its own \
          address too, the same hosts on each"
     ))
 }

@@ -11,12 +11,13 @@ use tracing_subscriber::{EnvFilter, filter::Directive};
 
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// What is logged to stderr: error, warn, info, debug, trace or off; of one part of mesh
-    /// otherwise, as in `info,mesh_userspace::peers=debug` [default: $RUST_LOG, else info]
-    #[arg(long, global = true, value_name = "LEVEL", value_parser = filter)]
+    /// How much is logged to stderr: error, warn, info, debug, trace or off; for one part of mesh
+    /// apart, as in `info,mesh_userspace::peers=debug` [default: $RUST_LOG, else info]
+    #[arg(long, global = true, help_heading = super::GLOBAL, value_name = "LEVEL", value_parser = filter)]
     pub log_level: Option<String>,
-    /// How it is logged: text for people, or json with one object a line
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    /// How log lines look: text for people, or json with one object a line
+    #[arg(long, global = true, help_heading = super::GLOBAL)]
+    #[arg(value_name = "FORMAT", default_value = "text")]
     #[arg(env = "MESH_LOG_FORMAT", hide_possible_values = true)]
     pub log_format: Format,
 }
@@ -65,7 +66,7 @@ pub fn error(text: &str) {
     if is_json() {
         tracing::error!("{text}");
     } else {
-        eprintln!("mesh: {text}");
+        eprint!("{}", lines("mesh: ", text));
     }
 }
 
@@ -74,8 +75,13 @@ pub fn warning(text: &str) {
     if is_json() {
         tracing::warn!("{text}");
     } else {
-        eprintln!("mesh: {text}");
+        eprint!("{}", lines("mesh: warning: ", text));
     }
+}
+
+/// Each line says whose it is, and of what kind.
+fn lines(prefix: &str, text: &str) -> String {
+    text.lines().map(|line| format!("{prefix}{line}\n")).collect()
 }
 
 fn is_json() -> bool {
@@ -85,6 +91,11 @@ fn is_json() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_line_has_the_prefix() {
+        assert_eq!(lines("mesh: warning: ", "a\nb"), "mesh: warning: a\nmesh: warning: b\n");
+    }
 
     #[test]
     fn a_level_is_one_that_there_is() {
