@@ -154,6 +154,9 @@ pub struct Endpoint {
     /// Its ports that are the host's too.
     #[serde(default)]
     pub ports: Vec<Published>,
+    /// Whether it was given routes for broadcast and multicast; `None` if that is not known.
+    #[serde(default)]
+    pub floods: Option<bool>,
     /// It is about to be made, or was when whoever made it was killed.
     #[serde(default)]
     pub unfinished: bool,

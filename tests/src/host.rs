@@ -313,6 +313,18 @@ impl Host {
         serde_json::from_slice(&output.stdout).context("mesh status --json prints JSON")
     }
 
+    /// All that is wrong now, as JSON; `[]` if nothing is.
+    pub fn faults(&self) -> Result<String> {
+        Ok(self.status()?["all_faults"].to_string())
+    }
+
+    /// Those of `mesh status`.
+    pub fn endpoint_names(&self) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let endpoints = status["endpoints"].as_array().context("endpoints")?.iter();
+        Ok(endpoints.map(|e| e["name"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+
     pub fn generation(&self) -> Result<u64> {
         self.status()?["generation"].as_u64().context("status has no generation")
     }

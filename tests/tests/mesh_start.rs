@@ -11,17 +11,6 @@ const TWO: Options = Options { containers: 2, ..Options::DEFAULT };
 /// No agent says anything later than this.
 const SAID: Duration = Duration::from_secs(10);
 
-fn names(host: &Host) -> Result<Vec<String>> {
-    let status = host.status()?;
-    let endpoints = status["endpoints"].as_array().context("endpoints")?.iter();
-    let name = |e: &serde_json::Value| e["name"].as_str().unwrap_or_default().to_owned();
-    Ok(endpoints.map(name).collect())
-}
-
-fn faults(host: &Host) -> Result<String> {
-    Ok(host.status()?["faults"].to_string())
-}
-
 /// Ends a container, as far as the kernel is concerned: its interface goes with it.
 fn end_container(mesh: &mut Topology, host: usize, index: usize) -> Result<()> {
     let container = mesh.hosts[host].containers.remove(index);
@@ -42,8 +31,12 @@ fn container_ends_while_the_agent_is_away(mode: &'static str, leave: fn(&mut Hos
         leave(away)?;
         end_container(mesh, 0, 0)?;
         mesh.hosts[0].up(&cluster)?;
-        ensure!(names(&mesh.hosts[0])? == ["h1c2"], "{:?}", names(&mesh.hosts[0])?);
-        ensure!(faults(&mesh.hosts[0])? == "[]", "{}", faults(&mesh.hosts[0])?);
+        ensure!(
+            mesh.hosts[0].endpoint_names()? == ["h1c2"],
+            "{:?}",
+            mesh.hosts[0].endpoint_names()?
+        );
+        ensure!(mesh.hosts[0].faults()? == "[]", "{}", mesh.hosts[0].faults()?);
         let [one, two] = [mesh.party("h1c2")?, mesh.party("h2c1")?];
         one.expect_reaches(&two)
     });
@@ -78,15 +71,20 @@ fn one_endpoint_that_can_not_have_its_program_stops_no_other() {
         host.netns.exec(&format!("tc filter del {place}"))?;
         host.netns.exec(&format!("tc filter add {place} u32 match u32 0 0 flowid 1:1"))?;
         host.up(&cluster)?;
-        let said = faults(host)?;
-        ensure!(said.contains("endpoint h1c1 sends nothing") && said.contains("attach"), "{said}");
+        let said = host.faults()?;
+        ensure!(
+            said.contains("\"h1c1\"")
+                && said.contains("it sends nothing")
+                && said.contains("attach"),
+            "{said}"
+        );
         mesh.party("h1c2")?.expect_reaches(&mesh.party("h2c1")?)?;
         // Mended, it is no fault any more.
         let host = &mut mesh.hosts[0];
         host.kill9();
         host.netns.exec(&format!("tc filter del {place}"))?;
         host.up(&cluster)?;
-        ensure!(faults(host)? == "[]", "{}", faults(host)?);
+        ensure!(host.faults()? == "[]", "{}", host.faults()?);
         mesh.party("h1c1")?.expect_reaches(&mesh.party("h2c1")?)
     });
 }
@@ -114,7 +112,7 @@ fn a_spoiled_file_of_the_run_folder_is_set_aside_and_nothing_is_lost() {
         let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
         let flows = flow::start_all(&[(&one, &far), (&far, &one)])?;
         let host = &mut mesh.hosts[0];
-        let before = names(host)?;
+        let before = host.endpoint_names()?;
         for name in ["state.json", "cluster.toml", "docker.json"] {
             for (how, spoil) in SPOILED {
                 host.kill9();
@@ -124,15 +122,19 @@ fn a_spoiled_file_of_the_run_folder_is_set_aside_and_nothing_is_lost() {
                 }
                 spoil(&path).with_context(|| format!("{name} {how}"))?;
                 host.up(&cluster).with_context(|| format!("{name} {how}"))?;
-                ensure!(names(host)? == before, "{name} {how}: {:?}", names(host)?);
+                ensure!(
+                    host.endpoint_names()? == before,
+                    "{name} {how}: {:?}",
+                    host.endpoint_names()?
+                );
                 let kept = host.run_dir.join(format!("{name}.spoiled-1"));
-                let said = faults(host)?;
+                let said = host.faults()?;
                 let is_said = said.contains(&kept.display().to_string());
                 // The folder is not looked at before something is to be written there.
                 ensure!(kept.exists() && is_said, "{name} {how}: {said}");
                 remove(&kept)?;
                 wait::until("the fault to go", SAID, || {
-                    let said = faults(host).map_err(|e| format!("{e:#}"))?;
+                    let said = host.faults().map_err(|e| format!("{e:#}"))?;
                     if said.contains(".spoiled") { Err(said) } else { Ok(()) }
                 })?;
             }
@@ -163,7 +165,7 @@ fn commands_say_what_a_spoiled_state_means_and_cut_nothing() {
         }
         ping::expect_ping(&one.netns, two.address(false)?)?;
         host.up(&cluster)?;
-        ensure!(names(host)? == ["h1c1", "h1c2"], "{:?}", names(host)?);
+        ensure!(host.endpoint_names()? == ["h1c1", "h1c2"], "{:?}", host.endpoint_names()?);
         host.down()?;
         ensure!(!host.run_dir.exists(), "`mesh down` left {}", host.run_dir.display());
         Ok(())

@@ -116,6 +116,7 @@ impl Host {
         self.ensure_firewall();
         self.ensure_guard(&me);
         self.follow_mtu(&cluster, underlay.mtu).await;
+        self.recall_flood();
         self.follow_flood(&cluster).await;
         self.ensure_gateways(&cluster, &me).await?;
         self.tell_faults(&cluster, &me).await?;
@@ -199,6 +200,7 @@ impl Host {
         if let Some(underlay) = &underlay {
             self.follow_mtu(cluster, underlay.mtu).await;
         }
+        self.follow_flood(cluster).await;
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
         parts.note("faults", self.tell_faults(cluster, &me).await);
         self.say_spoiled();

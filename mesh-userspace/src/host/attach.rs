@@ -8,6 +8,7 @@ use super::{Host, HostError, mesh0};
 use crate::{
     bpf::attach::{self, Interface, Mode},
     config::Node,
+    faults::Of,
     state::Endpoint,
 };
 
@@ -64,8 +65,8 @@ impl Host {
                 }
                 Err(e) => {
                     faults.insert(name.clone(), format!(
-                        "endpoint {name} sends nothing into the mesh: {e}; start its container anew, \
-                         or detach and attach it again"
+                        "it sends nothing into the mesh: {e}; start its container anew, or detach and \
+                         attach it again"
                     ));
                 }
             }
@@ -88,19 +89,19 @@ impl Host {
 
     /// Says of each endpoint that is not as it should be what is wrong.
     pub(super) fn say_endpoints(&self) {
-        let mut faults = BTreeMap::new();
+        let mut faults = Vec::new();
         for (name, endpoint) in &self.state.endpoints {
             let fault = match self.unattached.get(name) {
                 _ if endpoint.unfinished => Some(format!(
-                    "endpoint {name} is half made, since that was cut short: the next start of the \
-                     agent, or `mesh detach {name}`, takes it back; then attach it again"
+                    "it is half made, since that was cut short: the next start of the agent, \
+                     or `mesh detach {name}`, takes it back; then attach it again"
                 )),
                 Some(fault) => Some(fault.clone()),
                 None => self.lost_with_record(name, endpoint),
             };
-            faults.extend(fault.map(|fault| (name.clone(), fault)));
+            faults.extend(fault.map(|fault| (Of::Endpoint(name.clone()), fault)));
         }
-        self.faults.set_all("endpoint", faults);
+        self.faults.set_all_of("endpoint", faults);
     }
 
     /// Takes the attachments of one kind away, as those of the other are in place.

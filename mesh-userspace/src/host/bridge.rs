@@ -154,6 +154,7 @@ impl Host {
                 container: None,
             }),
             ports: Vec::new(),
+            floods: None,
             unfinished: false,
             found: false,
         };

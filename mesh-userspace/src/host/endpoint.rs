@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bpf::attach::{self, Interface},
     compile,
-    config::{Cluster, Network, Node, mac_text},
+    config::{Cluster, Flood, Network, Node, mac_text},
     near,
     net::{Net, Veth, VethPair},
     state::Endpoint,
@@ -132,6 +132,7 @@ impl Host {
             netkit: false,
             bridged: None,
             ports: Vec::new(),
+            floods: Some(network.flood == Flood::All),
             unfinished: true,
             found: false,
         };

@@ -14,7 +14,9 @@ impl Host {
     pub(super) async fn tell_faults(&self, cluster: &Cluster, me: &Node) -> Result<(), HostError> {
         let endpoints = self.state.endpoints.iter().flat_map(|(name, endpoint)| {
             let unfollowed = self.unfollowed.get(name).map(|u| u.fault.clone());
-            let faults = faults(cluster, me, endpoint).into_iter().chain(unfollowed);
+            let unflooded = self.unflooded.get(name).map(|u| u.fault.clone());
+            let faults =
+                faults(cluster, me, endpoint).into_iter().chain(unfollowed).chain(unflooded);
             faults.map(|fault| (Of::Endpoint(name.clone()), fault))
         });
         self.faults.set_all_of("place", endpoints);

@@ -18,16 +18,27 @@ use crate::{
     state::Endpoint,
 };
 
-/// Between two attempts to give a container the same MTU: to look for its namespace takes time.
+/// Between two attempts to give a container the same: to look for its namespace takes time.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// A container whose interface does not have the MTU that it should.
+/// A container that does not have what it should, such as an MTU.
 #[derive(Debug)]
-pub(super) struct Unfollowed {
-    mtu: u32,
+pub(super) struct Unfollowed<T> {
+    pub wanted: T,
     /// Why, and the remedy.
     pub fault: String,
     tried: Instant,
+}
+
+impl<T> Unfollowed<T> {
+    pub fn new(wanted: T, fault: String) -> Self {
+        Self { wanted, fault, tried: Instant::now() }
+    }
+
+    /// To be tried again.
+    pub fn is_due(&self) -> bool {
+        self.tried.elapsed() >= RETRY
+    }
 }
 
 impl Host {
@@ -45,8 +56,8 @@ impl Host {
             if mtu == endpoint.mtu {
                 continue;
             }
-            let last = before.remove(name).filter(|last| last.mtu == mtu);
-            if let Some(last) = last.filter(|last| last.tried.elapsed() < RETRY) {
+            let last = before.remove(name).filter(|last| last.wanted == mtu);
+            if let Some(last) = last.filter(|last| !last.is_due()) {
                 self.unfollowed.insert(name.clone(), last);
                 continue;
             }
@@ -54,8 +65,7 @@ impl Host {
                 Ok(()) => endpoint.mtu = mtu,
                 Err(e) => {
                     let fault = kept_mtu(endpoint, mtu, &e);
-                    let tried = Instant::now();
-                    self.unfollowed.insert(name.clone(), Unfollowed { mtu, fault, tried });
+                    self.unfollowed.insert(name.clone(), Unfollowed::new(mtu, fault));
                 }
             }
         }

@@ -122,7 +122,8 @@ pub struct Host {
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
     /// Endpoints that a change of the file did not reach, with what is wrong.
-    unfollowed: BTreeMap<String, inside::Unfollowed>,
+    unfollowed: BTreeMap<String, inside::Unfollowed<u32>>,
+    unflooded: BTreeMap<String, inside::Unfollowed<bool>>,
     faults: Faults,
     supervisor: Supervisor,
     /// Why an endpoint has no program, by its name.
@@ -170,6 +171,7 @@ impl Host {
             foreign_ports: Vec::new(),
             no_netkit: false,
             unfollowed: BTreeMap::new(),
+            unflooded: BTreeMap::new(),
             supervisor: Supervisor::new(Handle::current(), faults.clone()),
             faults,
             unattached: BTreeMap::new(),

@@ -113,7 +113,7 @@ impl Host {
             false => "its names for other containers and its CNI network",
         };
         Some(format!(
-            "endpoint {name} was found again without its record: {lost} are not known; start its \
+            "it was found again without its record: {lost} are not known; start its \
              container anew, or detach and attach it again"
         ))
     }
@@ -140,6 +140,7 @@ fn endpoint(link: &Link, port: &PortInfo, inside: Option<&Inside>) -> Endpoint {
         netkit: link.kind.as_deref() == Some("netkit"),
         bridged: None,
         ports: Vec::new(),
+        floods: None,
         unfinished: false,
         found: true,
     }

@@ -7,7 +7,12 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Host, HostError, ROUTE_PROTOCOL, endpoint::id_of, inside::inside_of};
+use super::{
+    Host, HostError, ROUTE_PROTOCOL,
+    endpoint::id_of,
+    faults::remedy,
+    inside::{Unfollowed, inside_of},
+};
 use crate::{
     config::{Cluster, Flood, Network, Node, gateway},
     net::{Net, Route, RouteSpec},
@@ -125,29 +130,57 @@ impl Host {
         Err(taken(route.dst, ifname, &by, "NAME"))
     }
 
-    /// Gives the containers of each network that carries broadcast since this file the routes for
-    /// it, and takes them from those of one that does not any more.
-    pub(super) async fn follow_flood(&self, cluster: &Cluster) {
+    /// Where it is not known whether an endpoint has routes for broadcast, as a version before did not
+    /// note that, the file that was applied last tells.
+    pub(super) fn recall_flood(&mut self) {
         if self.state.endpoints.is_empty() {
             return;
         }
         let of_file = if self.cluster.is_none() { self.file_cluster() } else { None };
         let Some(last) = self.cluster.as_ref().or(of_file.as_ref()) else { return };
-        for network in &cluster.networks {
-            let before = last.networks.iter().find(|n| n.vni == network.vni);
+        for endpoint in self.state.endpoints.values_mut().filter(|e| e.floods.is_none()) {
+            let network = last.networks.iter().find(|n| n.vni.get() == endpoint.vni);
+            endpoint.floods = network.map(|n| n.flood == Flood::All);
+        }
+    }
+
+    /// Gives the containers of each network that carries broadcast the routes for it, and takes them
+    /// from those of one that does not any more. What can not be done is tried again at the next look.
+    pub(super) async fn follow_flood(&mut self, cluster: &Cluster) {
+        let mut before = std::mem::take(&mut self.unflooded);
+        // Those on a bridge have it from there.
+        let made_here = self.state.endpoints.iter_mut().filter(|(_, e)| e.bridged.is_none());
+        for (name, endpoint) in made_here.filter(|(_, e)| !e.unfinished) {
+            let network = cluster.networks.iter().find(|n| n.vni.get() == endpoint.vni);
+            let Some(network) = network else { continue };
             let carries = network.flood == Flood::All;
-            if before.is_none_or(|n| (n.flood == Flood::All) == carries) {
+            if *endpoint.floods.get_or_insert(carries) == carries {
                 continue;
             }
-            // Those on a bridge have it from there.
-            let endpoints = self.state.endpoints.iter().filter(|(_, e)| e.bridged.is_none());
-            for (name, endpoint) in endpoints.filter(|(_, e)| e.vni == network.vni.get()) {
-                if let Err(e) = follow_flood_in(&self.net, endpoint, carries).await {
-                    tracing::warn!("endpoint {name} keeps its routes for broadcast: {e}");
+            let last = before.remove(name).filter(|last| last.wanted == carries);
+            if let Some(last) = last.filter(|last| !last.is_due()) {
+                self.unflooded.insert(name.clone(), last);
+                continue;
+            }
+            match follow_flood_in(&self.net, endpoint, carries).await {
+                Ok(()) => endpoint.floods = Some(carries),
+                Err(e) => {
+                    let fault = kept_routes(endpoint, carries, &e);
+                    self.unflooded.insert(name.clone(), Unfollowed::new(carries, fault));
                 }
             }
         }
     }
+}
+
+fn kept_routes(endpoint: &Endpoint, carries: bool, why: &HostError) -> String {
+    let what = match carries {
+        true => "it has not all routes for broadcast and multicast, which its network carries now",
+        false => {
+            "it keeps its routes for broadcast and multicast, which its network no longer carries"
+        }
+    };
+    format!("{what}: {why}; {}, or mend that: it is tried again", remedy(endpoint))
 }
 
 async fn follow_flood_in(here: &Net, endpoint: &Endpoint, carries: bool) -> Result<(), HostError> {

@@ -7,7 +7,7 @@ use super::{ALIAS, Host, HostError, choice, endpoint};
 use crate::{
     bpf::attach::Interface,
     compile,
-    config::{Cluster, Network},
+    config::{Cluster, Flood, Network},
     net::{Veth, VethPair, open_netns},
     state::Endpoint,
 };
@@ -72,6 +72,7 @@ impl Host {
             netkit: false,
             bridged: None,
             ports: Vec::new(),
+            floods: Some(network.flood == Flood::All),
             unfinished: true,
             found: false,
         };
