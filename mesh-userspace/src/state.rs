@@ -228,6 +228,17 @@ pub fn last_config(dir: &Path) -> PathBuf {
     dir.join(CLUSTER)
 }
 
+/// Files of a run folder that made no sense when they were read, under their new names.
+pub fn spoiled(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let is_spoiled = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let of = name.and_then(|name| Some(name.rsplit_once(".spoiled-")?.0));
+        of.is_some_and(|of| [STATE, CLUSTER, DOCKER].contains(&of))
+    };
+    entries.flatten().map(|entry| entry.path()).filter(is_spoiled).collect()
+}
+
 impl RunDir {
     /// Makes the folder if it is not there, and takes its lock.
     pub fn lock(dir: &Path) -> Result<Self, StateError> {
@@ -305,15 +316,9 @@ impl RunDir {
         self.replace(DOCKER, bytes)
     }
 
-    /// Files that made no sense when they were read, under their new names.
+    /// As [`spoiled`], of this folder.
     pub fn spoiled(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
-        let is_spoiled = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let of = name.and_then(|name| Some(name.rsplit_once(".spoiled-")?.0));
-            of.is_some_and(|of| [STATE, CLUSTER, DOCKER].contains(&of))
-        };
-        entries.flatten().map(|entry| entry.path()).filter(is_spoiled).collect()
+        spoiled(&self.dir)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {

@@ -144,6 +144,22 @@ fn a_spoiled_file_of_the_run_folder_is_set_aside_and_nothing_is_lost() {
     });
 }
 
+#[test]
+fn down_says_that_it_removes_a_spoiled_file_that_was_kept() {
+    bare(Options { hosts: 1, containers: 0, ..TWO }, |mesh| {
+        mesh.up()?;
+        let host = &mut mesh.hosts[0];
+        host.kill9();
+        let kept = host.run_dir.join("state.json.spoiled-1");
+        fs::write(&kept, "{")?;
+        let output = host.try_mesh(&["down"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && !kept.exists(), "{output:?}");
+        ensure!(said.contains(&kept.display().to_string()), "{said}");
+        Ok(())
+    });
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }

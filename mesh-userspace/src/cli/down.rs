@@ -8,7 +8,7 @@ use super::{
     Place, log,
     session::{self, Session},
 };
-use crate::{agent::protocol::Request, state_dir};
+use crate::{agent::protocol::Request, state, state_dir};
 
 #[derive(Debug, Args)]
 pub struct DownArgs {
@@ -19,6 +19,7 @@ pub struct DownArgs {
 }
 
 pub async fn run(args: DownArgs, place: &Place) -> anyhow::Result<ExitCode> {
+    let spoiled = state::spoiled(&place.run_dir);
     if let Session::Direct(host) = session::open(place, &Request::Down, None, true).await? {
         let errors = host.down().await;
         for e in &errors {
@@ -27,6 +28,10 @@ pub async fn run(args: DownArgs, place: &Place) -> anyhow::Result<ExitCode> {
         if !errors.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
+    }
+    for path in spoiled.iter().filter(|path| !path.exists()) {
+        let path = path.display();
+        log::warning(&format!("{path}, kept as it made no sense when it was read, is removed too"));
     }
     if args.forget {
         state_dir::forget(&place.state_dir)?;
