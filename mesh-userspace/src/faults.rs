@@ -27,6 +27,8 @@ struct Board {
     past: VecDeque<Past>,
     /// Changes are not logged.
     is_quiet: bool,
+    /// Whether a fault came or went.
+    unlogged: Vec<(Fault, bool)>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,13 +116,14 @@ impl Faults {
 
     /// Sets or clears the fault that `part` has with one thing, such as an address.
     pub fn set_one(&self, part: &'static str, key: &str, fault: Option<String>) {
-        self.lock().set(part, key, fault.map(|fault| Fault { of: Of::Host, fault }));
+        let fault = fault.map(|fault| Fault { of: Of::Host, fault });
+        self.change(|board| board.set(part, key, fault));
     }
 
     /// Makes these, by key, all the faults that `part` has.
     pub fn set_all(&self, part: &'static str, faults: BTreeMap<String, String>) {
         let of_host = |(key, fault)| (key, Fault { of: Of::Host, fault });
-        self.lock().set_all(part, faults.into_iter().map(of_host).collect());
+        self.change(|board| board.set_all(part, faults.into_iter().map(of_host).collect()));
     }
 
     /// The same for faults that are not the host's: each with what it is of.
@@ -129,7 +132,7 @@ impl Faults {
             let fault = Fault { of, fault };
             (fault.to_string(), fault)
         };
-        self.lock().set_all(part, faults.into_iter().map(keyed).collect());
+        self.change(|board| board.set_all(part, faults.into_iter().map(keyed).collect()));
     }
 
     /// Remembers what went wrong and is over, such as a call that was refused. Does not log it.
@@ -166,6 +169,21 @@ impl Faults {
         self.lock().is_quiet = true;
     }
 
+    /// Logs the changes when others may see them: who reads the log may be slow.
+    fn change(&self, change: impl FnOnce(&mut Board)) {
+        let mut board = self.lock();
+        change(&mut board);
+        let changes = std::mem::take(&mut board.unlogged);
+        drop(board);
+        for (fault, is_so) in changes {
+            if is_so {
+                tracing::warn!("{fault}");
+            } else {
+                tracing::info!("no longer so: {fault}");
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Board> {
         // The board is whole at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,12 +208,9 @@ impl Board {
         if old == fault.as_ref() {
             return;
         }
-        match (&fault, old) {
-            _ if self.is_quiet => {}
-            (Some(fault), _) => tracing::warn!("{fault}"),
-            (None, Some(old)) => tracing::info!("no longer so: {old}"),
-            (None, None) => {}
-        }
+        let change = fault.clone().map(|fault| (fault, true));
+        let change = change.or_else(|| old.cloned().map(|old| (old, false)));
+        self.unlogged.extend(change.filter(|_| !self.is_quiet));
         let since = Instant::now();
         let old = match fault {
             Some(fault) => self.now.insert(key, Entry { fault, since }),

@@ -62,6 +62,7 @@ struct Known {
     at: Option<Instant>,
     /// By address of a container, the networks that it is in.
     networks: HashMap<IpAddr, Vec<String>>,
+    /// The host's own, of those that asked.
     own: HashSet<IpAddr>,
 }
 
@@ -111,6 +112,12 @@ impl Askers {
         let _one = self.looking.lock().await;
         match self.of(source) {
             Source::Seen(networks) => return Source::Seen(networks),
+            Source::Stale | Source::Unknown if is_own(source).await => {
+                let mut known = Known::clone(&self.known());
+                known.own.insert(source);
+                self.set(known);
+                return Source::Seen(None);
+            }
             Source::Stale | Source::Unknown => self.ask_docker().await,
         }
         match self.of(source) {
@@ -131,18 +138,22 @@ impl Askers {
             return;
         }
         let mut new = match timeout(PATIENCE, self.ask()).await {
-            Ok(Ok((networks, own))) => Known { of: Some(now), networks, own, ..Known::default() },
+            Ok(Ok(networks)) => Known { of: Some(now), networks, ..Known::default() },
             failed => {
                 tracing::debug!("who asks? {:?}", failed.map(Result::err));
                 Known { failed: Some(now), ..Known::clone(&known) }
             }
         };
         new.at = Some(Instant::now());
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        self.set(new);
     }
 
-    /// The networks of each container by its addresses, and the host's own addresses.
-    async fn ask(&self) -> Result<(HashMap<IpAddr, Vec<String>>, HashSet<IpAddr>), ApiError> {
+    fn set(&self, known: Known) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+    }
+
+    /// The networks of each container by its addresses.
+    async fn ask(&self) -> Result<HashMap<IpAddr, Vec<String>>, ApiError> {
         let mut addresses: HashMap<String, Vec<IpAddr>> = HashMap::new();
         let mut networks: HashMap<String, Vec<String>> = HashMap::new();
         for listed in self.api.networks(DRIVER).await?.list {
@@ -167,10 +178,14 @@ impl Askers {
             let seen = networks.get(&container).cloned().unwrap_or_default();
             by_address.extend(addresses.into_iter().map(|address| (address, seen.clone())));
         }
-        let own = match Net::here() {
-            Ok(net) => net.addresses().await.unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        Ok((by_address, own.iter().map(crate::net::Address::ip).collect()))
+        Ok(by_address)
     }
+}
+
+/// Returns whether this host has the address. A dump of all addresses would wait for the kernel's rtnl
+/// lock, which who removes a namespace holds for long; a look at the routes does not.
+async fn is_own(address: IpAddr) -> bool {
+    let Ok(net) = Net::here() else { return false };
+    let way = net.route_to(address, None).await;
+    way.is_ok_and(|way| way.is_some_and(|way| way.local))
 }
