@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod busy;
 pub mod callers;
 pub mod claim;
 pub mod cli;

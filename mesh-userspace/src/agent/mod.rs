@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     bpf::attach::Mode,
+    busy::Busy,
     config::{self, Cluster},
     docker::{self, Docker},
     host::{Host, HostError},
@@ -53,6 +54,9 @@ const HEARSAY: Duration = Duration::from_secs(2);
 /// Between two looks at what the ports of bridges told. They work without: it is for those who read
 /// it, and for the fast way.
 const LISTEN: Duration = Duration::from_secs(1);
+
+/// What the agent does when the file changed.
+const RELOAD: &str = "applying the config file";
 
 /// What the agent was started with.
 #[derive(Debug, Clone)]
@@ -130,7 +134,8 @@ pub async fn run(
     Sockets { icmp, mut querier }: Sockets,
     mut serving: Serving,
 ) -> anyhow::Result<()> {
-    let (mut calls, _callers) = server::listen(&settings.socket, host.supervisor())?;
+    let busy = Busy::default();
+    let (mut calls, _callers) = server::listen(&settings.socket, host.supervisor(), busy.clone())?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -141,8 +146,9 @@ pub async fn run(
     let pace = Pace::new(settings.look_interval, Instant::now());
     let mut agent = Agent { config_error, retry: None, pace, glance: Instant::now() + GLANCE };
     let mut changes = Changes::of(changes);
-    let mut docker =
-        host.cluster().map(|cluster| Docker::start(&host, cluster, &settings.state_dir));
+    let mut docker = host
+        .cluster()
+        .map(|cluster| Docker::start(&host, cluster, &settings.state_dir, busy.clone()));
     let mut listen = tokio::time::interval(LISTEN);
     listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The config file that the other agents are known by.
@@ -161,6 +167,7 @@ pub async fn run(
             docker.follow(&host);
             docker.tell_faults(&host);
         }
+        busy.end();
         let query = querier.as_ref().map(|querier| querier.due(host.revision()).into());
         let due = agent.retry.into_iter().chain(host.path_mtu_ends().map(Instant::from));
         let at = due.fold(agent.pace.due(), Instant::min);
@@ -169,6 +176,11 @@ pub async fn run(
                 let Some((request, fd, answer)) = call else {
                     anyhow::bail!("nobody hears the callers of the agent's socket any more");
                 };
+                // Who was told that it failed may have asked for something else since.
+                if answer.is_closed() && !request.outlives_its_caller() {
+                    continue;
+                }
+                busy.begin(request.work());
                 if matches!(request, Request::Down) {
                     return down(host, answer).await;
                 }
@@ -177,11 +189,18 @@ pub async fn run(
             }
             work = next(&mut docker) => {
                 if let Some(docker) = &mut docker {
+                    busy.begin(work.name());
                     docker.work(&mut host, work).await;
                 }
             }
-            () = files.recv() => agent.reload(&mut host, &settings).await,
-            _ = hangup.recv() => agent.reload(&mut host, &settings).await,
+            () = files.recv() => {
+                busy.begin(RELOAD);
+                agent.reload(&mut host, &settings).await;
+            }
+            _ = hangup.recv() => {
+                busy.begin(RELOAD);
+                agent.reload(&mut host, &settings).await;
+            }
             change = changes.next(&host) => {
                 if let (Some(docker), Change::Link { .. } | Change::Overrun) = (&docker, &change) {
                     docker.shared().look();
@@ -196,12 +215,15 @@ pub async fn run(
             }
             () = tokio::time::sleep_until(at) => {
                 if agent.retry.is_some_and(|at| at <= Instant::now()) {
+                    busy.begin(RELOAD);
                     agent.reload(&mut host, &settings).await;
                 }
+                busy.begin("a look at everything on this host");
                 host.forget_old_path_mtus();
                 agent.refresh(&mut host).await;
             }
             () = tokio::time::sleep_until(query.unwrap_or(at)), if query.is_some() => {
+                busy.begin("questions for multicast groups");
                 if let Some(querier) = &mut querier
                     && let Err(e) = host.renew_groups(querier)
                 {
@@ -209,6 +231,7 @@ pub async fn run(
                 }
             }
             _ = listen.tick(), if host.is_learning() => {
+                busy.begin("what ports of bridges told");
                 if let Err(e) = host.take_learned().await {
                     tracing::debug!("{e}");
                     agent.pace.changed(Instant::now());

@@ -38,6 +38,19 @@ impl Request {
     pub fn outlives_its_caller(&self) -> bool {
         matches!(self, Self::Detach { .. } | Self::Collect { .. })
     }
+
+    /// What the agent does for it.
+    pub fn work(&self) -> &'static str {
+        match self {
+            Self::Status => "telling its status",
+            Self::Attach(_) => "attaching a container",
+            Self::Detach { .. } => "detaching a container",
+            Self::Check { .. } => "checking an attachment",
+            Self::Collect { .. } => "removing what is of no container",
+            Self::Ready { .. } => "telling whether it is ready",
+            Self::Down => "taking the mesh down",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
@@ -19,8 +19,12 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::protocol::{Failure, Kind, MAX_REQUEST, Request, Response};
+use super::{
+    client,
+    protocol::{Failure, Kind, MAX_REQUEST, Request, Response},
+};
 use crate::{
+    busy::Busy,
     callers::{Callers, Served, is_trusted},
     supervise::{Supervisor, Task},
 };
@@ -30,13 +34,43 @@ pub type Call = (Request, Option<OwnedFd>, oneshot::Sender<Response>);
 
 /// How long a caller may take to say what it wants, or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// By how much a caller waits longer than it is made to.
+const AHEAD: Duration = Duration::from_secs(1);
 /// Callers at once: with all that they may send, [`MAX_REQUEST`] each.
 const CALLERS: usize = 64;
 /// Of these, how many may wait for the agent.
 const WAITING: usize = 32;
 
+/// The agent's own thread, which answers requests one after the other.
+#[derive(Clone)]
+struct Agent {
+    calls: mpsc::Sender<Call>,
+    busy: Busy,
+}
+
+impl Agent {
+    /// Waits a little less than the caller does, who is then told what it waited for.
+    async fn ask(&self, request: Request, fd: Option<OwnedFd>) -> Response {
+        let (began, limit) = (Instant::now(), client::patience(&request) - AHEAD);
+        let answer = async {
+            let (answer, answered) = oneshot::channel();
+            self.calls.send((request, fd, answer)).await.ok()?;
+            answered.await.ok()
+        };
+        let refused = |why: String| Response::Error(Failure::new(Kind::NotNow, why));
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer.unwrap_or_else(|| refused("the agent is about to end".into())),
+            Err(_) => refused(self.busy.why(began)),
+        }
+    }
+}
+
 /// Listens on `path` until the task is dropped; every request comes out of the receiver.
-pub fn listen(path: &Path, supervisor: &Supervisor) -> io::Result<(mpsc::Receiver<Call>, Task)> {
+pub fn listen(
+    path: &Path,
+    supervisor: &Supervisor,
+    busy: Busy,
+) -> io::Result<(mpsc::Receiver<Call>, Task)> {
     // Whoever holds the lock may clear away what an agent left that was killed.
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -47,19 +81,20 @@ pub fn listen(path: &Path, supervisor: &Supervisor) -> io::Result<(mpsc::Receive
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let (calls, receiver) = mpsc::channel(WAITING);
     let what = "callers of the agent's socket";
-    let task = supervisor.spawn(what, move || take_callers(listener.clone(), calls.clone()));
+    let agent = Agent { calls, busy };
+    let task = supervisor.spawn(what, move || take_callers(listener.clone(), agent.clone()));
     Ok((receiver, task))
 }
 
-async fn take_callers(listener: Arc<UnixListener>, calls: mpsc::Sender<Call>) {
+async fn take_callers(listener: Arc<UnixListener>, agent: Agent) {
     let mut callers = Callers::new(CALLERS);
     loop {
         match listener.accept().await {
             Ok((stream, _)) if !is_trusted(&stream) => refuse(stream),
             Ok((stream, _)) => {
-                let calls = calls.clone();
+                let agent = agent.clone();
                 let serve = |served| async move {
-                    if let Err(e) = serve(stream, calls, served).await {
+                    if let Err(e) = serve(stream, agent, served).await {
                         tracing::debug!("a caller: {e}");
                     }
                 };
@@ -87,22 +122,13 @@ fn line(response: &Response) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-async fn serve(
-    mut stream: UnixStream,
-    calls: mpsc::Sender<Call>,
-    served: Served,
-) -> io::Result<()> {
+async fn serve(mut stream: UnixStream, agent: Agent, served: Served) -> io::Result<()> {
     let response = match tokio::time::timeout(PATIENCE, read(&stream)).await? {
         // It was not answered in time: this process was stopped, perhaps.
         Ok((request, _)) if !request.outlives_its_caller() && is_gone(&stream) => return Ok(()),
         Ok((request, fd)) => {
             served.set(true);
-            let (answer, answered) = oneshot::channel();
-            if calls.send((request, fd, answer)).await.is_err() {
-                return Ok(());
-            }
-            let gone = || Failure::new(Kind::NotNow, "the agent is about to end");
-            answered.await.unwrap_or_else(|_| Response::Error(gone()))
+            agent.ask(request, fd).await
         }
         Err(e) => Response::Error(Failure::new(Kind::Refused, format!("not understood: {e}"))),
     };
@@ -183,7 +209,7 @@ mod tests {
             runtime.unwrap().block_on(async {
                 let supervisor =
                     Supervisor::new(tokio::runtime::Handle::current(), Faults::default());
-                let (mut calls, _task) = listen(&at, &supervisor).unwrap();
+                let (mut calls, _task) = listen(&at, &supervisor, Busy::default()).unwrap();
                 ready.send(()).unwrap();
                 while let Some((_, _, answer)) = calls.recv().await {
                     let _ = answer.send(Response::Done);

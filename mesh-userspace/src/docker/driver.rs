@@ -36,6 +36,9 @@ pub enum DriverError {
     Host(#[from] HostError),
     #[error("network {network} {}", NOT_YET)]
     NotYet { network: String },
+    /// The agent did not come to it in time: says what it does instead.
+    #[error("{0}")]
+    Busy(String),
     #[error("the agent is about to end")]
     Ending,
 }

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, watch as channel};
 
 use crate::{
+    busy::Busy,
     config::{self, Cluster, Vni, gateway},
     host::{AddedNetwork, Host},
     names::Resolver,
@@ -69,6 +70,16 @@ pub enum Work {
     Event(Event),
     /// Another node's networks.
     Peers,
+}
+
+impl Work {
+    pub fn name(&self) -> String {
+        match self {
+            Self::Call((call, _)) => format!("Docker's call {}", call.name()),
+            Self::Event(_) => "what happened in Docker".to_owned(),
+            Self::Peers => "networks of other nodes".to_owned(),
+        }
+    }
 }
 
 /// The agent's part for Docker.
@@ -122,7 +133,7 @@ impl Docker {
     /// has a name. Where there was a Docker with networks of the mesh, it is served at once: after a
     /// reboot it asks for them before it answers itself. Where the config file has a bridge attached but
     /// no driver, Docker is asked whose the bridge's ports are, and served nothing.
-    pub fn start(host: &Host, cluster: &Cluster, state_dir: &Path) -> Self {
+    pub fn start(host: &Host, cluster: &Cluster, state_dir: &Path, busy: Busy) -> Self {
         let settings = cluster.docker.clone();
         let is_asked = settings.plugin || !cluster.bridges.is_empty();
         let (kept, saved) = Kept::take_up(state_dir, host, &cluster.name);
@@ -145,6 +156,7 @@ impl Docker {
             calls: calls_sender,
             events: events.clone(),
             look: look.clone(),
+            busy,
             supervisor: supervisor.clone(),
         };
         let mut peers = shared.watch_networks();
@@ -241,6 +253,10 @@ impl Docker {
         }
         let done = match work {
             Work::Call((call, answer)) => {
+                // Docker was told that it failed, and takes back what it asked for.
+                if answer.is_closed() && !call.outlives_its_caller() {
+                    return;
+                }
                 let result = self.answer(host, call).await;
                 // A caller that went away does not need its answer.
                 let _ = answer.send(result);

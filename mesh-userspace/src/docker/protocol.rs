@@ -29,6 +29,40 @@ pub enum Call {
     Known(Value),
 }
 
+impl Call {
+    /// As Docker names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::RequestPool(_) => "IpamDriver.RequestPool",
+            Self::ReleasePool(_) => "IpamDriver.ReleasePool",
+            Self::RequestAddress(_) => "IpamDriver.RequestAddress",
+            Self::ReleaseAddress(_) => "IpamDriver.ReleaseAddress",
+            Self::CreateNetwork(_) => "NetworkDriver.CreateNetwork",
+            Self::DeleteNetwork(_) => "NetworkDriver.DeleteNetwork",
+            Self::CreateEndpoint(_) => "NetworkDriver.CreateEndpoint",
+            Self::DeleteEndpoint(_) => "NetworkDriver.DeleteEndpoint",
+            Self::Join(_) => "NetworkDriver.Join",
+            Self::Leave(_) => "NetworkDriver.Leave",
+            Self::Program(_) => "NetworkDriver.ProgramExternalConnectivity",
+            Self::Revoke(_) => "NetworkDriver.RevokeExternalConnectivity",
+            Self::Known(_) => "that is always answered the same",
+        }
+    }
+
+    /// What is to go, goes though nobody waits any more.
+    pub fn outlives_its_caller(&self) -> bool {
+        matches!(
+            self,
+            Self::ReleasePool(_)
+                | Self::ReleaseAddress(_)
+                | Self::DeleteNetwork(_)
+                | Self::DeleteEndpoint(_)
+                | Self::Leave(_)
+                | Self::Revoke(_)
+        )
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RequestPool {

@@ -32,6 +32,7 @@ use super::{
     protocol::{Call, ProtocolError},
 };
 use crate::{
+    busy::Busy,
     callers::{Callers, Served, is_trusted},
     lock,
     supervise::{Supervisor, Task},
@@ -45,6 +46,8 @@ const CALLERS: usize = 64;
 const READ: Duration = Duration::from_secs(5);
 /// From the connection to the end of the answer: nobody waits longer.
 const WHOLE: Duration = Duration::from_secs(60);
+/// For the answer. Docker waits without end, and is better told what for.
+const ANSWER: Duration = Duration::from_secs(45);
 /// Between two attempts to take a connection that fail, as without descriptors.
 const RETRY: Duration = Duration::from_secs(1);
 const CONTENT_TYPE: HeaderValue =
@@ -101,6 +104,7 @@ impl Drop for Server {
 pub struct Plugin {
     pub calls: mpsc::Sender<Asked>,
     pub health: Health,
+    pub busy: Busy,
 }
 
 async fn take_calls(listener: Arc<UnixListener>, plugin: Plugin) {
@@ -162,9 +166,31 @@ impl Plugin {
         response
     }
 
+    async fn ask(&self, call: Call) -> Result<Value, DriverError> {
+        let began = Instant::now();
+        loop {
+            let call = match &call {
+                Call::Known(answer) => return Ok(answer.clone()),
+                call => call.clone(),
+            };
+            let answer = async {
+                let (answer, answered) = oneshot::channel();
+                self.calls.send((call, answer)).await.ok()?;
+                answered.await.ok()
+            };
+            match tokio::time::timeout_at(began + ANSWER, answer).await {
+                Ok(Some(Err(DriverError::NotYet { .. }))) if began.elapsed() < PATIENCE => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Ok(done) => return done.unwrap_or(Err(DriverError::Ending)),
+                Err(_) => return Err(DriverError::Busy(self.busy.why(began.into()))),
+            }
+        }
+    }
+
     async fn call(&self, method: &str, body: &[u8]) -> (StatusCode, Value) {
         match Call::parse(method, body) {
-            Ok(call) => match ask(&self.calls, call).await {
+            Ok(call) => match self.ask(call).await {
                 Ok(answer) => (StatusCode::OK, answer),
                 Err(e) => {
                     tracing::warn!("{method}: {e}");
@@ -184,26 +210,6 @@ impl Plugin {
 /// Network drivers call it one way and IPAM drivers another.
 fn error(e: &dyn std::error::Error) -> Value {
     json!({"Err": e.to_string(), "Error": e.to_string()})
-}
-
-async fn ask(calls: &mpsc::Sender<Asked>, call: Call) -> Result<Value, DriverError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let call = match &call {
-            Call::Known(answer) => return Ok(answer.clone()),
-            call => call.clone(),
-        };
-        let (answer, answered) = oneshot::channel();
-        if calls.send((call, answer)).await.is_err() {
-            return Err(DriverError::Ending);
-        }
-        match answered.await.unwrap_or(Err(DriverError::Ending)) {
-            Err(DriverError::NotYet { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(POLL).await;
-            }
-            done => return done,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -244,7 +250,11 @@ mod tests {
 
     fn start(path: &Path, calls: mpsc::Sender<Asked>) -> io::Result<Server> {
         let supervisor = Supervisor::new(Handle::current(), Faults::default());
-        Server::start(path, Plugin { calls, health: Health::default() }, &supervisor)
+        Server::start(
+            path,
+            Plugin { calls, health: Health::default(), busy: Busy::default() },
+            &supervisor,
+        )
     }
 
     fn caller(path: &Path) -> Caller {

@@ -23,7 +23,7 @@ use super::{
     revive::revive,
     server::{Asked, Plugin, Server},
 };
-use crate::supervise::Supervisor;
+use crate::{busy::Busy, supervise::Supervisor};
 
 /// What the watcher's task is called.
 pub const TASK: &str = "the watch over Docker";
@@ -127,6 +127,7 @@ pub struct Watcher {
     pub health: Health,
     /// Told when the networks are to be looked at.
     pub look: Arc<Notify>,
+    pub busy: Busy,
     pub supervisor: Supervisor,
 }
 
@@ -172,7 +173,11 @@ impl Watcher {
         }
         // The old one first: it removes its socket.
         *server = None;
-        let plugin = Plugin { calls: self.calls.clone(), health: self.health.clone() };
+        let plugin = Plugin {
+            calls: self.calls.clone(),
+            health: self.health.clone(),
+            busy: self.busy.clone(),
+        };
         match Server::start(socket, plugin, &self.supervisor) {
             Ok(started) => {
                 self.health.plugin(None);
