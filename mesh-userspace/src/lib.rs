@@ -29,6 +29,7 @@ pub mod near;
 pub mod net;
 pub mod peers;
 pub mod plan;
+pub mod program;
 pub mod quota;
 pub mod serving;
 pub mod state;

@@ -1,14 +1,23 @@
 //! Names are answered, and callers told why they wait, whatever the agent's own thread waits for.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Result;
-use mesh_tests::{Options, Topology, cni, dns, pulse::Pulse, scenario::bare};
+use mesh_tests::{Options, Topology, cni, dns, pulse::Pulse, scenario::bare, wait};
 
 const OPTIONS: Options = Options { hosts: 1, containers: 3, ipv6: false, ..Options::DEFAULT };
 const H1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 42, 1, 1));
 /// The name of the container that asks.
 const NAME: &str = "h1c1";
+const LIMIT: Duration = Duration::from_secs(40);
+/// A program that hung is run again after a minute, and then with the next look at everything.
+const MENDED: Duration = Duration::from_secs(150);
 
 /// An agent whose first container has a name. `before`: what a shell does before it starts.
 fn up(mesh: &mut Topology, before: &str) -> Result<()> {
@@ -40,5 +49,60 @@ fn names_are_answered_in_time_while_networks_come_and_go() {
             host.detach(1)?;
         }
         pulse.end()?.expect_steady("while networks come and go")
+    });
+}
+
+/// Hangs for as long as a file `hang` is beside it.
+fn hanging(mesh: &Topology, program: &str) -> Result<(PathBuf, PathBuf)> {
+    let bin = mesh.dir.join("bin");
+    fs::create_dir_all(&bin)?;
+    let (script, hang) = (bin.join(program), bin.join("hang"));
+    let text = format!(
+        "#!/bin/sh\n[ -e {} ] && sleep 1000\nPATH=${{PATH#*:}}\nexec {program} \"$@\"\n",
+        hang.display()
+    );
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    Ok((bin, hang))
+}
+
+#[test]
+fn an_nft_that_hangs_stops_no_names_and_is_said() {
+    bare(OPTIONS, |mesh| {
+        let (bin, hang) = hanging(mesh, "nft")?;
+        let before =
+            format!("sysctl -qw net.ipv4.ip_forward=1\nexport PATH={}:$PATH", bin.display());
+        up(mesh, &before)?;
+        let host = &mut mesh.hosts[0];
+        let pulse = Pulse::start(&host.netns, &host.containers[0].netns, H1, NAME)?;
+        fs::write(&hang, "")?;
+        // The kernel tells the agent, which makes its table anew.
+        host.netns.exec("nft flush ruleset")?;
+        wait::until("a caller to be told what it waits for", LIMIT, || {
+            let asked = host.try_mesh(&["status"]).map_err(|e| format!("{e:#}"))?;
+            let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+            let is_told = said.contains("has been busy with a look at everything on this host");
+            if is_told { Ok(()) } else { Err(said) }
+        })?;
+        let fault = |text: &str, status: &serde_json::Value| {
+            status["all_faults"].to_string().contains(text)
+        };
+        wait::until("the fault", LIMIT, || {
+            let status = host.status().map_err(|e| format!("{e:#}"))?;
+            let is_said = fault("did not end within 10 s and was killed", &status)
+                || fault("not run, since it did not end", &status);
+            if is_said { Ok(()) } else { Err(status["all_faults"].to_string()) }
+        })?;
+        host.attach(1, &[])?;
+        pulse.end()?.expect_steady("while nft hangs")?;
+        fs::remove_file(&hang)?;
+        wait::until("the table", MENDED, || {
+            let there = host.netns.exec("nft list table inet mesh_guard");
+            there.map(drop).map_err(|e| format!("{e:#}"))
+        })?;
+        wait::until("no fault", LIMIT, || {
+            let status = host.status().map_err(|e| format!("{e:#}"))?;
+            if fault("nft", &status) { Err(status["all_faults"].to_string()) } else { Ok(()) }
+        })
     });
 }

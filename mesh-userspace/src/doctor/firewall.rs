@@ -1,6 +1,6 @@
 //! What the host's firewall does with forwarded packets, and that it does not matter to the mesh.
 
-use std::{fs, io::ErrorKind, process::Command};
+use std::{fs, io::ErrorKind};
 
 use super::{
     Finding,
@@ -74,8 +74,7 @@ fn iptables_dropping(rules: &str) -> Vec<String> {
 
 /// What a program prints, if it is there and succeeds.
 fn output(program: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(args).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    crate::program::run(program, args, "").ok()
 }
 
 #[cfg(test)]

@@ -11,16 +11,14 @@
 //! Anyone may take a table of ours away, with all others for one (`nft flush ruleset`). The kernel tells
 //! of it, and it is made anew; until then it is a fault.
 
-use std::{
-    io::{self, Write as _},
-    os::unix::process::CommandExt as _,
-    process::{Command, Stdio},
-};
-
 use ipnet::IpNet;
 
 use super::{Host, HostError, mesh0};
-use crate::{agent::privileges::keep_for_nft, faults::Faults, state::State};
+use crate::{
+    faults::Faults,
+    program::{self, ProgramError},
+    state::State,
+};
 
 const TABLE: &str = "mesh_bridges";
 
@@ -59,9 +57,15 @@ impl Table {
         (noted, is_lost): (&mut bool, bool),
         (outcome, faults): (&str, &Faults),
     ) {
-        let done = match chains {
-            Some(chains) => ensure(name, chains, self, faults),
-            None => remove_noted(name, *noted, is_lost).map(|()| Self::default()),
+        let (done, outcome) = match chains {
+            Some(chains) => {
+                let outcome = format!("{outcome}: no table {name} in nftables");
+                (ensure(name, chains, self, faults), outcome)
+            }
+            None => {
+                let outcome = format!("a table {name} of no use may be left in nftables");
+                (remove_noted(name, *noted, is_lost).map(|()| Self::default()), outcome)
+            }
         };
         match done {
             Ok(table) => {
@@ -69,7 +73,7 @@ impl Table {
                 *self = table;
             }
             Err(e) => {
-                let error = Some(format!("{outcome}: no table {name} in nftables: {e}"));
+                let error = Some(format!("{outcome}: {e}"));
                 *self = Self { error, ..Self::default() };
             }
         }
@@ -109,14 +113,19 @@ pub(super) fn remove_noted(name: &str, noted: bool, is_lost: bool) -> Result<(),
 }
 
 pub(super) fn remove_table(name: &str) -> Result<(), HostError> {
-    if !is_there(name) {
+    if !is_there(name)? {
         return Ok(());
     }
-    nft(&["delete", "table", "inet", name], "").map(drop)
+    Ok(nft(&["delete", "table", "inet", name], "").map(drop)?)
 }
 
-pub(super) fn is_there(name: &str) -> bool {
-    list(name).is_ok()
+/// Fails if `nft` does not end, and says neither.
+pub(super) fn is_there(name: &str) -> Result<bool, HostError> {
+    match list(name) {
+        Ok(_) => Ok(true),
+        Err(e) if e.is_silence() => Err(e.into()),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Makes a table `inet NAME` have just these chains. `last`: as this returned it before. Where somebody
@@ -128,7 +137,13 @@ pub(super) fn ensure(
     faults: &Faults,
 ) -> Result<Table, HostError> {
     if last.rules == chains {
-        if last.is_known || list(name).is_ok_and(|there| there == last.listing) {
+        let is_same = last.is_known
+            || match list(name) {
+                Ok(there) => there == last.listing,
+                Err(e) if e.is_silence() => return Err(e.into()),
+                Err(_) => false,
+            };
+        if is_same {
             return Ok(Table { is_known: true, ..last.clone() });
         }
         faults.set_one(FAULTS, name, Some(lost(name)));
@@ -155,7 +170,7 @@ fn lost(name: &str) -> String {
     )
 }
 
-fn list(name: &str) -> Result<String, HostError> {
+fn list(name: &str) -> Result<String, ProgramError> {
     nft(&["list", "table", "inet", name], "")
 }
 
@@ -185,54 +200,6 @@ pub(super) fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }
 
-fn nft(args: &[&str], input: &str) -> Result<String, HostError> {
-    match run("nft", args, input) {
-        Ok(done) => done,
-        Err(e) => Err(HostError::User(format!("nft: {e}: install nftables"))),
-    }
-}
-
-/// What a program prints. The outer error: it could not be started.
-pub(super) fn run(
-    program: &str,
-    args: &[&str],
-    input: &str,
-) -> io::Result<Result<String, HostError>> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: between fork and exec it does system calls alone.
-    unsafe { command.pre_exec(keep_for_nft) };
-    let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let args = args.join(" ");
-        return Ok(Err(HostError::User(format!("{program} {args}: {}", said.trim()))));
-    }
-    Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_run_has_no_more_rights_than_it_needs() {
-        // As in an agent: else root's programs have what root may have.
-        let run = || {
-            rustix::thread::set_no_new_privs(true).unwrap();
-            run("cat", &["/proc/self/status"], "").unwrap().unwrap()
-        };
-        let status = std::thread::spawn(run).join().unwrap();
-        let of = |set: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
-            u64::from_str_radix(line.trim(), 16).unwrap()
-        };
-        // linux/capability.h: NET_ADMIN, NET_RAW
-        let needed = 1 << 12 | 1 << 13;
-        assert_eq!((of("CapEff:") | of("CapPrm:")) & !needed, 0, "{status}");
-    }
+fn nft(args: &[&str], input: &str) -> Result<String, ProgramError> {
+    program::run("nft", args, input)
 }

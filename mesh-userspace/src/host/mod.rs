@@ -14,6 +14,7 @@ use crate::{
     faults::Faults,
     net::{Hop, Net, NetError},
     plan::Contents,
+    program::ProgramError,
     state::{RunDir, State, StateError},
     supervise::Supervisor,
 };
@@ -72,6 +73,8 @@ pub enum HostError {
     Netns(#[from] crate::net::NetnsError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// Something that the user can mend; says how.
     #[error("{0}")]
     User(String),

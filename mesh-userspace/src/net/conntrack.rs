@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
+    time::{Duration, Instant},
 };
 
 use rtnetlink::packet_core::{
@@ -12,6 +13,7 @@ use rtnetlink::packet_core::{
 };
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    sockopt::{self, Timeout},
 };
 
 /// linux/netfilter/nfnetlink_conntrack.h: the subsystem's number is the high byte of a message's type.
@@ -42,6 +44,8 @@ pub(super) const GENERAL: usize = 4;
 const NLA_HEADER: usize = 4;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// For a look at all connections, which may be a million.
+const LIMIT: Duration = Duration::from_secs(5);
 /// The kernel fills no message beyond this.
 const BUFFER: usize = 64 << 10;
 
@@ -54,14 +58,21 @@ pub struct Conversation {
 }
 
 /// Forgets those conversations in UDP that are stale: their next packet counts as the first. Looks
-/// at all there are, in this thread's namespace. Returns how many it were. Needs CAP_NET_ADMIN.
+/// at all there are, in this thread's namespace. Returns how many it were. Needs CAP_NET_ADMIN. Blocks for
+/// a microsecond for each connection of the host.
+///
+/// # Errors
+///
+/// Also if that takes longer than 5 s.
 pub fn forget_udp(is_stale: impl Fn(&Conversation) -> bool) -> io::Result<usize> {
     let flags = SocketFlags::CLOEXEC;
     let family = AddressFamily::NETLINK;
     let socket = socket_with(family, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LIMIT))?;
+    let deadline = Instant::now() + LIMIT;
     let mut stale = Vec::new();
     let all = request(GET, NLM_F_DUMP, libc::AF_UNSPEC as u8, &[]);
-    exchange(&socket, &all, |kind, body| {
+    exchange(&socket, &all, deadline, |kind, body| {
         if kind == NEW
             && let Some((conversation, key)) = parse(body)
             && is_stale(&conversation)
@@ -70,7 +81,7 @@ pub fn forget_udp(is_stale: impl Fn(&Conversation) -> bool) -> io::Result<usize>
         }
     })?;
     for (family, key) in &stale {
-        match exchange(&socket, &request(DELETE, NLM_F_ACK, *family, key), |_, _| {}) {
+        match exchange(&socket, &request(DELETE, NLM_F_ACK, *family, key), deadline, |_, _| {}) {
             // Over by now.
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             done => done?,
@@ -91,10 +102,18 @@ fn request(kind: u16, flags: u16, family: u8, attributes: &[DefaultNla]) -> Vec<
 }
 
 /// Sends a request, and reads what is answered to its end.
-fn exchange(socket: &OwnedFd, request: &[u8], mut told: impl FnMut(u16, &[u8])) -> io::Result<()> {
+fn exchange(
+    socket: &OwnedFd,
+    request: &[u8],
+    deadline: Instant,
+    mut told: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
     send(socket, request, SendFlags::empty())?;
     let mut buffer = vec![0; BUFFER];
     loop {
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let (len, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
         let mut rest = &buffer[..len];
         while let Some((kind, body, next)) = split(rest) {
@@ -193,6 +212,28 @@ mod tests {
         let ports = [nla(SRC_PORT, &from.1.to_be_bytes()), nla(DST_PORT, &to.1.to_be_bytes())];
         let proto = [nla(PROTO_NUM, &[proto as u8]), ports.concat()].concat();
         [nla(TUPLE_IP, &ip), nla(TUPLE_PROTO, &proto)].concat()
+    }
+
+    #[test]
+    fn answers_that_never_end_are_not_read_for_ever() {
+        let pair = || {
+            rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+        };
+        let (ours, theirs) = pair().unwrap();
+        let talks = std::thread::spawn(move || {
+            let more = request(NEW, 0, libc::AF_INET as u8, &[]);
+            while send(&theirs, &more, SendFlags::NOSIGNAL).is_ok() {}
+        });
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let error = exchange(&ours, b"all", deadline, |_, _| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(ours);
+        talks.join().unwrap();
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Refusal {
             }
             libc::ENOBUFS | libc::ENOMEM => "the kernel is out of memory for it",
             libc::ETIMEDOUT => "the kernel did not answer: `dmesg` may tell why",
-            libc::EPIPE => "the netlink connection is gone: start mesh again",
+            libc::EPIPE => "the netlink socket failed: it is opened again with the next request",
             _ => return None,
         })
     }

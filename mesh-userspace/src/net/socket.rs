@@ -3,11 +3,14 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use rtnetlink::{
     Handle,
     packet_core::{
@@ -24,7 +27,10 @@ use super::{NetError, Refusal, netns};
 /// that uses it is. Clones share it. Must be made and used in a tokio runtime.
 #[derive(Debug, Clone)]
 pub struct Net {
-    handle: Handle,
+    /// Another one, should the task behind it ever end.
+    handle: Arc<Mutex<Handle>>,
+    /// The last request was not answered in time.
+    is_late: Arc<AtomicBool>,
     /// The namespace it is in, if not the agent's own.
     ns: Option<Arc<OwnedFd>>,
 }
@@ -32,6 +38,8 @@ pub struct Net {
 /// A request that the kernel leaves unanswered this long is given up. Answers take microseconds;
 /// only requests that wait for the kernel's one rtnl lock on a very busy host take long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for those that follow, until one is answered: one piece of work makes many requests.
+const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a dump is repeated that others changed while it was read.
 const DUMP_TRIES: u32 = 5;
@@ -40,7 +48,7 @@ impl Net {
     /// Speaks to the network namespace of this thread.
     pub fn here() -> Result<Self, NetError> {
         let handle = connect().map_err(|e| Refusal::from(e).during("open a netlink socket"))?;
-        Ok(Self { handle, ns: None })
+        Ok(Self::of(handle, None))
     }
 
     /// Speaks to the network namespace `ns`. The agent stays where it is: a thread that lives only
@@ -49,7 +57,30 @@ impl Net {
         let attempt = "open a netlink socket in another network namespace";
         let handle = netns::inside(ns, connect).map_err(|e| Refusal::from(e).during(attempt))?;
         let ns = ns.try_clone_to_owned().map_err(|e| Refusal::from(e).during(attempt))?;
-        Ok(Self { handle, ns: Some(Arc::new(ns)) })
+        Ok(Self::of(handle, Some(Arc::new(ns))))
+    }
+
+    fn of(handle: Handle, ns: Option<Arc<OwnedFd>>) -> Self {
+        Self { handle: Arc::new(Mutex::new(handle)), is_late: Arc::default(), ns }
+    }
+
+    fn handle(&self) -> MutexGuard<'_, Handle> {
+        // It is replaced whole.
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request. A socket that failed, whose task ended, is replaced.
+    fn request(
+        &self,
+        request: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> Result<impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + use<>, Refusal> {
+        let mut handle = self.handle();
+        if let Ok(answers) = handle.request(request.clone()) {
+            return Ok(answers);
+        }
+        tracing::warn!("the netlink socket failed, and is opened again");
+        *handle = self.inside(connect).map_err(Refusal::from)?;
+        handle.request(request).map_err(|_| Refusal::new(libc::EPIPE))
     }
 
     /// Runs `f` on a thread that is in this socket's namespace.
@@ -100,6 +131,14 @@ impl Net {
         }
     }
 
+    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Refusal> {
+        let is_late = self.is_late.load(Ordering::Relaxed);
+        let limit = if is_late { LATE_TIMEOUT } else { ANSWER_TIMEOUT };
+        let answer = tokio::time::timeout(limit, answer).await;
+        self.is_late.store(answer.is_err(), Ordering::Relaxed);
+        answer.map_err(|_| Refusal::new(libc::ETIMEDOUT))
+    }
+
     /// The answers, and whether things changed while they were collected.
     async fn exchange(
         &self,
@@ -108,14 +147,10 @@ impl Net {
     ) -> Result<(Vec<RouteNetlinkMessage>, bool), Refusal> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
-        let answers =
-            self.handle.clone().request(request).map_err(|_| Refusal::new(libc::EPIPE))?;
-        let mut answers = pin!(answers);
+        let mut answers = pin!(self.request(request)?);
         let (mut things, mut torn) = (Vec::new(), false);
         loop {
-            let answer = tokio::time::timeout(ANSWER_TIMEOUT, answers.next())
-                .await
-                .map_err(|_| Refusal::new(libc::ETIMEDOUT))?;
+            let answer = self.in_time(answers.next()).await?;
             let Some(answer) = answer else { return Err(Refusal::new(libc::EPIPE)) };
             torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
             match answer.payload {
@@ -174,6 +209,26 @@ mod tests {
         attributes.extend([7, 0, 1, 0, b'n', b'o', 0, 0]);
         let refusal = refused(-libc::EINVAL, Some(&attributes)).unwrap_err();
         assert_eq!(refusal, Refusal { errno: libc::EINVAL, says: Some("no".into()) });
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_task_ended_is_opened_again() {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        drop(connection);
+        let net = Net::of(handle, None);
+        assert!(net.links().await.unwrap().iter().any(|link| link.name == "lo"));
+    }
+
+    #[tokio::test]
+    async fn after_a_request_without_an_answer_others_are_not_waited_for_as_long() {
+        let net = Net::here().unwrap();
+        net.is_late.store(true, Ordering::Relaxed);
+        let began = std::time::Instant::now();
+        let late = net.in_time(std::future::pending::<()>()).await;
+        assert_eq!(late, Err(Refusal::new(libc::ETIMEDOUT)));
+        assert!(began.elapsed() < ANSWER_TIMEOUT / 2);
+        net.links().await.unwrap();
+        assert!(!net.is_late.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -3,9 +3,17 @@
 //! networks of gateways are accepted at the end of the chain, after whatever others put before it.
 //! What may not pass our own rules have dropped by then.
 
+use std::io::ErrorKind;
+
 use ipnet::IpNet;
 
-use super::super::{HostError, firewall::run};
+use super::super::HostError;
+use crate::program::{self, ProgramError};
+
+/// Seconds to wait for who changes rules just now.
+const WAIT: &str = "2";
+/// xtables.h: `RESOURCE_PROBLEM`, as it exits where it got no lock in time.
+const LOCKED: i32 = 4;
 
 /// Marks a rule as ours.
 const COMMENT: &str = "-m comment --comment mesh -j ACCEPT";
@@ -20,17 +28,27 @@ pub(super) fn ensure(nets: &[IpNet]) -> Result<(), HostError> {
 fn ensure_in(program: &str, nets: &[&IpNet]) -> Result<(), HostError> {
     let iptables = |args: &str| {
         let args: Vec<&str> = args.split(' ').collect();
-        run(program, &[&["-w", "2"], args.as_slice()].concat(), "")
+        program::run(program, &[&["-w", WAIT], args.as_slice()].concat(), "")
     };
-    // Nobody else has rules of that kind where there is no such program.
-    let Ok(listed) = iptables("-S FORWARD") else { return Ok(()) };
-    let Ok(listed) = listed else { return if nets.is_empty() { Ok(()) } else { listed.map(drop) } };
-    for change in changes(&listed, nets) {
-        if let Ok(done) = iptables(&change) {
-            done?;
+    let listed = match iptables("-S FORWARD") {
+        Ok(listed) => listed,
+        // Nobody else has rules of that kind where there is no such program.
+        Err(ProgramError::NotRun { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            return Ok(());
         }
+        // Where there is no such chain, nothing of ours is in it.
+        Err(e) if nets.is_empty() && !is_held_up(&e) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for change in changes(&listed, nets) {
+        iptables(&change)?;
     }
     Ok(())
+}
+
+/// Returns whether the rules are as they were, whatever they are: somebody else has iptables' lock.
+fn is_held_up(error: &ProgramError) -> bool {
+    error.is_silence() || matches!(error, ProgramError::Failed { code: Some(LOCKED), .. })
 }
 
 /// What to tell iptables. `listed`: as it prints the chain.

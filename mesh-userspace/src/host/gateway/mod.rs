@@ -117,13 +117,16 @@ impl Host {
             self.gateways = Gateways::default();
             firewall::forget(TABLE, &self.faults);
             self.tell_gateway_faults(&[]);
-            remove(&self.state)?;
-            if std::mem::take(&mut self.state.gateways) {
+            let left = remove(&self.state).err();
+            let tell = |e| format!("rules of networks that are gone may be left: {e}; tried again");
+            self.faults.set(LEFT, left.as_ref().map(tell));
+            if left.is_none() && std::mem::take(&mut self.state.gateways) {
                 set(mesh0::NAME, LOCALNET, "0");
             }
             return Ok(());
         }
         let ways_back = self.ensure_ways_back(me).await?;
+        self.faults.set(LEFT, None);
         // Its packets come in where no route leads to who sent them: strict (1) would drop them.
         set(mesh0::NAME, "rp_filter", "2");
         set(mesh0::NAME, LOCALNET, "1");
@@ -245,10 +248,13 @@ fn way_back(me: &Node, endpoint: &Endpoint, ip: IpAddr) -> RouteSpec {
     }
 }
 
+/// The faults' part of rules that nobody needs.
+const LEFT: &str = "gateway rules";
+
 /// Takes the rules away; routes go with their interfaces.
 pub(super) fn remove(state: &State) -> Result<(), HostError> {
     let is_lost = state.node.is_empty();
-    if state.gateways || is_lost && firewall::is_there(TABLE) {
+    if state.gateways || is_lost && firewall::is_there(TABLE)? {
         forward::ensure(&[])?;
         firewall::remove_table(TABLE)?;
     }
