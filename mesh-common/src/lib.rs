@@ -15,4 +15,4 @@ pub mod verdict;
 pub mod wire;
 
 /// Version of all layouts in this crate; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;

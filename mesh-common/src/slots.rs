@@ -2,12 +2,16 @@
 //!
 //! A lookup in an array is a few instructions, one in a hash map is two calls (measured: 1 against
 //! 9 to 11 ns). Of keys that share a slot one has it, the others are found in the hash map, which
-//! has all. User space writes a slot such that a reader on another CPU sees it unused or whole: it
-//! is marked unused, written, and then marked used, each in a step of its own.
+//! has all.
+//!
+//! No program reads a slot while it is written: it is marked unused first, written after all programs
+//! that may have seen it used have ended (an RCU grace period), and then marked used.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::maps::{Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, PeerKey, PeerSource};
+use crate::maps::{
+    Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, PeerKey, PeerSource, PortInfo,
+};
 
 /// Slots of each array.
 pub const SLOTS: u32 = 4096;
@@ -22,21 +26,38 @@ pub struct Slot<K, V> {
     pub info: V,
 }
 
-// SAFETY: all zero is an unused slot.
-unsafe impl<K: Zeroable, V: Zeroable> Zeroable for Slot<K, V> {}
-// SAFETY: plain old data of words; that there is no padding is asserted below for each use.
-unsafe impl<K: Pod, V: Pod> Pod for Slot<K, V> {}
+macro_rules! pod_slots {
+    ($($key:ty => $info:ty),* $(,)?) => { $(
+        const _: () = assert!(
+            size_of::<Slot<$key, $info>>() == 4 + size_of::<$key>() + size_of::<$info>(),
+            "padding"
+        );
+        // SAFETY: all zero is an unused slot.
+        unsafe impl Zeroable for Slot<$key, $info> {}
+        // SAFETY: plain old data in C's layout, without padding, as is asserted above.
+        unsafe impl Pod for Slot<$key, $info> {}
+    )* };
+}
 
-const _: () = {
-    assert!(size_of::<Slot<EndpointKey, EndpointInfo>>() == 4 + 20 + 28);
-    assert!(size_of::<Slot<FibKey, FibInfo>>() == 4 + 20 + 16);
-    assert!(size_of::<Slot<PeerKey, PeerSource>>() == 4 + 20 + 68);
-};
+pod_slots! {
+    u32 => PortInfo,
+    EndpointKey => EndpointInfo,
+    FibKey => FibInfo,
+    PeerKey => PeerSource,
+}
 
 /// A key that has a slot.
 pub trait SlotKey: Copy + PartialEq {
     /// Below [`SLOTS`].
     fn slot(&self) -> u32;
+}
+
+/// Of an interface: those in a row have slots apart.
+impl SlotKey for u32 {
+    #[inline(always)]
+    fn slot(&self) -> u32 {
+        *self % SLOTS
+    }
 }
 
 impl SlotKey for EndpointKey {

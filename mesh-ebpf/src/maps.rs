@@ -11,8 +11,7 @@ use mesh_common::{
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, GroupInfo, GroupKey,
         LearnedInfo, LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
-        PORT_SLOTS as PORT_SLOT_COUNT, PeerInfo, PeerKey, PeerSource, PortInfo,
-        TAILS as TAIL_COUNT, Traffic,
+        PeerInfo, PeerKey, PeerSource, PortInfo, TAILS as TAIL_COUNT, Traffic,
     },
     slots::{SLOTS, Slot, SlotKey},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, Hook, VERDICT_COLUMNS},
@@ -21,7 +20,7 @@ use mesh_common::{
 #[map]
 static PORTS: HashMap<u32, PortInfo> = HashMap::with_max_entries(4096, 0);
 #[map]
-static PORT_SLOTS: Array<PortInfo> = Array::with_max_entries(PORT_SLOT_COUNT, 0);
+static PORT_SLOTS: Array<Slot<u32, PortInfo>> = Array::with_max_entries(SLOTS, 0);
 #[map]
 pub static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
@@ -69,15 +68,10 @@ pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * VE
 #[map]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * DROP_COLUMNS, 0);
 
-/// The port behind an interface: an array slot for nearly all, the hash for those that share one.
+/// The port behind an interface.
 #[inline(always)]
 pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
-    if let Some(slot) = PORT_SLOTS.get(ifindex % PORT_SLOT_COUNT)
-        && slot.ifindex == ifindex
-    {
-        return Ok(slot);
-    }
-    port_by_hash(ifindex)
+    find(&PORT_SLOTS, &PORTS, &ifindex).ok_or(DropReason::UnknownPort)
 }
 
 /// The same, off the fast path: what comes from one of two maps the verifier follows twice.

@@ -27,7 +27,6 @@ pub type Entries<K, V> = HashMap<K, V, FxBuildHasher>;
 pub struct Contents {
     pub node: Entries<u32, NodeInfo>,
     pub ports: Entries<u32, PortInfo>,
-    pub port_slots: Entries<u32, PortInfo>,
     pub endpoints: Entries<EndpointKey, EndpointInfo>,
     pub fib: Entries<FibKey, FibInfo>,
     pub fib_lpm: Entries<LpmPrefix, FibInfo>,
@@ -45,6 +44,12 @@ pub type Observed = Contents;
 pub struct Changes<K, V> {
     pub set: Vec<(K, V)>,
     pub remove: Vec<K>,
+}
+
+impl<K, V> Default for Changes<K, V> {
+    fn default() -> Self {
+        Self { set: Vec::new(), remove: Vec::new() }
+    }
 }
 
 impl<K, V> Changes<K, V> {
@@ -69,12 +74,11 @@ pub enum Map {
     Flood,
     Endpoints,
     Ports,
-    PortSlots,
 }
 
 /// The order in which entries are set, all of them before any is removed: what others refer to
 /// comes first. Entries are removed in the reverse order.
-pub const ORDER: [Map; 10] = [
+pub const ORDER: [Map; 9] = [
     Map::Node,
     Map::Peers,
     Map::Fib,
@@ -84,11 +88,10 @@ pub const ORDER: [Map; 10] = [
     Map::Flood,
     Map::Endpoints,
     Map::Ports,
-    Map::PortSlots,
 ];
 
 /// Changes to all maps.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub node: Changes<u32, NodeInfo>,
     pub networks: Changes<u32, NetworkInfo>,
@@ -99,7 +102,6 @@ pub struct Plan {
     pub fib_lpm: Changes<LpmPrefix, FibInfo>,
     pub endpoints: Changes<EndpointKey, EndpointInfo>,
     pub ports: Changes<u32, PortInfo>,
-    pub port_slots: Changes<u32, PortInfo>,
 }
 
 impl Plan {
@@ -118,7 +120,6 @@ impl Plan {
             + self.fib_lpm.len()
             + self.endpoints.len()
             + self.ports.len()
-            + self.port_slots.len()
     }
 }
 
@@ -134,7 +135,6 @@ impl Contents {
         follow(&mut self.fib_lpm, &plan.fib_lpm);
         follow(&mut self.endpoints, &plan.endpoints);
         follow(&mut self.ports, &plan.ports);
-        follow(&mut self.port_slots, &plan.port_slots);
     }
 }
 
@@ -158,7 +158,6 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         fib_lpm: diff(&desired.fib_lpm, &observed.fib_lpm),
         endpoints: diff(&desired.endpoints, &observed.endpoints),
         ports: diff(&desired.ports, &observed.ports),
-        port_slots: diff(&desired.port_slots, &observed.port_slots),
     }
 }
 
@@ -177,7 +176,6 @@ pub fn plan_difference(
         networks: contents.networks.clone(),
         flood: contents.flood.clone(),
         ports: contents.ports.clone(),
-        port_slots: contents.port_slots.clone(),
         endpoints: contents.endpoints.clone(),
         ..old.maps
     };

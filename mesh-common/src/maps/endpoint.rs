@@ -34,12 +34,11 @@ impl EndpointInfo {
     pub const BRIDGED: u32 = 2;
 }
 
-/// `PORTS` (by ifindex) and `PORT_SLOTS` (by ifindex modulo [`PORT_SLOTS`]): what stands behind an
-/// interface, and what it may send.
+/// `PORTS` (by ifindex): what stands behind an interface, and what it may send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct PortInfo {
-    /// Repeated here since slots are shared; 0 is an empty slot.
+    /// The key.
     pub ifindex: u32,
     pub vni: u32,
     /// Index into `ENDPOINT_STATS`.
@@ -96,6 +95,3 @@ pub struct LearnedInfo {
     pub mac: [u16; 3],
     pub _pad: u16,
 }
-
-/// Entries of `PORT_SLOTS`.
-pub const PORT_SLOTS: u32 = 4096;

@@ -1,6 +1,7 @@
 //! Programs, maps and attachments: the one module that speaks to the kernel's BPF side.
 
 pub mod attach;
+pub mod grace;
 pub mod held;
 pub mod load;
 pub mod pins;
@@ -11,7 +12,6 @@ pub mod sync;
 pub mod tables;
 
 pub use pins::Pins;
-pub use raw::Store;
 
 use std::{io, path::PathBuf};
 

@@ -12,6 +12,7 @@ use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 
 use crate::plan::Entries;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
@@ -26,11 +27,27 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+/// `enum bpf_map_type`
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+
 /// `enum bpf_attach_type`
 const BPF_NETKIT_PEER: u32 = 55;
 
 /// Entries to a batch: enough to make the call's cost vanish, few enough for the kernel's own copy.
 const BATCH: usize = 4096;
+
+/// The start of `union bpf_attr` of BPF_MAP_CREATE.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+}
 
 /// `union bpf_attr` of the single-element map commands, and of BPF_OBJ_GET in its first fields.
 #[repr(C)]
@@ -89,7 +106,7 @@ struct InfoAttr {
 
 /// The start of `struct bpf_map_info`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AnyBitPattern)]
 pub struct MapInfo {
     pub kind: u32,
     pub id: u32,
@@ -101,7 +118,7 @@ pub struct MapInfo {
 
 /// The start of `struct bpf_link_info`, and the union's part for tcx.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AnyBitPattern)]
 pub struct LinkInfo {
     pub kind: u32,
     pub id: u32,
@@ -128,8 +145,9 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn info<T: Default>(fd: &impl AsFd) -> io::Result<T> {
-    let mut info = T::default();
+/// `T`: the start of what the kernel writes, which may be any bytes.
+fn info<T: AnyBitPattern>(fd: &impl AsFd) -> io::Result<T> {
+    let mut info = T::zeroed();
     let mut attr = InfoAttr {
         bpf_fd: fd.as_fd().as_raw_fd() as u32,
         info_len: size_of::<T>() as u32,
@@ -137,6 +155,32 @@ fn info<T: Default>(fd: &impl AsFd) -> io::Result<T> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Makes an array of one number, or of one map that is like `inner`.
+pub(super) fn create_array(inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr {
+        kind: if inner.is_some() { BPF_MAP_TYPE_ARRAY_OF_MAPS } else { BPF_MAP_TYPE_ARRAY },
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        inner_map_fd: inner.map_or(0, |map| map.as_raw_fd() as u32),
+        ..CreateAttr::default()
+    };
+    let fd = bpf(BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sets an element of a map whose keys and values are one word each.
+pub(super) fn set_word(map: &OwnedFd, key: u32, value: u32) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: (&raw const key) as u64,
+        value: (&raw const value) as u64,
+        ..ElemAttr::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// Pins a link.
@@ -180,7 +224,7 @@ pub fn detach_link(link: &impl AsFd) -> io::Result<()> {
 
 /// The start of `struct bpf_map_info`, `bpf_prog_info` and `bpf_link_info`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, AnyBitPattern)]
 struct ObjectInfo {
     kind: u32,
     id: u32,
@@ -341,7 +385,7 @@ where
 }
 
 /// A map that entries are written to.
-pub trait Store<K, V> {
+pub(super) trait Store<K, V> {
     /// Inserts or replaces all pairs.
     fn set_all(&self, pairs: &[(K, V)]) -> io::Result<()>;
 

@@ -1,10 +1,11 @@
 //! Hash maps with an array of slots in front ([`mesh_common::slots`]), written as one.
 
 use std::{
-    collections::{HashSet, hash_map},
+    collections::HashSet,
     hash::Hash,
     io,
     ops::Deref,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use bytemuck::{Pod, Zeroable};
@@ -15,12 +16,46 @@ use crate::plan::Entries;
 
 /// Reads are those of the hash map, which has all entries.
 ///
-/// A slot is taken by the first key that is written while it is free, and freed when that key is
-/// removed or before it gets another value: whoever is interrupted in between leaves an unused slot
+/// A slot is freed when its key is removed or gets another value, and taken by a key that is set while
+/// it is free. In between is a grace period: see [`Slots`]. Whoever is interrupted leaves an unused slot
 /// and never a wrong one.
 pub struct SlottedTable<K, V> {
     table: Table<K, V>,
     slots: Table<u32, Slot<K, V>>,
+    pending: Mutex<Pending<K, V>>,
+}
+
+/// What is to be done with the slots of a table once its entries are set and removed.
+///
+/// ```text
+/// set_all, remove_all    slots of these keys are unused from here on
+/// is_freed               a grace period is needed: programs may read these slots still
+/// fill                   contents of free slots are written
+///                        what was written is seen by all (`grace::order`)
+/// publish                they are used
+/// ```
+pub(super) trait Slots {
+    /// Forgets what a change that failed wanted.
+    fn reset(&self);
+
+    /// Whether slots were freed, or may have been by a process before, since [`Slots::set_waited`].
+    fn is_freed(&self) -> bool;
+
+    /// A grace period is over.
+    fn set_waited(&self);
+
+    /// Whether slots are to be taken.
+    fn is_wanted(&self) -> bool;
+
+    fn fill(&self) -> io::Result<()>;
+
+    fn publish(&self) -> io::Result<()>;
+}
+
+struct Pending<K, V> {
+    is_freed: bool,
+    /// Contents of slots that are to be taken, if they are free by then.
+    wanted: Entries<u32, Slot<K, V>>,
 }
 
 impl<K, V> Deref for SlottedTable<K, V> {
@@ -33,14 +68,25 @@ impl<K, V> Deref for SlottedTable<K, V> {
 
 impl<K, V> Store<K, V> for SlottedTable<K, V>
 where
-    K: SlotKey + Pod + Eq + Hash,
+    K: SlotKey + Pod + Ord + Hash,
     V: Pod,
+    Slot<K, V>: Pod,
 {
     fn set_all(&self, pairs: &[(K, V)]) -> io::Result<()> {
         let mut slots = self.slots_of(pairs.iter().map(|(key, _)| key))?;
-        self.free(&mut slots, pairs.iter().map(|(key, _)| *key))?;
+        // First the map: a key whose slot is free is found there.
         self.table.set_all(pairs)?;
-        self.take(slots, pairs)
+        self.free(&mut slots, pairs.iter().map(|(key, _)| *key))?;
+        let wanted = &mut self.pending().wanted;
+        // Of those that come at once the lowest key, so that the same entries make the same slots.
+        for (key, info) in pairs {
+            let slot = Slot { used: 0, key: *key, info: *info };
+            let taker = wanted.entry(key.slot()).or_insert(slot);
+            if *key < taker.key {
+                *taker = slot;
+            }
+        }
+        Ok(())
     }
 
     fn remove_all(&self, keys: &[K]) -> io::Result<()> {
@@ -50,13 +96,64 @@ where
     }
 }
 
+impl<K, V> Slots for SlottedTable<K, V>
+where
+    K: SlotKey + Pod + Ord + Hash,
+    V: Pod,
+    Slot<K, V>: Pod,
+{
+    fn reset(&self) {
+        self.pending().wanted.clear();
+    }
+
+    fn is_freed(&self) -> bool {
+        self.pending().is_freed
+    }
+
+    fn set_waited(&self) {
+        self.pending().is_freed = false;
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.pending().wanted.is_empty()
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        // Only now it is known which are free.
+        let keys: Vec<K> = self.pending().wanted.values().map(|slot| slot.key).collect();
+        let slots = self.slots_of(keys.iter())?;
+        let is_free = |place: &u32| slots.get(place).is_some_and(|slot| slot.used == 0);
+        self.pending().wanted.retain(|place, _| is_free(place));
+        self.slots.set_all(&self.wanted(0))
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        self.slots.set_all(&self.wanted(1))?;
+        self.reset();
+        Ok(())
+    }
+}
+
 impl<K, V> SlottedTable<K, V>
 where
-    K: SlotKey + Pod + Eq + Hash,
+    K: SlotKey + Pod + Ord + Hash,
     V: Pod,
+    Slot<K, V>: Pod,
 {
-    pub fn new(table: Table<K, V>, slots: Table<u32, Slot<K, V>>) -> Self {
-        Self { table, slots }
+    pub(super) fn new(table: Table<K, V>, slots: Table<u32, Slot<K, V>>) -> Self {
+        // Whoever wrote before may have ended between freeing a slot and waiting.
+        let pending = Pending { is_freed: true, wanted: Entries::default() };
+        Self { table, slots, pending: Mutex::new(pending) }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending<K, V>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slots that are to be taken, marked so.
+    fn wanted(&self, used: u32) -> Vec<(u32, Slot<K, V>)> {
+        let pending = self.pending();
+        pending.wanted.iter().map(|(place, slot)| (*place, Slot { used, ..*slot })).collect()
     }
 
     /// The slots of all keys.
@@ -91,25 +188,10 @@ where
                 freed.push((place, *slot));
             }
         }
+        if !freed.is_empty() {
+            self.pending().is_freed = true;
+        }
+        // The other words are written as they are: no program sees a change but of this one.
         self.slots.set_all(&freed)
-    }
-
-    /// Writes pairs into slots that are free: the contents first, and then that they are used.
-    fn take(&self, mut slots: Entries<u32, Slot<K, V>>, pairs: &[(K, V)]) -> io::Result<()> {
-        let mut taken = Vec::new();
-        for (key, info) in pairs {
-            let place = key.slot();
-            if let hash_map::Entry::Occupied(slot) = slots.entry(place)
-                && slot.get().used == 0
-            {
-                slot.remove();
-                taken.push((place, Slot { used: 0, key: *key, info: *info }));
-            }
-        }
-        self.slots.set_all(&taken)?;
-        for (_, slot) in &mut taken {
-            slot.used = 1;
-        }
-        self.slots.set_all(&taken)
     }
 }

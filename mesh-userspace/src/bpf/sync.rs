@@ -7,7 +7,7 @@ use mesh_common::{
 };
 
 use super::{
-    BpfError,
+    BpfError, grace,
     raw::{Store, Table},
     tables::Tables,
 };
@@ -18,7 +18,6 @@ pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
     Ok(Observed {
         node: slots(&tables.node, names::NODE)?,
         ports: entries(&tables.ports, names::PORTS)?,
-        port_slots: slots(&tables.port_slots, names::PORT_SLOTS)?,
         endpoints: entries(&tables.endpoints, names::ENDPOINTS)?,
         fib: entries(&tables.fib, names::FIB)?,
         fib_lpm: entries(&tables.fib_lpm, names::FIB_LPM)?,
@@ -29,8 +28,28 @@ pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
     })
 }
 
-/// Carries out all changes in the plan's order.
-pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
+/// Carries out all changes in the plan's order, and then has keys take free slots.
+///
+/// It waits for a grace period if an entry got another value or was removed, whatever their number: it
+/// takes some 15 ms then.
+pub async fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
+    let slotted = tables.slotted();
+    slotted.iter().for_each(|table| table.reset());
+    change(tables, plan)?;
+    let failed = |source| failed("slots", source);
+    if slotted.iter().any(|table| table.is_freed()) {
+        grace::wait().await.map_err(failed)?;
+        slotted.iter().for_each(|table| table.set_waited());
+    }
+    if slotted.iter().any(|table| table.is_wanted()) {
+        slotted.iter().try_for_each(|table| table.fill()).map_err(failed)?;
+        grace::order().await.map_err(failed)?;
+        slotted.iter().try_for_each(|table| table.publish()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn change(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
     for map in ORDER {
         match map {
             Map::Node => set(&tables.node, names::NODE, &plan.node),
@@ -42,7 +61,6 @@ pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
             Map::Flood => set(&tables.flood, names::FLOOD, &plan.flood),
             Map::Endpoints => set(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
             Map::Ports => set(&tables.ports, names::PORTS, &plan.ports),
-            Map::PortSlots => set(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),
         }?;
     }
     for map in ORDER.into_iter().rev() {
@@ -58,7 +76,6 @@ pub fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
             Map::Flood => remove(&tables.flood, names::FLOOD, &plan.flood),
             Map::Endpoints => remove(&tables.endpoints, names::ENDPOINTS, &plan.endpoints),
             Map::Ports => remove(&tables.ports, names::PORTS, &plan.ports),
-            Map::PortSlots => empty(&tables.port_slots, names::PORT_SLOTS, &plan.port_slots),
         }?;
     }
     // The next node to get the number starts to count at zero.

@@ -14,7 +14,7 @@ use std::{io, path::Path};
 use super::{
     BpfError,
     raw::{PerCpu, Table},
-    slotted::SlottedTable,
+    slotted::{Slots, SlottedTable},
 };
 
 /// Key of `FIB_LPM` with its length, as the kernel has it.
@@ -40,8 +40,7 @@ pub struct LpmPrefix {
 
 /// All maps of a data plane.
 pub struct Tables {
-    pub ports: Table<u32, PortInfo>,
-    pub port_slots: Table<u32, PortInfo>,
+    pub ports: SlottedTable<u32, PortInfo>,
     pub endpoints: SlottedTable<EndpointKey, EndpointInfo>,
     pub learned: Table<LearnedKey, LearnedInfo>,
     pub fib: SlottedTable<FibKey, FibInfo>,
@@ -73,8 +72,10 @@ impl Tables {
             open(&path).map_err(|source| BpfError::Pin { what: "opening the map", path, source })
         }
         Ok(Self {
-            ports: at(maps, names::PORTS, Table::open)?,
-            port_slots: at(maps, names::PORT_SLOTS, Table::open)?,
+            ports: SlottedTable::new(
+                at(maps, names::PORTS, Table::open)?,
+                at(maps, names::PORT_SLOTS, Table::open)?,
+            ),
             endpoints: SlottedTable::new(
                 at(maps, names::ENDPOINTS, Table::open)?,
                 at(maps, names::ENDPOINT_SLOTS, Table::open)?,
@@ -100,6 +101,11 @@ impl Tables {
             verdicts: at(maps, names::VERDICTS, PerCpu::open)?,
             drops: at(maps, names::DROPS, PerCpu::open)?,
         })
+    }
+
+    /// Those with slots.
+    pub(super) fn slotted(&self) -> [&dyn Slots; 4] {
+        [&self.ports, &self.endpoints, &self.fib, &self.peer_by_addr]
     }
 
     /// Packets that had this verdict at this hook.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_common::{
-    maps::{Addr, EndpointInfo, EndpointKey, PORT_SLOTS, PortInfo},
+    maps::{Addr, EndpointInfo, EndpointKey, PortInfo},
     wire::{mac_pair, mac_words},
 };
 
@@ -69,10 +69,5 @@ impl Desired {
             self.maps.endpoints.insert(EndpointKey { vni: a.vni.get(), addr }, info);
         }
         self.maps.ports.insert(a.ifindex, port);
-        // Of those that share a slot the lowest number has it.
-        let slot = self.maps.port_slots.entry(a.ifindex % PORT_SLOTS).or_insert(port);
-        if port.ifindex < slot.ifindex {
-            *slot = port;
-        }
     }
 }

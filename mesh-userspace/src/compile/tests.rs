@@ -1,7 +1,7 @@
 use std::{net::Ipv4Addr, time::Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use mesh_common::maps::{EndpointInfo, EndpointKey, PORT_SLOTS, PortInfo};
+use mesh_common::maps::{EndpointInfo, EndpointKey, PortInfo};
 use proptest::prelude::*;
 
 use super::*;
@@ -212,21 +212,6 @@ fn the_same_address_in_two_networks_is_two_endpoints() {
     let at =
         |vni| desired.maps.endpoints[&EndpointKey { vni, addr: ip("10.0.0.2").into() }].ifindex;
     assert_eq!((at(0), at(7)), (5, 6));
-}
-
-#[test]
-fn of_ports_that_share_a_slot_the_lowest_has_it_in_any_order() {
-    let ports = [5 + 2 * PORT_SLOTS, 5, 5 + PORT_SLOTS, 6];
-    let attach = |order: [usize; 4]| {
-        let one = |i: usize| attachment(0, ports[i], &[]);
-        alone(&[(0, "10.0.0.0/24")], order.map(one).into())
-    };
-    let first = attach([0, 1, 2, 3]);
-    assert_eq!(first.maps.port_slots[&5].ifindex, 5);
-    assert_eq!((first.maps.port_slots.len(), first.maps.ports.len()), (2, 4));
-    for order in [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]] {
-        assert_eq!(attach(order), first);
-    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Host {
         let plan = plan(&desired, &observed);
         if !plan.is_empty() {
             tracing::debug!(entries = plan.len(), "maps change");
-            sync::apply(self.tables()?, &plan)?;
+            sync::apply(self.tables()?, &plan).await?;
         }
         self.contents = Some(desired.maps);
         // Only now: as long as it is there, the port learns nothing else.
@@ -58,7 +58,7 @@ impl Host {
         let facts = self.facts(difference.new_cluster(), me, &nodes, &contents).await?;
         let plan = plan_difference(difference, me, &facts, &contents);
         tracing::debug!(entries = plan.len(), nodes = nodes.len(), "maps change");
-        sync::apply(self.tables()?, &plan)?;
+        sync::apply(self.tables()?, &plan).await?;
         contents.follow(&plan);
         self.contents = Some(contents);
         Ok(())

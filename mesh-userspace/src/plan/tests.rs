@@ -36,7 +36,6 @@ fn rubbish() -> impl Strategy<Value = Observed> {
             .into_iter()
             .collect(),
         ports: numbers.iter().map(|n| (*n, PortInfo { ifindex: *n, ..PORT })).collect(),
-        port_slots: numbers.iter().map(|n| (n % 4096, PortInfo { ifindex: *n, ..PORT })).collect(),
         endpoints: keys
             .iter()
             .map(|(vni, addr)| (EndpointKey { vni: *vni, addr: *addr }, Default::default()))

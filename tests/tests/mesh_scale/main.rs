@@ -8,8 +8,8 @@ use large::{Large, moved};
 use mesh_common::maps::PeerInfo;
 use mesh_tests::{scenario::bare, wait};
 use mesh_userspace::{
-    bpf::{Store as _, sync},
-    plan::Contents,
+    bpf::sync,
+    plan::{Changes, Contents, Plan},
 };
 
 /// Entries of one map that are not the same in both.
@@ -66,7 +66,10 @@ fn thousand_peers_are_in_the_maps_and_a_change_of_one_touches_no_other() {
         // What somebody else does to the maps is put right when the network changes.
         let tables = large.tables()?;
         let victim: Vec<_> = after.fib.keys().copied().take(1).collect();
-        tables.fib.remove_all(&victim)?;
+        let loss = Changes { remove: victim.clone(), ..Changes::default() };
+        let loss = Plan { fib: loss, ..Plan::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(sync::apply(&tables, &loss))?;
         large.host().netns.exec("ip addr add 198.51.100.1/32 dev lo")?;
         wait::until_true("the entry to come back", large::READY, || {
             tables.fib.get(&victim[0]).is_ok_and(|entry| entry.is_some())

@@ -12,15 +12,15 @@ use mesh_common::{
     names,
 };
 use mesh_tests::{Figure, figure};
-use mesh_userspace::bpf::Store as _;
 use mesh_userspace::config::Encap;
+use mesh_userspace::plan::Plan;
 
 use super::{
     decap::from_peer,
     packet::{IPV4, eth, ip, udp},
     perf::{Bench, DONE, REPEAT, ROUNDS},
     spec::{A, B, GRE, H3, NEXT_HOP_MAC, Peer, Spec, UNDERLAY, UNDERLAY_MAC},
-    world::{REDIRECT, Skb, World, gateway_mac, worlds},
+    world::{REDIRECT, Skb, World, gateway_mac, setting, worlds},
 };
 
 const SIZES: [u32; 4] = [10, 1_000, 100_000, 1_000_000];
@@ -86,14 +86,16 @@ fn fill(w: &World, entries: u32) {
 
     let all = || 0..entries;
     let prefix = |n| (FibKey::new(0, PREFIX, address(Kind::Encap, n)), peer);
-    w.tables.fib.set_all(&all().map(prefix).collect::<Vec<_>>()).unwrap();
     let source = |n| (PeerKey { outer_source: address(Kind::Decap, n), vni: 0 }, source);
-    w.tables.peer_by_addr.set_all(&all().map(source).collect::<Vec<_>>()).unwrap();
     let endpoint = |n| (EndpointKey { vni: 0, addr: address(Kind::Local, n) }, endpoint);
-    w.tables.endpoints.set_all(&all().map(endpoint).collect::<Vec<_>>()).unwrap();
     let of_endpoints = |n| (FibKey::new(0, LOCAL_PREFIX, address(Kind::Local, n << 14)), local);
-    let blocks: Vec<_> = (0..=entries >> 14).map(of_endpoints).collect();
-    w.tables.fib.set_all(&blocks).unwrap();
+    let blocks = (0..=entries >> 14).map(of_endpoints);
+    w.change(&Plan {
+        fib: setting(&all().map(prefix).chain(blocks).collect::<Vec<_>>()),
+        peer_by_addr: setting(&all().map(source).collect::<Vec<_>>()),
+        endpoints: setting(&all().map(endpoint).collect::<Vec<_>>()),
+        ..Plan::default()
+    });
 }
 
 /// The address of the entry of that number, apart for each kind.

@@ -32,6 +32,7 @@ mod slots;
 mod spec;
 mod switch;
 mod toobig;
+mod torn;
 mod truncate;
 mod verified;
 #[cfg(target_arch = "x86_64")]

@@ -12,13 +12,12 @@ use std::{
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use mesh_common::{
-    maps::{Addr, EndpointKey, PORT_SLOTS, PeerKey, PeerSource, PortInfo},
+    maps::{Addr, EndpointKey, PeerKey, PeerSource, PortInfo},
     names,
 };
 
 use mesh_tests::{Figure, figure};
-use mesh_userspace::bpf::Store as _;
-use mesh_userspace::config::Encap;
+use mesh_userspace::{config::Encap, plan::Plan};
 
 use super::{
     decap::{from_peer, from_peer_in},
@@ -27,7 +26,7 @@ use super::{
         A, B, BLUE, GENEVE, GRE, GRETAP, H3, HOST, ME, NEXT_HOP_MAC, Peer, Port, Spec, UNDERLAY,
         UNDERLAY_MAC, VXLAN,
     },
-    world::{NEXT, REDIRECT, SHOT, Skb, World, gateway_mac, world},
+    world::{NEXT, REDIRECT, SHOT, Skb, World, gateway_mac, setting, world},
 };
 
 /// In the subnets whose prefix lengths are the commonest, as in a cluster of equal subnets: one
@@ -155,9 +154,7 @@ fn loop_back(w: &World, port: Port) {
     let endpoint = endpoint.unwrap().unwrap();
     let as_port = w.tables.ports.get(&port.ifindex).unwrap().unwrap();
     let as_port = PortInfo { ifindex: UNDERLAY, ..as_port };
-    w.tables.port_slots.set_all(&[(UNDERLAY % PORT_SLOTS, as_port)]).unwrap();
     let there = EndpointKey { vni, addr: addr(H3_V4) };
-    w.tables.endpoints.set_all(&[(there, endpoint)]).unwrap();
     let own = addr(port.v4.unwrap()).0[3];
     let source = PeerSource {
         peer: H3.index,
@@ -168,7 +165,12 @@ fn loop_back(w: &World, port: Port) {
         ..PeerSource::default()
     };
     let key = PeerKey { outer_source: me, vni };
-    w.tables.peer_by_addr.set_all(&[(key, source)]).unwrap();
+    w.change(&Plan {
+        ports: setting(&[(UNDERLAY, as_port)]),
+        endpoints: setting(&[(there, endpoint)]),
+        peer_by_addr: setting(&[(key, source)]),
+        ..Plan::default()
+    });
 }
 
 /// What leaves the packet as it is.

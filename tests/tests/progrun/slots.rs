@@ -9,22 +9,22 @@ use mesh_common::{
     verdict::DropReason,
     wire::mac_pair,
 };
-use mesh_userspace::bpf::Store as _;
+use mesh_userspace::plan::Plan;
 
 use super::{
     packet::{Mac, ip, udp},
     spec::{A, B, GRE},
-    world::{World, gateway_mac, world},
+    world::{World, gateway_mac, removing, setting, world},
 };
 
-const MACS: [Mac; 3] = [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3]];
+pub const MACS: [Mac; 3] = [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3]];
 
-fn key(address: Ipv4Addr) -> EndpointKey {
+pub fn key(address: Ipv4Addr) -> EndpointKey {
     EndpointKey { vni: A.vni, addr: Addr::from(IpAddr::from(address)) }
 }
 
 /// Two local addresses with one slot, which is nobody else's.
-fn two_that_share(w: &World) -> [Ipv4Addr; 2] {
+pub fn two_that_share(w: &World) -> [Ipv4Addr; 2] {
     let taken: Vec<u32> = w.desired.maps.endpoints.keys().map(|k| k.slot()).collect();
     let local = |n: u32| Ipv4Addr::from_bits(0x0a2a_0100 + n);
     let first = (0..).map(local).find(|a| !taken.contains(&key(*a).slot())).unwrap();
@@ -32,10 +32,19 @@ fn two_that_share(w: &World) -> [Ipv4Addr; 2] {
     [first, (0..0x3e00).map(local).find(shares).unwrap()]
 }
 
-fn set(w: &World, address: Ipv4Addr, mac: Mac) {
+/// As B's, with another MAC.
+pub fn entry(w: &World, address: Ipv4Addr, mac: Mac) -> (EndpointKey, EndpointInfo) {
     let of_b = w.tables.endpoints.get(&key(B.v4.unwrap())).unwrap().unwrap();
-    let info = EndpointInfo { macs: mac_pair(mac, gateway_mac()), ..of_b };
-    w.tables.endpoints.set_all(&[(key(address), info)]).unwrap();
+    (key(address), EndpointInfo { macs: mac_pair(mac, gateway_mac()), ..of_b })
+}
+
+fn set(w: &World, address: Ipv4Addr, mac: Mac) {
+    w.change(&Plan { endpoints: setting(&[entry(w, address, mac)]), ..Plan::default() });
+}
+
+fn remove(w: &World, addresses: &[Ipv4Addr]) {
+    let keys: Vec<EndpointKey> = addresses.iter().copied().map(key).collect();
+    w.change(&Plan { endpoints: removing(&keys), ..Plan::default() });
 }
 
 #[track_caller]
@@ -64,7 +73,7 @@ fn keys_that_share_a_slot_are_both_found_and_follow_every_change() {
         assert_reaches(w, first, MACS[2]);
         assert_reaches(w, second, MACS[0]);
 
-        w.tables.endpoints.remove_all(&[key(first)]).unwrap();
+        remove(w, &[first]);
         assert_gone(w, first);
         assert_reaches(w, second, MACS[0]);
 
@@ -74,7 +83,7 @@ fn keys_that_share_a_slot_are_both_found_and_follow_every_change() {
         assert_reaches(w, first, MACS[2]);
         assert_reaches(w, second, MACS[1]);
 
-        w.tables.endpoints.remove_all(&[key(first), key(second)]).unwrap();
+        remove(w, &[first, second]);
         assert_gone(w, first);
         assert_gone(w, second);
     });

@@ -46,7 +46,7 @@ pub const B: Port = port(22, 2, 0, Some(3), None);
 /// In network 7, with the IPv4 address that A has in network 0.
 pub const BLUE: Port = port(23, 3, BLUE_VNI, Some(2), Some((0xfd43, 2)));
 /// Shares A's place among the `PORT_SLOTS`.
-pub const D: Port = port(21 + mesh_common::maps::PORT_SLOTS, 4, 0, Some(5), Some((0xfd42, 5)));
+pub const D: Port = port(21 + mesh_common::slots::SLOTS, 4, 0, Some(5), Some((0xfd42, 5)));
 /// In a network that has no IPv4.
 pub const SIX: Port = port(24, 5, SIX_VNI, None, Some((0xfd49, 2)));
 pub const BLUE_2: Port = port(25, 6, BLUE_VNI, Some(3), Some((0xfd43, 3)));

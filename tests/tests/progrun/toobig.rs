@@ -6,7 +6,6 @@ use mesh_common::{
     maps::PeerInfo,
     verdict::{DropReason, Verdict},
 };
-use mesh_userspace::bpf::Store as _;
 
 use super::{
     counters::Counter,
@@ -176,7 +175,7 @@ fn each_family_has_a_limit_of_its_own_on_the_way_to_a_peer() {
     world(GRE, |w| {
         let peer = w.tables.peers.get(&H2.index).unwrap().unwrap();
         let narrow = PeerInfo { underlay_mtu: 1000, underlay_mtu6: 1304, ..peer };
-        w.tables.peers.set_all(&[(H2.index, narrow)]).unwrap();
+        w.set_peers(&[(H2.index, narrow)]);
         assert_limit(w, A, addr("10.42.64.9"), 1000 - 24, Verdict::Encap);
         assert_limit(w, A, addr("fd42:0:0:1::9"), 1304 - 24, Verdict::Encap);
     });

@@ -1,11 +1,11 @@
 //! A host without traffic: namespaces, interfaces, programs, and maps filled as the agent does it.
 
 use std::{
-    cell::OnceCell,
     collections::HashMap,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
+    sync::OnceLock,
 };
 
 use aya::{
@@ -14,6 +14,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use mesh_common::{
+    maps::PeerInfo,
     names,
     verdict::{DropReason, Hook, Verdict},
 };
@@ -26,7 +27,7 @@ use mesh_userspace::{
     },
     compile::{self, Attachment, AttachmentKind, ByAddress, Desired, Facts},
     config::{self, Cluster, Vni},
-    plan::{Changes, plan},
+    plan::{Changes, Plan, plan},
 };
 
 use super::{
@@ -46,7 +47,7 @@ pub struct World {
     pins: Pins,
     pub tables: Tables,
     programs: HashMap<&'static str, SchedClassifier>,
-    for_tests: OnceCell<Ebpf>,
+    for_tests: OnceLock<Ebpf>,
 }
 
 /// What became of one packet.
@@ -122,7 +123,7 @@ impl World {
             pins,
             tables,
             programs: HashMap::from(programs),
-            for_tests: OnceCell::new(),
+            for_tests: OnceLock::new(),
         }
     }
 
@@ -144,6 +145,37 @@ impl World {
         self.spec = spec;
         fill(&self.tables, &self.desired);
         self
+    }
+
+    /// Changes the maps as the agent does.
+    pub fn change(&self, plan: &Plan) {
+        change(&self.tables, plan);
+    }
+
+    /// All that are attached to this host.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        facts(self.spec).attachments
+    }
+
+    /// What the maps are to contain with these attached instead.
+    pub fn desired_with(&self, attachments: Vec<Attachment>) -> Desired {
+        let facts = Facts { attachments, ..facts(self.spec) };
+        compile::compile(&self.cluster, self.cluster.node("h1").unwrap(), &facts)
+    }
+
+    /// Brings the maps to `here`, and says how they get `there` and back.
+    pub fn ways(&self, here: &Desired, there: &Desired) -> [Plan; 2] {
+        let go = |to| plan(to, &sync::observe(&self.tables).unwrap());
+        self.change(&go(here));
+        let forth = go(there);
+        self.change(&forth);
+        let back = go(here);
+        self.change(&back);
+        [forth, back]
+    }
+
+    pub fn set_peers(&self, set: &[(u32, PeerInfo)]) {
+        self.change(&Plan { peers: setting(set), ..Plan::default() });
     }
 
     /// A program by its name: one of the real ones, or of those for tests.
@@ -268,8 +300,22 @@ fn compiled(spec: Spec) -> (Cluster, Desired) {
 
 /// As the agent does it, whatever they contained.
 fn fill(tables: &Tables, desired: &Desired) {
-    let changes = plan(desired, &sync::observe(tables).unwrap());
-    sync::apply(tables, &changes).unwrap();
+    change(tables, &plan(desired, &sync::observe(tables).unwrap()));
+}
+
+/// Sets these.
+pub fn setting<K: Copy, V: Copy>(set: &[(K, V)]) -> Changes<K, V> {
+    Changes { set: set.to_vec(), ..Changes::default() }
+}
+
+/// Removes these.
+pub fn removing<K: Copy, V>(remove: &[K]) -> Changes<K, V> {
+    Changes { remove: remove.to_vec(), ..Changes::default() }
+}
+
+fn change(tables: &Tables, plan: &Plan) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(sync::apply(tables, plan)).unwrap();
 }
 
 /// The programs for tests, on the maps of the world.

@@ -18,7 +18,7 @@ pub const NODES: usize = 6;
 pub const VNIS: [u32; 3] = [0, 7, 0xff_ffff];
 
 /// The interface of this node's endpoint in each; two of them share a slot.
-pub const IFINDICES: [u32; 3] = [5, 6, 5 + mesh_common::maps::PORT_SLOTS];
+pub const IFINDICES: [u32; 3] = [5, 6, 5 + mesh_common::slots::SLOTS];
 
 /// A block's owner, and the length of the owner's prefix beyond the block's.
 pub type Block = Option<(usize, u8)>;

@@ -3,9 +3,7 @@
 
 use std::net::IpAddr;
 
-use mesh_common::maps::{
-    Addr, EndpointKey, FibInfo, FibKey, PORT_SLOTS, PeerKey, PeerSource, PortInfo, PrefixLens,
-};
+use mesh_common::maps::{Addr, EndpointKey, FibInfo, FibKey, PeerKey, PeerSource, PrefixLens};
 
 use crate::{
     bpf::tables::LpmPrefix,
@@ -64,14 +62,9 @@ fn longest(maps: &Observed, vni: u32, addr: Addr) -> Option<FibInfo> {
     covering.max_by_key(|(p, _)| p.bits).map(|(_, info)| *info)
 }
 
-fn port(maps: &Observed, ifindex: u32) -> Option<&PortInfo> {
-    let slot = maps.port_slots.get(&(ifindex % PORT_SLOTS)).filter(|p| p.ifindex == ifindex);
-    slot.or_else(|| maps.ports.get(&ifindex))
-}
-
 /// `overlay.rs`: what the endpoint behind `ifindex` sends.
 pub fn send(maps: &Observed, ifindex: u32, src: IpAddr, dst: IpAddr) -> Fate {
-    let Some(port) = port(maps, ifindex) else { return Fate::UnknownPort };
+    let Some(port) = maps.ports.get(&ifindex) else { return Fate::UnknownPort };
     let own = match src {
         IpAddr::V4(_) => port.addr4 != 0 && Addr::from(src) == Addr::from_v4(port.addr4),
         IpAddr::V6(_) => port.addr6 != [0; 4] && Addr::from(src).0 == port.addr6,
@@ -157,7 +150,6 @@ pub fn apply(maps: &mut Observed, plan: &Plan, mut look: impl FnMut(&Observed)) 
                 Map::Flood => $change!(flood),
                 Map::Endpoints => $change!(endpoints),
                 Map::Ports => $change!(ports),
-                Map::PortSlots => $change!(port_slots),
             }
         };
     }

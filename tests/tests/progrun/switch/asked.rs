@@ -9,7 +9,6 @@ use mesh_common::{
         Verdict,
     },
 };
-use mesh_userspace::bpf::Store as _;
 
 use super::{
     MAC, NEW_MAC, NOBODY, OLD, OLD_V6, SWITCHES, assert_learned, assert_silent, known,
@@ -265,7 +264,7 @@ fn switch_without_a_way_to_it_is_not_asked() {
     world(OLD, |w| {
         let key = OLD_VXLAN.index;
         let peer = w.tables.peers.get(&key).unwrap().unwrap();
-        w.tables.peers.set_all(&[(key, PeerInfo { ifindex: 0, ..peer })]).unwrap();
+        w.set_peers(&[(key, PeerInfo { ifindex: 0, ..peer })]);
         w.sends_ip(A, &packet_to(A, v4(197).into())).assert_dropped(PeerIncomplete);
         let ask = arp(1, (MAC, v4(197)), (NOBODY, own(A)));
         assert_silent(&says_arp(w, OLD_VXLAN, 0, &ask), PeerIncomplete);
