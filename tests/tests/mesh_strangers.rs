@@ -2,8 +2,10 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -234,5 +236,87 @@ fn a_busy_port_is_a_fault_until_it_is_free() {
         fault(host, AGENTS).map_err(anyhow::Error::msg)?;
         drop(agents);
         gone(host, AGENTS)
+    });
+}
+
+/// Answers every request to h2's agent with news of its own, until `ended`. Counts them.
+fn pose_as_h2(listener: &TcpListener, answered: &AtomicUsize, ended: &AtomicBool) -> Result<()> {
+    let version = serde_json::json!({"epoch": u64::MAX, "count": 9});
+    let named = serde_json::json!({"names": ["bank"], "addresses": ["10.42.2.9"]});
+    let news = serde_json::json!({
+        "node": "h2", "have": version, "version": version, "view": {"networks": {"default": [named]}},
+        "networks": [record("forged", "10.77.0.0/24")],
+    });
+    let body = news.to_string();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
+    listener.set_nonblocking(true)?;
+    while !ended.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut request = vec![0; 64 << 10];
+        if stream.read(&mut request).is_ok() {
+            write!(stream, "{head}{}\r\n\r\n{body}", body.len())?;
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+/// A network that h2 tells of.
+fn record(name: &str, net: &str) -> serde_json::Value {
+    serde_json::json!({
+        "name": name, "version": 1, "node": "h2",
+        "spec": {
+            "vni": 501, "subnets": [{"net": net, "gateway": null}], "first": "h2", "internal": false,
+            "options": {}, "labels": {},
+        },
+    })
+}
+
+/// Any user may have the port while the agent is started anew.
+#[test]
+fn who_has_the_port_of_an_agent_does_not_speak_for_its_node() {
+    bare(OPTIONS, |mesh| {
+        let cluster = mesh.cluster.clone();
+        for host in &mut mesh.hosts {
+            host.up(&cluster)?;
+            cni::add(host, 0)?;
+        }
+        dns::wait_known(&mesh.hosts[0].containers[0].netns, H1, "h2c1")?;
+        let [host, other] = &mut mesh.hosts[..] else { unreachable!() };
+        other.stop()?;
+        let address: SocketAddr = "10.42.2.1:7473".parse()?;
+        let listener = other.netns.run(|| Ok(TcpListener::bind(address)?))?;
+        let (answered, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let from = &host.containers[0].netns;
+        let seen = thread::scope(|scope| {
+            let poser = scope.spawn(|| pose_as_h2(&listener, &answered, &ended));
+            let seen = wait::until("answers to be taken", SEEN, || {
+                match answered.load(Ordering::Relaxed) {
+                    3.. => Ok(()),
+                    n => Err(format!("{n} so far")),
+                }
+            });
+            ended.store(true, Ordering::Relaxed);
+            poser.join().map_err(|_| anyhow::anyhow!("the poser panicked"))??;
+            seen
+        });
+        seen?;
+        let answer = dns::ask(from, H1, "bank", SILENCE)?;
+        ensure!(answer.is_none_or(|a| a.address.is_none()), "believed: {answer:?}");
+        let networks = host.status()?["networks"].to_string();
+        ensure!(!networks.contains("forged"), "believed: {networks}");
+        drop(listener);
+        other.spawn(&cluster)?;
+        other.wait_ready(&cluster)?;
+        // Each hears of the other again.
+        cni::add(other, 1)?;
+        dns::wait_known(from, H1, "h2c2")?;
+        dns::wait_known(&other.containers[0].netns, "10.42.2.1".parse()?, "h1c1")?;
+        Ok(())
     });
 }

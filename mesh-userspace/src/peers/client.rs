@@ -1,5 +1,8 @@
-//! Tells every peer what is new here, at once, and asks it from time to time. A peer that does not
+//! Tells every peer what is new here, at once, and again from time to time. A peer that does not
 //! answer holds up nobody but itself.
+//!
+//! Of the answer only that is used which the peer has of our names: any user of its host may have taken
+//! the port while its agent was away. What it has to tell comes by a request of its own.
 
 use std::{
     collections::HashMap,
@@ -15,12 +18,12 @@ use std::{
 use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Semaphore,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
     PORT, Shared,
-    protocol::{MESSAGE_MAX, News, PATH, RESERVED},
+    protocol::{Answer, MESSAGE_MAX, News, PATH, RESERVED},
 };
 use crate::{
     docker::http,
@@ -33,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// answer in a second.
 const PERIOD: Duration = Duration::from_secs(5);
 const PERIOD_PER_PEER: Duration = Duration::from_millis(50);
+/// Between two requests to one peer at least, whatever happens.
+const LEAST: Duration = Duration::from_millis(100);
 /// After an error, at first.
 const RETRY: Duration = Duration::from_secs(1);
 /// Peers that are spoken to at once: each takes a descriptor.
@@ -78,12 +83,14 @@ async fn follow(
     period: Duration,
 ) {
     let mut own = shared.own.subscribe();
+    let lack = shared.lacks.of(&peer);
     // What the peer said it has of our names.
     let mut has = None;
     let mut retry = RETRY;
     loop {
         let Ok(turn) = turns.acquire().await else { return };
         own.borrow_and_update();
+        let began = Instant::now();
         let news = shared.lock().news_for(&peer, has);
         let version = news.version;
         let answered = timeout(PATIENCE, exchange(address, &news)).await;
@@ -95,7 +102,6 @@ async fn follow(
                 if answer.have != has {
                     has = None;
                 }
-                shared.absorb(&peer, &answer);
                 retry = RETRY;
                 if has.is_none() { RETRY } else { period }
             }
@@ -109,12 +115,16 @@ async fn follow(
         };
         tokio::select! {
             changed = own.changed() => if changed.is_err() { return },
+            () = lack.notified() => has = None,
             () = tokio::time::sleep(wait) => {}
         }
+        // However often a peer says that it lacks something, it is not told more often.
+        let next = began + LEAST;
+        tokio::time::sleep_until(next).await;
     }
 }
 
-async fn exchange(address: IpAddr, news: &News) -> io::Result<News> {
+async fn exchange(address: IpAddr, news: &News) -> io::Result<Answer> {
     let stream = connect(SocketAddr::new(address, PORT)).await?;
     stream.set_nodelay(true)?;
     let body = serde_json::to_vec(news)?;

@@ -173,6 +173,23 @@ impl Directory {
         }
     }
 
+    /// What to answer a peer that asked: what we have of it, and nothing else.
+    pub(super) fn answer_for(&self, peer: &str) -> News {
+        let seen = self.others.get(peer).filter(|seen| seen.heard.is_some());
+        News {
+            node: self.me.clone(),
+            have: seen.map(|seen| seen.version),
+            view: None,
+            version: self.own.version,
+            networks: Vec::new(),
+        }
+    }
+
+    /// Whether this is not what our names are now.
+    pub(super) fn is_behind(&self, has: Option<Version>) -> bool {
+        has != Some(self.own.version)
+    }
+
     /// Takes what `peer` told. Whether a network changed.
     ///
     /// Names are those of the agent's life with the highest epoch, for as long as that is heard. One
@@ -266,6 +283,19 @@ mod tests {
         assert_eq!(a.news_for("b", have).view, None);
         assert!(!b.absorb("a", &a.news_for("b", have), Instant::now()));
         assert_eq!(names(&b), ["web"]);
+    }
+
+    #[test]
+    fn an_answer_says_no_names_and_no_networks() {
+        let (mut a, mut b) =
+            (Directory::new("a".into(), 1, vec![]), Directory::new("b".into(), 1, vec![]));
+        a.set_view(view("web"));
+        a.set_network("net", Some(spec(7)));
+        b.absorb("a", &a.news_for("b", None), Instant::now());
+        b.set_network("more", Some(spec(8)));
+        let answer = b.answer_for("a");
+        assert_eq!((&answer.view, answer.networks.len()), (&None, 0));
+        assert!(!a.is_behind(answer.have) && a.is_behind(None));
     }
 
     #[test]

@@ -4,16 +4,17 @@
 //!
 //! ```text
 //! own changes -> Directory -> (client) POST /v1/exchange over the overlay -> (server) Directory
-//!                          <- what the other has newer, in the answer
+//!                          <- what the other has of it, in the answer
 //! ```
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     faults::Faults,
@@ -64,7 +65,19 @@ pub struct Shared {
     roster: Arc<watch::Sender<Roster>>,
     /// Counts changes of this host's interfaces.
     looks: Arc<watch::Sender<u64>>,
+    lacks: Lacks,
     faults: Faults,
+}
+
+/// Which peers said that they lack our names, by name: whoever speaks to them tells them.
+#[derive(Clone, Debug, Default)]
+struct Lacks(Arc<Mutex<HashMap<String, Arc<Notify>>>>);
+
+impl Lacks {
+    fn of(&self, peer: &str) -> Arc<Notify> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(peer.to_owned()).or_default().clone()
+    }
 }
 
 impl Shared {
@@ -75,6 +88,7 @@ impl Shared {
             networks: Arc::new(watch::Sender::new(0)),
             roster: Arc::default(),
             looks: Arc::new(watch::Sender::new(0)),
+            lacks: Lacks::default(),
             faults,
         }
     }
@@ -127,6 +141,16 @@ impl Shared {
         if self.lock().absorb(from, news, Instant::now()) {
             self.networks.send_modify(|n| *n += 1);
         }
+    }
+
+    /// What to answer a peer that has this version of our names. If that is not the latest, a request
+    /// of our own follows at once.
+    fn answer(&self, peer: &str, has: Option<Version>) -> protocol::News {
+        let directory = self.lock();
+        if directory.is_behind(has) {
+            self.lacks.of(peer).notify_one();
+        }
+        directory.answer_for(peer)
     }
 
     /// Speaks with the other agents, until the tasks are dropped.

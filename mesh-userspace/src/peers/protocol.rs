@@ -14,7 +14,8 @@ pub const RESERVED: Range<u16> = 600..1024;
 /// Longest message in bytes: 4095 containers with long names fit.
 pub const MESSAGE_MAX: usize = 4 << 20;
 
-/// A request and its answer say the same.
+/// A request. An answer has the same form, for agents of before, and says neither names nor networks:
+/// only who asks shows by its port that it is an agent.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct News {
     /// The sender's name, for messages; who it is says its address.
@@ -26,6 +27,13 @@ pub struct News {
     /// The version of the sender's names.
     pub version: Version,
     pub networks: Vec<NetworkRecord>,
+}
+
+/// All that is read of an answer.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Answer {
+    /// The version of our names that the peer has.
+    pub have: Option<Version>,
 }
 
 /// Of a node's names. Of one life of its agent the higher is the newer; of two lives the one with the

@@ -139,7 +139,7 @@ impl Server {
             serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
         drop((body, held));
         self.shared.absorb(peer, &news);
-        let answer = self.shared.lock().news_for(peer, news.have);
+        let answer = self.shared.answer(peer, news.have);
         serde_json::to_vec(&answer).map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
     }
 
