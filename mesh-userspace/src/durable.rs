@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 
 /// Spoiled files of one name that are kept; the next one replaces the last.
 pub const SET_ASIDE_MAX: u32 = 9;
+
+/// Another process may make the file between two steps of ours.
+const TRIES: u32 = 16;
 
 /// What was found where a file should be.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,13 +112,43 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let old = check_regular(path)?;
     let mode = if old.is_some() { 0o600 } else { 0o644 };
-    put(path, bytes, mode, |new| match &old {
-        Some(old) => {
-            fchown(new, Some(old.uid()), Some(old.gid()))?;
-            new.set_permissions(old.permissions())
+    put(path, bytes, mode, |new| old.as_ref().map_or(Ok(()), |old| make_alike(new, old)))
+}
+
+/// Gives a file that only its owner could open so far the owner and the mode of another.
+///
+/// # Errors
+///
+/// Those of fchown(2) and fchmod(2).
+pub fn make_alike(new: &File, old: &fs::Metadata) -> io::Result<()> {
+    fchown(new, Some(old.uid()), Some(old.gid()))?;
+    new.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))
+}
+
+/// Makes a file, and opens none that is there: whoever may write to the folder could have put a link
+/// there, or have opened it.
+///
+/// # Errors
+///
+/// Those of open(2), `AlreadyExists` if anything has the name.
+pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// The same, in the place of what another run left.
+fn create_anew(path: &Path, mode: u32) -> io::Result<File> {
+    for _ in 0..TRIES {
+        match create_new(path, mode) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
         }
-        None => Ok(()),
-    })
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    let text = format!("{} is made again and again by somebody else", path.display());
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
 }
 
 /// What a path leads to, if anything is there.
@@ -149,9 +182,7 @@ fn put(
 ) -> io::Result<()> {
     let next = beside(path, ".next");
     let write = || {
-        let mut file = File::options();
-        let file = file.write(true).create(true).truncate(true).mode(mode);
-        let mut file = file.open(&next)?;
+        let mut file = create_anew(&next, mode)?;
         file.write_all(bytes)?;
         finish(&file)?;
         file.sync_all()?;
@@ -197,6 +228,36 @@ mod tests {
         replace(&path, b"8").unwrap();
         assert_eq!(read_json(&path).unwrap(), Found::Good(8));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn nothing_that_others_put_at_the_next_name_is_opened() {
+        let dir = folder("next");
+        let (path, next, other) =
+            (dir.join("mesh.toml"), dir.join("mesh.toml.next"), dir.join("other"));
+        let content = || fs::read_to_string(&path).unwrap();
+        fs::write(&other, "kept").unwrap();
+        let put: [&dyn Fn(); 4] = [
+            &|| std::os::unix::fs::symlink(&other, &next).unwrap(),
+            &|| fs::hard_link(&other, &next).unwrap(),
+            // Nobody reads from it: to open it for writing would never return.
+            &|| rustix::fs::mkfifoat(rustix::fs::CWD, &next, 0o666.into()).unwrap(),
+            &|| drop(fs::write(&next, "left by a run that was killed")),
+        ];
+        for (n, put) in put.iter().enumerate() {
+            put();
+            replace_alike(&path, n.to_string().as_bytes()).unwrap();
+            assert_eq!(content(), n.to_string());
+            let found = fs::symlink_metadata(&path).unwrap();
+            assert!(found.is_file() && found.nlink() == 1, "{n}: {found:?}");
+            assert_eq!(fs::read_to_string(&other).unwrap(), "kept");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&other, &next).unwrap();
+        replace_alike(&path, b"last").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::metadata(&other).unwrap().len(), 4);
         fs::remove_dir_all(dir).unwrap();
     }
 

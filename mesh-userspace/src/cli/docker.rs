@@ -299,11 +299,12 @@ fn keep(path: &Path, text: &str) -> io::Result<PathBuf> {
     for n in 1.. {
         let number = if n == 1 { String::new() } else { format!("-{n}") };
         let kept = crate::durable::beside(path, &format!(".before-mesh{number}"));
-        match fs::File::create_new(&kept) {
+        // What others may not read stays so: they can not open it before it has its mode.
+        match crate::durable::create_new(&kept, 0o600) {
             Ok(mut file) => {
-                // Before there is anything in it: what others may not read stays so.
-                file.set_permissions(fs::metadata(path)?.permissions())?;
-                return file.write_all(text.as_bytes()).map(|()| kept);
+                crate::durable::make_alike(&file, &fs::metadata(path)?)?;
+                file.write_all(text.as_bytes())?;
+                return file.sync_all().map(|()| kept);
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -58,7 +59,11 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 /// Where the file itself is.
 fn target(path: &Path) -> io::Result<PathBuf> {
-    match fs::canonicalize(path) {
+    let there = fs::canonicalize(path);
+    if let Ok(there) = &there {
+        check_links(path, fs::metadata(there)?.uid())?;
+    }
+    match there {
         Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
             let lacks = fs::read_link(path)?;
             let text = format!("it is a link to {}, which is not there", lacks.display());
@@ -69,9 +74,31 @@ fn target(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// Who may write to a folder may link a name in it to any file. Such a link is followed only to what
+/// is of who made it.
+fn check_links(path: &Path, owner: u32) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    let mut at = path.to_owned();
+    // As many as the kernel follows.
+    for _ in 0..40 {
+        let Ok(next) = fs::read_link(&at) else { return Ok(()) };
+        let uid = fs::symlink_metadata(&at)?.uid();
+        if uid != own && uid != owner {
+            let (link, to) = (at.display(), next.display());
+            let text = format!(
+                "{link} is a link of user {uid} to {to} of user {owner}: remove the link, or name the file \
+                 itself"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        at = at.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
 
@@ -90,6 +117,15 @@ mod tests {
         symlink(&file, &link).unwrap();
         replace(&link, "2").unwrap();
         assert!(link.is_symlink());
+        // One that somebody else made leads to files of theirs only.
+        if rustix::process::geteuid().is_root() {
+            lchown(&link, Some(65534), None).unwrap();
+            let e = replace(&link, "3").unwrap_err().to_string();
+            assert!(e.contains("is a link of user 65534"), "{e}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), "2");
+            lchown(&file, Some(65534), None).unwrap();
+            replace(&link, "2").unwrap();
+        }
         assert_eq!(fs::read_to_string(&file).unwrap(), "2");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o640);
         fs::remove_file(&file).unwrap();
