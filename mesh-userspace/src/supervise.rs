@@ -16,6 +16,8 @@ const PROBATION: Duration = Duration::from_secs(5);
 pub struct Supervisor {
     runtime: Handle,
     faults: Faults,
+    #[cfg(test)]
+    injected: tests::Injected,
 }
 
 /// A task, ended when this is dropped.
@@ -31,7 +33,12 @@ impl Drop for Task {
 
 impl Supervisor {
     pub fn new(runtime: Handle, faults: Faults) -> Self {
-        Self { runtime, faults }
+        Self {
+            runtime,
+            faults,
+            #[cfg(test)]
+            injected: tests::Injected::default(),
+        }
     }
 
     /// Where the tasks run: sockets that are made for them are to be made there.
@@ -49,7 +56,10 @@ impl Supervisor {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (faults, what, make) = (self.faults.clone(), what.into(), Arc::new(make));
+        let (health, make) =
+            (Health { faults: self.faults.clone(), of: what.into() }, Arc::new(make));
+        #[cfg(test)]
+        let make = self.injected.clone().into(health.of.clone(), make);
         let task = self.runtime.spawn(async move {
             loop {
                 let make = make.clone();
@@ -57,11 +67,12 @@ impl Supervisor {
                 let ended = match timeout(PROBATION, &mut run).await {
                     Ok(ended) => ended,
                     Err(_) => {
-                        faults.set_one(PART, &what, None);
+                        health.tell(None);
                         run.await
                     }
                 };
-                faults.set_one(PART, &what, Some(interrupted(&what, ended)));
+                let why = ended.err().unwrap_or_else(|| "it came to an end".to_owned());
+                health.tell(Some(&why));
                 tokio::time::sleep(PAUSE).await;
             }
         });
@@ -69,12 +80,26 @@ impl Supervisor {
     }
 }
 
-/// The faults' part of tasks.
-const PART: &str = "task";
+/// Of one task. One that is gone has no fault.
+struct Health {
+    faults: Faults,
+    of: String,
+}
 
-fn interrupted(what: &str, ended: Result<(), String>) -> String {
-    let why = ended.err().unwrap_or_else(|| "it came to an end".to_owned());
-    format!("{what}: interrupted ({why}); it is started again after a second. Report this")
+impl Health {
+    fn tell(&self, why: Option<&str>) {
+        let of = &self.of;
+        let fault = |why| {
+            format!("{of}: interrupted ({why}); it is started again after a second. Report this")
+        };
+        self.faults.set_one("task", of, why.map(fault));
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        self.tell(None);
+    }
 }
 
 /// Runs a task to its end. The error: with what message it panicked.
@@ -100,9 +125,53 @@ pub fn note_panics(faults: Faults) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
+    use std::pin::Pin;
+
+    use tokio::sync::{broadcast, mpsc};
 
     use super::*;
+
+    /// Panics that tests want in tasks of these names.
+    #[derive(Clone, Debug)]
+    pub struct Injected(broadcast::Sender<String>);
+
+    impl Default for Injected {
+        fn default() -> Self {
+            Self(broadcast::Sender::new(16))
+        }
+    }
+
+    impl Injected {
+        /// Makes what `make` makes, with a panic in the middle of it when one is wanted.
+        pub fn into<F: Future<Output = ()> + Send + 'static>(
+            self,
+            name: String,
+            make: Arc<impl Fn() -> F + Send + Sync + 'static>,
+        ) -> Arc<impl Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync> {
+            Arc::new(move || {
+                let (name, make, mut wanted) = (name.clone(), make.clone(), self.0.subscribe());
+                let injected = async move {
+                    while let Ok(of) = wanted.recv().await {
+                        assert!(of != name, "injected");
+                    }
+                };
+                let run: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                    tokio::select! {
+                        () = make() => {}
+                        () = injected => {}
+                    }
+                });
+                run
+            })
+        }
+    }
+
+    impl Supervisor {
+        /// Lets the task of this name panic.
+        pub fn panic_in(&self, name: &str) {
+            self.injected.0.send(name.to_owned()).unwrap();
+        }
+    }
 
     fn supervisor() -> (Supervisor, Faults) {
         let faults = Faults::default();
@@ -153,6 +222,15 @@ mod tests {
         assert_eq!(runs.recv().await, Some(2));
         wait("it to be well", || faults.now().is_empty()).await;
         assert_eq!(faults.past().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_gone_has_no_fault() {
+        let (supervisor, faults) = supervisor();
+        let task = supervisor.spawn("x", || async { panic!("badly") });
+        wait("the fault", || !faults.now().is_empty()).await;
+        drop(task);
+        wait("none", || faults.now().is_empty()).await;
     }
 
     #[tokio::test]

@@ -34,6 +34,8 @@ pub type Call = (Request, Option<OwnedFd>, oneshot::Sender<Response>);
 
 /// How long a caller may take to say what it wants, or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What the task is called that takes callers.
+const TASK: &str = "callers of the agent's socket";
 /// By how much a caller waits longer than it is made to.
 const AHEAD: Duration = Duration::from_secs(1);
 /// Callers at once: with all that they may send, [`MAX_REQUEST`] each.
@@ -80,9 +82,8 @@ pub fn listen(
     let listener = Arc::new(UnixListener::bind(path)?);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let (calls, receiver) = mpsc::channel(WAITING);
-    let what = "callers of the agent's socket";
     let agent = Agent { calls, busy };
-    let task = supervisor.spawn(what, move || take_callers(listener.clone(), agent.clone()));
+    let task = supervisor.spawn(TASK, move || take_callers(listener.clone(), agent.clone()));
     Ok((receiver, task))
 }
 
@@ -230,6 +231,33 @@ mod tests {
         let mut line = String::new();
         BufReader::new(caller).read_line(&mut line).unwrap();
         line
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_callers_are_answered_by_the_same_socket() {
+        let path = std::env::temp_dir().join(format!("mesh-panic-{}", std::process::id()));
+        let faults = Faults::default();
+        let supervisor = Supervisor::new(tokio::runtime::Handle::current(), faults.clone());
+        let (mut calls, _task) = listen(&path, &supervisor, Busy::default()).unwrap();
+        let answers = tokio::spawn(async move {
+            while let Some((_, _, answer)) = calls.recv().await {
+                let _ = answer.send(Response::Done);
+            }
+        });
+        for _ in 0..2 {
+            let mut one = UnixStream::connect(&path).await.unwrap();
+            one.write_all(b"\"status\"\n").await.unwrap();
+            let mut line = [0; 7];
+            let read = tokio::io::AsyncReadExt::read_exact(&mut one, &mut line);
+            tokio::time::timeout(10 * DEADLINE, read).await.unwrap().unwrap();
+            assert_eq!(&line, b"\"done\"\n");
+            supervisor.panic_in(TASK);
+            while faults.now().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(!answers.is_finished());
     }
 
     #[test]

@@ -309,3 +309,6 @@ impl Inspector {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

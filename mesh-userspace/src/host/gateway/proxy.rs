@@ -49,7 +49,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let _made_there = supervisor.runtime().enter();
-        let what = format!("a published port of {to}/{proto} at [::1]");
+        let what = task(proto, to);
         let task = match proto {
             Proto::Tcp => {
                 rustix::net::listen(&socket, BACKLOG)?;
@@ -67,6 +67,11 @@ impl Proxy {
     pub fn leads_to(&self, to: SocketAddr) -> bool {
         self.to == to
     }
+}
+
+/// What a proxy's task is called.
+fn task(proto: Proto, to: SocketAddr) -> String {
+    format!("the port of [::1] that leads to {to}/{proto}")
 }
 
 async fn tcp(listener: Arc<TcpListener>, to: SocketAddr) {
@@ -134,4 +139,72 @@ async fn answer(server: Arc<UdpSocket>, socket: Arc<UdpSocket>, client: SocketAd
         }
     }
     client
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        runtime::Handle,
+    };
+
+    use super::*;
+    use crate::faults::Faults;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// What comes back of a byte that is sent there.
+    async fn sent(proto: Proto, to: SocketAddr, byte: u8) -> io::Result<u8> {
+        let mut back = [0];
+        match proto {
+            Proto::Tcp => {
+                let mut stream = TcpStream::connect(to).await?;
+                stream.write_all(&[byte]).await?;
+                stream.read_exact(&mut back).await?;
+            }
+            Proto::Udp => {
+                let socket = connected(to).await?;
+                socket.send(&[byte]).await?;
+                socket.recv(&mut back).await?;
+            }
+        }
+        Ok(back[0])
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_a_port_leads_to_its_container_again() {
+        let tcp = TcpListener::bind("[::1]:0").await.unwrap();
+        let udp = UdpSocket::bind("[::1]:0").await.unwrap();
+        let at = [(Proto::Tcp, tcp.local_addr()), (Proto::Udp, udp.local_addr())];
+        tokio::spawn(async move {
+            while let Ok((mut one, _)) = tcp.accept().await {
+                if let Ok(byte) = one.read_u8().await {
+                    let _ = one.write_all(&[byte]).await;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let mut byte = [0];
+            while let Ok((_, from)) = udp.recv_from(&mut byte).await {
+                let _ = udp.send_to(&byte, from).await;
+            }
+        });
+        let supervisor = Supervisor::new(Handle::current(), Faults::default());
+        for (proto, to) in at {
+            let to = to.unwrap();
+            let kind = if proto == Proto::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+            let socket =
+                socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, None).unwrap();
+            bind(&socket, &SocketAddr::from((Ipv6Addr::LOCALHOST, 0))).unwrap();
+            let port = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+            let _proxy = Proxy::start(&supervisor, proto, socket, to).unwrap();
+            assert_eq!(sent(proto, port, 7).await.unwrap(), 7);
+            supervisor.panic_in(&task(proto, to));
+            // What came when it panicked may be lost with it.
+            let again =
+                async { while !matches!(timeout(RETRY, sent(proto, port, 8)).await, Ok(Ok(8))) {} };
+            timeout(DEADLINE, again).await.unwrap();
+        }
+    }
 }
