@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
@@ -16,6 +16,9 @@ pub const SET_ASIDE_MAX: u32 = 9;
 
 /// Another process may make the file between two steps of ours.
 const TRIES: u32 = 16;
+
+/// Longest file that is read, in bytes. A state of 10,000 endpoints has 5 MB.
+const READ_MAX: u64 = 64 << 20;
 
 /// What was found where a file should be.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,17 +53,70 @@ impl std::fmt::Display for Spoiled {
 ///
 /// The file is there but cannot be opened, or a spoiled one cannot be set aside.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
-    let cause = match fs::read(path) {
+    let cause = match read(path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(value) => return Ok(Found::Good(value)),
             Err(e) => e.to_string(),
         },
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
-        Err(e) if e.kind() == io::ErrorKind::IsADirectory => e.to_string(),
+        Err(e) if makes_no_sense(&e) => e.to_string(),
         Err(e) => return Err(e),
     };
     let at = set_aside(path)?;
     Ok(Found::SetAside(Spoiled { path: path.to_owned(), at, cause }))
+}
+
+/// Reads a file that an agent keeps.
+///
+/// # Errors
+///
+/// As [`read_regular`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_regular(path, READ_MAX)
+}
+
+/// Whether what is at a path is nothing that [`read`] could ever read: it is to be set aside.
+pub fn makes_no_sense(e: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidInput, IsADirectory};
+    matches!(e.kind(), FileTooLarge | InvalidInput | IsADirectory)
+}
+
+/// Reads a regular file of at most `max` bytes; never waits for one that is something else.
+///
+/// # Errors
+///
+/// `IsADirectory`, `InvalidInput` for another that is no regular file, `FileTooLarge`, and those of
+/// open(2) and read(2).
+pub fn read_regular(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    // Looked at before it is opened, since opening is enough to wake some devices; and again after,
+    // since it may be another by then. O_NONBLOCK: a FIFO without writer does not keep us.
+    check_kind(&fs::metadata(path)?, max)?;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let there = file.metadata()?;
+    check_kind(&there, max)?;
+    // One more than there are: to find the end takes no larger buffer.
+    let mut bytes = Vec::with_capacity(there.len() as usize + 1);
+    file.take(max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max { Err(too_large(max)) } else { Ok(bytes) }
+}
+
+fn check_kind(there: &fs::Metadata, max: u64) -> io::Result<()> {
+    if there.is_dir() {
+        Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"))
+    } else if !there.is_file() {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+    } else if there.len() > max {
+        // Refused before it is read.
+        Err(too_large(max))
+    } else {
+        Ok(())
+    }
+}
+
+fn too_large(max: u64) -> io::Error {
+    let text = format!("it is larger than {} MiB", max >> 20);
+    io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
 /// What mends an error of a file, in brackets behind a blank; nothing if that is not known.
@@ -211,6 +267,8 @@ pub fn beside(path: &Path, more: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
@@ -265,11 +323,14 @@ mod tests {
     fn a_spoiled_file_is_set_aside_and_counts_as_missing() {
         let dir = folder("spoiled");
         let path = dir.join("state.json");
-        let spoil: [&dyn Fn(); 4] = [
+        let spoil: [&dyn Fn(); 6] = [
             &|| fs::write(&path, "").unwrap(),
             &|| fs::write(&path, "{\"a\":").unwrap(),
             &|| fs::write(&path, [0xff; 300]).unwrap(),
             &|| fs::create_dir(&path).unwrap(),
+            // Nobody writes into it.
+            &|| mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap(),
+            &|| File::create(&path).unwrap().set_len(READ_MAX + 1).unwrap(),
         ];
         // More often than there is room for, too.
         for (n, spoil) in spoil.iter().cycle().take(11).enumerate() {

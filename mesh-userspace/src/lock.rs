@@ -132,7 +132,8 @@ fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError 
 fn open(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.custom_flags(flags.bits() as i32).open(path)
 }
 
 fn open_existing(path: &Path) -> io::Result<File> {

@@ -284,9 +284,9 @@ impl RunDir {
 
     /// The last config file that was good.
     pub fn cluster(&self) -> Option<Vec<u8>> {
-        match fs::read(last_config(&self.dir)) {
+        match durable::read(&last_config(&self.dir)) {
             Ok(bytes) => Some(bytes),
-            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+            Err(e) if durable::makes_no_sense(&e) => {
                 self.set_cluster_aside(e.to_string());
                 None
             }

@@ -165,8 +165,10 @@ fn remove(path: &Path) -> Result<(), StateDirError> {
 fn lock(dir: &Path, patience: Duration) -> Result<File, StateDirError> {
     let began = Instant::now();
     let path = dir.join(LOCK);
-    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.map_err(failed("opening", &path))?;
+    let mut options = File::options();
+    // Read as well, since else a FIFO of that name is waited for.
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(&path).map_err(failed("opening", &path))?;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),

@@ -92,7 +92,7 @@ fn one_endpoint_that_can_not_have_its_program_stops_no_other() {
 type Spoil = fn(&Path) -> io::Result<()>;
 
 /// What may become of a file.
-const SPOILED: [(&str, Spoil); 4] = [
+const SPOILED: [(&str, Spoil); 5] = [
     ("emptied", |path| fs::write(path, "")),
     ("cut", |path| {
         let bytes = fs::read(path)?;
@@ -103,7 +103,35 @@ const SPOILED: [(&str, Spoil); 4] = [
         fs::remove_file(path)?;
         fs::create_dir(path)
     }),
+    ("a FIFO", |path| {
+        fs::remove_file(path)?;
+        make_fifo(path)
+    }),
 ];
+
+/// Nobody writes into it.
+fn make_fifo(path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    Ok(mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?)
+}
+
+#[test]
+fn a_fifo_in_place_of_a_file_of_the_state_folder_keeps_no_agent_from_its_start() {
+    bare(Options { hosts: 1, containers: 0, ..TWO }, |mesh| {
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[0];
+        fs::create_dir_all(&host.state_dir)?;
+        for name in ["host.json", "docker.json"] {
+            make_fifo(&host.state_dir.join(name))?;
+            host.up(&cluster).with_context(|| name)?;
+            let said = host.faults()?;
+            ensure!(said.contains(&format!("{name}.spoiled-1")), "{name}: {said}");
+            host.kill9();
+            remove(&host.state_dir.join(format!("{name}.spoiled-1")))?;
+        }
+        Ok(())
+    });
+}
 
 #[test]
 fn a_spoiled_file_of_the_run_folder_is_set_aside_and_nothing_is_lost() {

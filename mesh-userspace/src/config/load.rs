@@ -2,13 +2,12 @@
 
 use std::{
     fmt,
-    fs::{File, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use super::fault::Faults;
+use crate::durable;
 
 /// Largest config file. 100,000 nodes take about 10 MB; parsing takes up to 60 times the size.
 pub const SIZE_MAX_BYTES: u64 = 32 << 20;
@@ -51,44 +50,23 @@ fn remedy(error: &io::Error) -> &'static str {
 
 /// Reads a regular file of at most [`SIZE_MAX_BYTES`]; never waits for one that is something else.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ReadError> {
-    let io = |source| ReadError::Io { path: path.to_owned(), source };
-    // Looked at before it is opened, since opening is enough to wake some devices; and again after,
-    // since it may be another by then. O_NONBLOCK: a FIFO without writer does not keep us.
-    check_kind(path, &path.metadata().map_err(io)?)?;
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    check_kind(path, &metadata)?;
-    read_all(file, path, metadata.len())
+    durable::read_regular(path, SIZE_MAX_BYTES).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::IsADirectory => ReadError::NotAFile { path, what: "a directory" },
+            io::ErrorKind::InvalidInput => ReadError::NotAFile { path, what: "no regular file" },
+            io::ErrorKind::FileTooLarge => ReadError::TooLarge { path },
+            _ => ReadError::Io { path, source },
+        }
+    })
 }
 
 /// Reads at most [`SIZE_MAX_BYTES`] from stdin, to its end.
 pub fn read_stdin() -> Result<Vec<u8>, ReadError> {
-    read_all(io::stdin().lock(), Path::new("stdin"), 0)
-}
-
-/// `path`: for errors. `expected`: how many bytes there will be, as far as that is known.
-fn read_all(source: impl io::Read, path: &Path, expected: u64) -> Result<Vec<u8>, ReadError> {
-    // One more than there are: to find the end takes no larger buffer.
-    let mut bytes = Vec::with_capacity(expected.min(SIZE_MAX_BYTES) as usize + 1);
-    let read = source.take(SIZE_MAX_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
-    if bytes.len() as u64 > SIZE_MAX_BYTES {
-        return Err(ReadError::TooLarge { path: path.to_owned() });
+    let (path, mut bytes) = (PathBuf::from("stdin"), Vec::new());
+    match io::stdin().lock().take(SIZE_MAX_BYTES + 1).read_to_end(&mut bytes) {
+        Err(source) => Err(ReadError::Io { path, source }),
+        Ok(_) if bytes.len() as u64 > SIZE_MAX_BYTES => Err(ReadError::TooLarge { path }),
+        Ok(_) => Ok(bytes),
     }
-    Ok(bytes)
-}
-
-fn check_kind(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ReadError> {
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        // A large file is refused before it is read.
-        return if metadata.len() > SIZE_MAX_BYTES {
-            Err(ReadError::TooLarge { path: path.to_owned() })
-        } else {
-            Ok(())
-        };
-    }
-    let what = if kind.is_dir() { "a directory" } else { "no regular file" };
-    Err(ReadError::NotAFile { path: path.to_owned(), what })
 }
