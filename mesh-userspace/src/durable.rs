@@ -124,7 +124,7 @@ pub fn remedy(e: &io::Error) -> &'static str {
     match e.kind() {
         io::ErrorKind::PermissionDenied => " (run as root)",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => " (make room there)",
-        io::ErrorKind::ReadOnlyFilesystem => " (that file system can not be written to)",
+        io::ErrorKind::ReadOnlyFilesystem => " (`mount -o remount,rw` its file system)",
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
             " (a file is there where a folder is needed: give another path, or move it away)"
         }

@@ -100,7 +100,8 @@ impl StateDir {
             bytes.and_then(|bytes| make(&self.dir).and_then(|()| durable::replace(&path, &bytes)));
         let fault = written.err().map(|e| {
             let path = path.display();
-            format!("{path} can not be written ({e}): after a reboot this host knows less")
+            let remedy = durable::remedy(&e);
+            format!("{path} can not be written: {e}{remedy}; after a reboot this host knows less")
         });
         let done = fault.is_none();
         self.faults.set_one(PART, name, fault);

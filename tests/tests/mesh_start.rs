@@ -126,8 +126,10 @@ fn a_fifo_in_place_of_a_file_of_the_state_folder_keeps_no_agent_from_its_start()
             host.up(&cluster).with_context(|| name)?;
             let said = host.faults()?;
             ensure!(said.contains(&format!("{name}.spoiled-1")), "{name}: {said}");
-            host.kill9();
             remove(&host.state_dir.join(format!("{name}.spoiled-1")))?;
+            // Looked at by who asks, and not half a minute later.
+            ensure!(host.faults()? == "[]", "{}", host.faults()?);
+            host.kill9();
         }
         Ok(())
     });

@@ -312,6 +312,7 @@ impl Agent {
     ) -> Response {
         let mut reserved = HashSet::new();
         if let (Some(docker), Request::Status) = (docker.as_deref(), &request) {
+            docker.forget_removed();
             docker.tell_faults(host);
         }
         if let Some(docker) = docker.as_deref_mut() {

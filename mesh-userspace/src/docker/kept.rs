@@ -83,10 +83,15 @@ impl Kept {
         (kept, saved)
     }
 
+    /// As [`StateDir::forget_removed`].
+    pub fn forget_removed(&self) {
+        self.dir.iter().for_each(StateDir::forget_removed);
+    }
+
     /// Writes what lasts, if it is not on the disk as it is.
     pub fn save(&mut self, saved: &Saved) {
+        self.forget_removed();
         let Some(dir) = &self.dir else { return };
-        dir.forget_removed();
         let now = Lasting {
             networks: saved.networks.clone(),
             records: saved.records.clone(),

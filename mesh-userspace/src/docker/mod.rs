@@ -199,6 +199,11 @@ impl Docker {
         }
     }
 
+    /// A spoiled file that somebody removed is a fault no more.
+    pub fn forget_removed(&self) {
+        self.kept.forget_removed();
+    }
+
     pub fn shared(&self) -> &Shared {
         &self.shared
     }
