@@ -119,6 +119,26 @@ fn pins_of_links_that_are_removed_come_back() {
 }
 
 #[test]
+fn pins_of_interfaces_that_are_gone_are_removed() {
+    with_mode("tcx", |mesh| {
+        let host = &mesh.hosts[0];
+        let links = root(host)?.join("links");
+        let of_host = || -> Result<Vec<PathBuf>> {
+            let is_of_host = |pin: &PathBuf| pin.to_string_lossy().contains("from_host-");
+            Ok(pins(&links)?.into_iter().filter(is_of_host).collect())
+        };
+        let before = of_host()?;
+        ensure!(before.len() == 1, "{before:?}");
+        host.netns.exec("ip link del dev mesh0")?;
+        wait::until("the pin of the new mesh0 alone", PATIENCE, || {
+            let now = of_host().map_err(|e| format!("{e:#}"))?;
+            if now.len() == 1 && now != before { Ok(()) } else { Err(format!("{now:?}")) }
+        })?;
+        wait_until_reached(host, &mesh.party("h1c1")?, &mesh.party("h2c1")?)
+    });
+}
+
+#[test]
 fn folder_of_links_that_is_removed_comes_back() {
     with_mode("tcx", |mesh| {
         let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);

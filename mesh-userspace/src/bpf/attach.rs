@@ -257,6 +257,20 @@ pub fn all_run(pins: &Pins, name: &str, id: u32) -> bool {
         .all(|pin| link(pin).is_ok_and(|link| link.ifindex == 0 || link.prog_id == id))
 }
 
+/// Removes the pins of links that are on no interface any more, but for those that `is_wanted` names.
+pub fn remove_dead(pins: &Pins, is_wanted: impl Fn(&Path) -> bool) {
+    let Ok(links) = fs::read_dir(pins.links()) else { return };
+    let is_dead = |pin: &Path| {
+        let link = raw::open_pin(pin).and_then(|fd| raw::link_info(&fd));
+        link.is_ok_and(|link| link.ifindex == 0)
+    };
+    for pin in links.flatten().map(|e| e.path()).filter(|p| !is_wanted(p) && is_dead(p)) {
+        if let Err(e) = fs::remove_file(&pin) {
+            tracing::debug!("{}: {e}", pin.display());
+        }
+    }
+}
+
 /// Is any program attached by the pins, whatever the namespace of the interface?
 pub fn any_live(pins: &Pins) -> bool {
     let Ok(links) = fs::read_dir(pins.links()) else { return false };

@@ -43,6 +43,7 @@ impl Host {
             done = done.and(attach::attach(&self.pins, mode, Hook::FromHost, host).map(drop));
         }
         self.attach_endpoints().await;
+        self.remove_dead_links();
         Ok(done?)
     }
 

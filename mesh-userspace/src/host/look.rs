@@ -1,5 +1,7 @@
 //! What nobody tells of when it changes, looked at often: pins and attachments.
 
+use std::{collections::HashSet, path::PathBuf};
+
 use mesh_common::verdict::Hook;
 
 use super::{Host, HostError, attach::UNDERLAY_HOOKS};
@@ -24,6 +26,13 @@ impl Host {
             None => self.held = Some(Held::open(&self.pins)?),
         }
         Ok(())
+    }
+
+    /// Removes the pins of interfaces that are gone.
+    pub(super) fn remove_dead_links(&self) {
+        let wanted: HashSet<PathBuf> =
+            self.attached().map(|(_, hook, on)| self.pins.link(hook, on.index)).collect();
+        attach::remove_dead(&self.pins, |pin| wanted.contains(pin));
     }
 
     /// Where programs are to run, and how they are attached there.
