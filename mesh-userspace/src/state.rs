@@ -160,7 +160,8 @@ pub struct Endpoint {
     /// It is about to be made, or was when whoever made it was killed.
     #[serde(default)]
     pub unfinished: bool,
-    /// The run folder knew nothing of it: it was found again by what is in the kernel.
+    /// The run folder knew nothing of it: it was found again by what is in the kernel, which is not all
+    /// that there was.
     #[serde(default)]
     pub found: bool,
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ALIAS, Host, HostError,
+    ALIAS, Host, HostError, PLAIN,
     choice::{container_mac, find_network, host_ifname, link_local},
     mesh0::full_len,
     routes::{self, container_routes, gateway_for},
@@ -113,6 +113,8 @@ impl Host {
         self.check_container_routes(cluster, network, netns, &inside, &ifname).await?;
         let mac = request.mac.unwrap_or_else(|| container_mac(network.vni, &addresses));
         let host_ifname = host_ifname(&name);
+        let is_plain = request.names.is_empty() && request.cni.is_none() && request.mtu.is_none();
+        let alias = format!("{ALIAS}{name}{}", if is_plain { PLAIN } else { "" });
         let id = self.free_id()?;
         self.clear_away(&name, &host_ifname).await?;
         let endpoint = Endpoint {
@@ -140,7 +142,7 @@ impl Host {
             name: &host_ifname,
             mac: compile::node_mac(me.underlay),
             mtu: HOST_SIDE_MTU,
-            alias: Some(&format!("{ALIAS}{name}")),
+            alias: Some(&alias),
             peer_name: &ifname,
             peer_mac: mac,
             peer_mtu: mtu,

@@ -88,6 +88,13 @@ const ROUTE_PROTOCOL: u8 = 109;
 
 /// Starts the alias of every interface that we make.
 const ALIAS: &str = "mesh:";
+/// Ends that of an endpoint of which all is to be seen in the kernel, so that its record is no loss. No
+/// name has a blank.
+const PLAIN: &str = " plain";
+
+/// How long another process may have the lock of a run folder that was removed.
+const FOR_A_COMMAND: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(5);
 
 /// This host, with the locks on its network namespace and its run folder.
 pub struct Host {

@@ -13,7 +13,7 @@ use mesh_common::{
     wire::mac_bytes,
 };
 
-use super::{ALIAS, Host, HostError, endpoint::id_of, mesh0};
+use super::{Host, HostError, endpoint::id_of, mesh0, removal::marked_name};
 use crate::{
     bpf::attach::Interface,
     net::{Link, Net, netns_paths, open_netns},
@@ -42,22 +42,20 @@ impl Host {
         let links = self.net.links().await?;
         let is_known = |l: &Link| self.state.endpoints.values().any(|e| e.host.index == l.index);
         let lost = links.iter().filter(|l| mesh0::is_host_end(l) && !is_known(l));
-        let lost: Vec<(&str, &Link, &PortInfo)> = lost
-            .filter_map(|l| {
-                let name = l.alias.as_deref()?.strip_prefix(ALIAS)?;
-                Some((name, l, ports.get(&l.index)?))
-            })
-            .collect();
+        let lost: Vec<_> =
+            lost.filter_map(|l| Some((marked_name(l)?, l, ports.get(&l.index)?))).collect();
         if lost.is_empty() {
             return Ok(());
         }
         let insides = self.look_inside(lost.iter().map(|(_, link, _)| *link)).await;
-        for (name, link, port) in lost {
+        for ((name, is_plain), link, port) in lost {
             if self.state.endpoints.contains_key(name) {
                 continue;
             }
             tracing::warn!(endpoint = name, "found again: the run folder knew nothing of it");
-            let mut endpoint = endpoint(link, port, insides.get(&link.index));
+            let inside = insides.get(&link.index);
+            let mut endpoint = endpoint(link, port, inside);
+            endpoint.found = !is_plain || inside.is_none();
             if self.state.endpoints.values().any(|e| e.id == endpoint.id) {
                 endpoint.id = self.free_id()?;
             }

@@ -3,7 +3,7 @@
 
 use mesh_common::verdict::Hook;
 
-use super::{ALIAS, Host, HostError, attach::all, mesh0};
+use super::{ALIAS, Host, HostError, PLAIN, attach::all, mesh0};
 use crate::{
     bpf::attach::{self, Interface, Mode},
     config::{Cluster, Node},
@@ -26,8 +26,14 @@ pub(super) fn host_end<'a>(links: &'a [Link], name: &str, endpoint: &Endpoint) -
 
 /// Whether an interface has the mark of the endpoint `name`.
 fn is_marked(link: &Link, name: &str) -> bool {
-    let marked = link.alias.as_deref().and_then(|alias| alias.strip_prefix(ALIAS));
-    marked == Some(name) && mesh0::is_host_end(link)
+    marked_name(link).is_some_and(|(marked, _)| marked == name) && mesh0::is_host_end(link)
+}
+
+/// The name in the mark of an endpoint's interface, and whether its record had no more than is to be
+/// seen in the kernel.
+pub(super) fn marked_name(link: &Link) -> Option<(&str, bool)> {
+    let mark = link.alias.as_deref()?.strip_prefix(ALIAS)?;
+    Some(mark.strip_suffix(PLAIN).map_or((mark, false), |name| (name, true)))
 }
 
 impl Host {
@@ -179,6 +185,7 @@ mod tests {
         let found = |links: &[Link]| host_end(links, "web", &web).map(|l| l.index);
         assert_eq!(found(&[link(7, "mesh00000001", Some("mesh:web"))]), Some(7));
         assert_eq!(found(&[link(7, "renamed", Some("mesh:web"))]), Some(7));
+        assert_eq!(found(&[link(7, "renamed", Some("mesh:web plain"))]), Some(7));
         assert_eq!(found(&[link(9, "mesh00000001", Some("mesh:web"))]), Some(9));
         // No mark yet, or one that somebody took away.
         assert_eq!(found(&[link(9, "mesh00000001", None)]), Some(9));
