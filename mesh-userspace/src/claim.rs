@@ -56,6 +56,13 @@ impl Claim {
         }
     }
 
+    /// As [`Lock::say_holder`].
+    pub fn say_holder(&mut self) -> Result<(), StateError> {
+        let path = self.lock.path().to_owned();
+        let said = self.lock.say_holder();
+        said.map_err(|source| StateError::Io { what: "writing", path, source })
+    }
+
     /// Takes it anew if somebody removed the file.
     pub fn keep(&mut self) -> Result<(), StateError> {
         if !self.lock.is_in_place() {

@@ -88,27 +88,37 @@ pub fn makes_no_sense(e: &io::Error) -> bool {
 /// `IsADirectory`, `InvalidInput` for another that is no regular file, `FileTooLarge`, and those of
 /// open(2) and read(2).
 pub fn read_regular(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened, since opening is enough to wake some devices; and again after,
-    // since it may be another by then. O_NONBLOCK: a FIFO without writer does not keep us.
-    check_kind(&fs::metadata(path)?, max)?;
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let there = file.metadata()?;
-    check_kind(&there, max)?;
+    let file = open_regular(path)?;
+    let len = file.metadata()?.len();
+    if len > max {
+        return Err(too_large(max));
+    }
     // One more than there are: to find the end takes no larger buffer.
-    let mut bytes = Vec::with_capacity(there.len() as usize + 1);
+    let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max { Err(too_large(max)) } else { Ok(bytes) }
 }
 
-fn check_kind(there: &fs::Metadata, max: u64) -> io::Result<()> {
+/// Opens a regular file to read it; never waits for one that is something else.
+///
+/// # Errors
+///
+/// `IsADirectory`, `InvalidInput` for another that is no regular file, and those of open(2).
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Looked at before it is opened, since opening is enough to wake some devices; and again after,
+    // since it may be another by then. O_NONBLOCK: a FIFO without writer does not keep us.
+    check_kind(&fs::metadata(path)?)?;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    check_kind(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_kind(there: &fs::Metadata) -> io::Result<()> {
     if there.is_dir() {
         Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"))
     } else if !there.is_file() {
         Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
-    } else if there.len() > max {
-        // Refused before it is read.
-        Err(too_large(max))
     } else {
         Ok(())
     }

@@ -22,6 +22,8 @@ const TRIES: u32 = 16;
 pub struct Lock {
     path: PathBuf,
     file: File,
+    /// Who has it, until that is written into the file.
+    unsaid: Option<Holder>,
 }
 
 #[derive(Debug)]
@@ -37,7 +39,7 @@ pub enum LockError {
 
 impl Lock {
     /// Takes the lock on `dir/name` for this process, and makes what is missing. Follows no symbolic link
-    /// of that name.
+    /// of that name. That there is no room to write down who has it is no error: see [`Lock::say_holder`].
     pub fn take(dir: &Path, name: &str, holder: &Holder) -> Result<Self, LockError> {
         let path = dir.join(name);
         for _ in 0..TRIES {
@@ -57,10 +59,12 @@ impl Lock {
                 }
                 Err(e) => return Err(fail("locking", &path)(e.into())),
             }
-            let mut lock = Self { path: path.clone(), file };
+            let mut lock = Self { path: path.clone(), file, unsaid: Some(holder.clone()) };
             // Who had it may have removed it before we got it.
             if lock.is_in_place() {
-                holder.write(&mut lock.file).map_err(fail("writing", &path))?;
+                if let Err(e) = lock.say_holder() {
+                    tracing::debug!("{}: {e}", path.display());
+                }
                 return Ok(lock);
             }
         }
@@ -85,7 +89,20 @@ impl Lock {
     pub fn clear_stale(path: &Path) -> io::Result<()> {
         let file = open_existing(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Self { path: path.to_owned(), file }.remove()
+        Self { path: path.to_owned(), file, unsaid: None }.remove()
+    }
+
+    /// Writes down who has it, where that failed until now: only those who look for its holder need it.
+    ///
+    /// # Errors
+    ///
+    /// It still can not be written.
+    pub fn say_holder(&mut self) -> io::Result<()> {
+        if let Some(holder) = &self.unsaid {
+            holder.write(&mut self.file)?;
+            self.unsaid = None;
+        }
+        Ok(())
     }
 
     /// Whether the file is the one that is locked: else the next to come does not notice us.

@@ -10,9 +10,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read, Seek},
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -28,6 +30,7 @@ use crate::{
     lock::{Lock, LockError},
 };
 
+const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const CLUSTER: &str = "cluster.toml";
 const DOCKER: &str = "docker.json";
@@ -42,8 +45,12 @@ pub enum StateError {
     Elsewhere { holder: Option<Holder> },
     #[error("looking for other agents of this network namespace: {source}")]
     Claim { source: io::Error },
-    #[error("{} was removed, and with it the right to change things: start this agent again", path.display())]
-    Gone { path: PathBuf },
+    #[error(
+        "{} was removed, and {} has it now: give each agent a --run-dir of its own, and start this one \
+         again",
+        path.display(), holder.as_ref().map_or("another process".into(), ToString::to_string)
+    )]
+    Taken { path: PathBuf, holder: Option<Holder> },
 }
 
 impl StateError {
@@ -78,8 +85,13 @@ fn elsewhere(holder: Option<&Holder>) -> String {
         return format!("a process that has not said yet which {what}: try again");
     };
     let stop = holder.stop_command();
-    match holder.run_dir.as_deref().map(Path::display) {
-        Some(dir) => format!(
+    match holder.run_dir.as_deref().map(|dir| (dir.display(), dir.join(LOCK).exists())) {
+        Some((dir, false)) => format!(
+            "{holder} {what}; its run folder {dir} was removed under it, and it makes that anew within \
+             some seconds: try again, or end it (`{stop}`) and start it again; containers keep talking \
+             meanwhile"
+        ),
+        Some((dir, true)) => format!(
             "{holder} {what}, with the run folder {dir}: give --run-dir {dir}, end it (`{stop}`), or \
              take that mesh down first (`mesh down --run-dir {dir}`)"
         ),
@@ -207,6 +219,11 @@ pub struct Bridged {
 pub struct RunDir {
     dir: PathBuf,
     lock: Lock,
+    /// Its files but the state, as they were read or written last: what is in them is not lost with
+    /// their names.
+    open: Mutex<BTreeMap<&'static str, File>>,
+    /// The last config file that was good, where it could not be written.
+    unsaved: Option<Vec<u8>>,
 }
 
 /// Whether a mesh was brought up with this run folder, and not taken down.
@@ -243,13 +260,20 @@ pub fn spoiled(dir: &Path) -> Vec<PathBuf> {
 impl RunDir {
     /// Makes the folder if it is not there, and takes its lock.
     pub fn lock(dir: &Path) -> Result<Self, StateError> {
-        match Lock::take(dir, "lock", &Holder::this(dir)) {
-            Ok(lock) => Ok(Self { dir: dir.to_owned(), lock }),
-            Err(LockError::Held(holder)) => {
-                Err(StateError::Locked { path: dir.join("lock"), holder })
-            }
-            Err(LockError::Io { what, path, source }) => Err(StateError::Io { what, path, source }),
-        }
+        let run = Self {
+            dir: dir.to_owned(),
+            lock: take_lock(dir)?,
+            open: Mutex::default(),
+            unsaved: None,
+        };
+        run.hold(CLUSTER);
+        run.hold(DOCKER);
+        Ok(run)
+    }
+
+    /// As [`Lock::say_holder`].
+    pub fn say_holder(&mut self) -> Result<(), StateError> {
+        self.lock.say_holder().map_err(|e| self.fail("writing", LOCK, e))
     }
 
     /// Gives the lock back, and leaves no folder behind in which there is nothing else.
@@ -260,13 +284,42 @@ impl RunDir {
         }
     }
 
-    /// Fails if the lock's file is not the one that we hold: the next one to come would not notice
-    /// us, nor we them.
-    pub fn check(&self) -> Result<(), StateError> {
-        match self.lock.is_in_place() {
-            true => Ok(()),
-            false => Err(StateError::Gone { path: self.lock.path().to_owned() }),
+    /// Whether the lock's file is the one that we hold: else the next one to come does not notice us,
+    /// nor we them.
+    pub fn is_in_place(&self) -> bool {
+        self.lock.is_in_place()
+    }
+
+    /// Makes the folder anew that somebody removed, and takes its lock. All that was in it but the state
+    /// is there again.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Locked`] if another process has the new lock. [`StateError::Io`] if the folder can
+    /// not be made, or a file in it.
+    pub fn renew(&mut self) -> Result<(), StateError> {
+        self.lock = take_lock(&self.dir)?;
+        let open = std::mem::take(self.open.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let mut done = Ok(());
+        for (name, mut file) in open {
+            let mut bytes = Vec::new();
+            let read = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
+            let read = read.map_err(|e| self.fail("reading", name, e));
+            done = done.and(match name {
+                CLUSTER => read.and_then(|_| self.save_cluster(&bytes)),
+                _ => read.and_then(|_| self.replace(name, &bytes)),
+            });
         }
+        done
+    }
+
+    /// Keeps a file open.
+    fn hold(&self, name: &'static str) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match durable::open_regular(&self.dir.join(name)) {
+            Ok(file) => open.insert(name, file),
+            Err(_) => open.remove(name),
+        };
     }
 
     pub fn dir(&self) -> &Path {
@@ -285,6 +338,9 @@ impl RunDir {
 
     /// The last config file that was good.
     pub fn cluster(&self) -> Option<Vec<u8>> {
+        if let Some(bytes) = &self.unsaved {
+            return Some(bytes.clone());
+        }
         match durable::read(&last_config(&self.dir)) {
             Ok(bytes) => Some(bytes),
             Err(e) if durable::makes_no_sense(&e) => {
@@ -295,14 +351,24 @@ impl RunDir {
         }
     }
 
-    pub fn save_cluster(&self, bytes: &[u8]) -> Result<(), StateError> {
-        self.replace(CLUSTER, bytes)
+    /// It is known until this process ends, even if it can not be written.
+    pub fn save_cluster(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let saved = self.replace(CLUSTER, bytes);
+        self.unsaved = saved.is_err().then(|| bytes.to_owned());
+        saved
+    }
+
+    /// Writes it, where that failed until now.
+    pub fn save_cluster_again(&mut self) -> Result<(), StateError> {
+        self.unsaved.take().map_or(Ok(()), |bytes| self.save_cluster(&bytes))
     }
 
     /// Has the last config file count as missing: it makes no sense.
     pub fn set_cluster_aside(&self, cause: String) {
         let path = self.dir.join(CLUSTER);
-        match durable::set_aside(&path) {
+        let aside = durable::set_aside(&path);
+        self.hold(CLUSTER);
+        match aside {
             Ok(at) => tracing::warn!("{}", Spoiled { path, at, cause }),
             Err(e) => tracing::warn!("{} can not be set aside: {e}", path.display()),
         }
@@ -334,7 +400,7 @@ impl RunDir {
         }
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    fn replace(&self, name: &'static str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.dir.join(name);
         let is_folder = |e: &io::Error| e.kind() == io::ErrorKind::IsADirectory;
         let done = match durable::replace(&path, bytes) {
@@ -343,7 +409,11 @@ impl RunDir {
             }
             done => done,
         };
-        done.map_err(|e| self.fail("writing", name, e))
+        done.map_err(|e| self.fail("writing", name, e))?;
+        if name != STATE {
+            self.hold(name);
+        }
+        Ok(())
     }
 
     fn fail(&self, what: &'static str, name: &str, e: impl Into<io::Error>) -> StateError {
@@ -354,7 +424,7 @@ impl RunDir {
     pub fn remove(self) -> Result<(), StateError> {
         let files = [STATE, CLUSTER, DOCKER].map(|name| self.dir.join(name));
         let nexts = files.clone().map(|path| durable::beside(&path, ".next"));
-        let others = ["mesh.sock", "lock"].map(|name| self.dir.join(name));
+        let others = ["mesh.sock", LOCK].map(|name| self.dir.join(name));
         for path in self.spoiled().into_iter().chain(files).chain(nexts).chain(others) {
             let removed = match fs::remove_file(&path) {
                 Err(e) if e.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&path),
@@ -373,6 +443,13 @@ impl RunDir {
     }
 }
 
+fn take_lock(dir: &Path) -> Result<Lock, StateError> {
+    Lock::take(dir, LOCK, &Holder::this(dir)).map_err(|e| match e {
+        LockError::Held(holder) => StateError::Locked { path: dir.join(LOCK), holder },
+        LockError::Io { what, path, source } => StateError::Io { what, path, source },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,15 +465,22 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_whose_file_is_gone_is_none() {
+    fn a_folder_that_is_removed_is_made_anew_with_what_was_in_it() {
         let dir = std::env::temp_dir().join(format!("mesh-gone-{}", std::process::id()));
-        let first = RunDir::lock(&dir).unwrap();
-        first.check().unwrap();
+        let mut first = RunDir::lock(&dir).unwrap();
+        first.save_cluster(b"one").unwrap();
+        first.save_cluster(b"two").unwrap();
+        first.save_docker(b"{}").unwrap();
+        assert!(first.is_in_place());
         fs::remove_dir_all(&dir).unwrap();
-        assert!(matches!(first.check(), Err(StateError::Gone { .. })));
+        assert!(!first.is_in_place());
+        first.renew().unwrap();
+        assert!(first.is_in_place());
+        assert_eq!(first.cluster().unwrap(), b"two");
+        assert_eq!(fs::read(dir.join(DOCKER)).unwrap(), b"{}");
+        fs::remove_dir_all(&dir).unwrap();
         let second = RunDir::lock(&dir).unwrap();
-        second.check().unwrap();
-        assert!(matches!(first.check(), Err(StateError::Gone { .. })));
+        assert!(matches!(first.renew(), Err(StateError::Locked { .. })) && !first.is_in_place());
         second.remove().unwrap();
     }
 

@@ -164,6 +164,37 @@ fn an_agent_starts_after_a_detach_on_a_full_disk() {
     });
 }
 
+#[test]
+fn an_agent_starts_on_a_full_disk_and_says_so_until_there_is_room() {
+    scenario::bare(TWO, |mesh| {
+        let (cluster, run_dir) = (mesh.cluster.clone(), mesh.hosts[0].run_dir.clone());
+        let disk = SmallDisk::new(&run_dir)?;
+        disk.fill()?;
+        let host = &mut mesh.hosts[0];
+        host.up(&cluster)?;
+        let said = host.faults()?;
+        ensure!(said.contains("state.json") && said.contains("/lock"), "{said}");
+        ensure!(said.contains("cluster.toml") && said.contains("make room"), "{said}");
+        let netns = host.containers[0].netns.path();
+        let netns = netns.to_str().context("path")?;
+        let output = host.try_mesh(&["attach", netns, "--name", "h1c1"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains("make room"), "{said}");
+        ensure!(host.endpoint_names()?.is_empty() && !has_address(host, 0)?, "it is attached");
+        disk.make_room()?;
+        wait::until("no fault", LATEST, || match host.faults() {
+            Ok(faults) if faults == "[]" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        host.attach(0, &[])?;
+        host.kill9();
+        host.up(&cluster)?;
+        ensure!(host.endpoint_names()? == ["h1c1"], "{:?}", host.endpoint_names()?);
+        mesh.hosts.iter_mut().for_each(Host::kill9);
+        Ok(())
+    });
+}
+
 /// As after a reboot, of which the run folder on a disk knows nothing.
 #[test]
 fn an_agent_starts_with_a_run_folder_of_before_the_reboot() {

@@ -18,6 +18,7 @@ use crate::{
     busy::Busy,
     config::{self, Cluster},
     docker::{self, Docker},
+    durable,
     host::{Host, HostError},
     net::{Change, Icmp, NetError, TooBig, Watch},
     serving::Serving,
@@ -135,7 +136,8 @@ pub async fn run(
     mut serving: Serving,
 ) -> anyhow::Result<()> {
     let busy = Busy::default();
-    let (mut calls, _callers) = server::listen(&settings.socket, host.supervisor(), busy.clone())?;
+    let (mut calls, mut _callers) =
+        server::listen(&settings.socket, host.supervisor(), busy.clone())?;
     let mut files = watch::file(&settings.config)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -156,6 +158,18 @@ pub async fn run(
     return_memory();
     loop {
         host.check()?;
+        // Somebody removed it.
+        if std::fs::symlink_metadata(&settings.socket).is_err() {
+            let listening = server::listen(&settings.socket, host.supervisor(), busy.clone());
+            let fault = |e: &std::io::Error| {
+                let (path, remedy) = (settings.socket.display(), durable::remedy(e));
+                format!("no command reaches the agent: listening on {path}: {e}{remedy}")
+            };
+            host.faults().set("socket", listening.as_ref().err().map(fault));
+            if let Ok(listening) = listening {
+                (calls, _callers) = listening;
+            }
+        }
         let generation = Some(host.state.generation);
         if let (Some(docker), Some(cluster)) = (&docker, host.cluster())
             && told != generation

@@ -12,7 +12,9 @@ use crate::{
         client::{self, CallError, Silent},
         protocol::{Request, Response},
     },
+    bpf::Pins,
     claim,
+    holder::Holder,
     host::{Host, HostError},
     state::{self, StateError, socket},
 };
@@ -22,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long to wait for an agent with another run folder.
 const ENDING: Duration = Duration::from_secs(1);
+
+/// How long for one whose run folder was removed, which it notices within 5 s.
+const RENEWING: Duration = Duration::from_secs(8);
 
 /// How long `mesh up &` may take to be noticed.
 const STARTING: Duration = Duration::from_secs(1);
@@ -43,6 +48,12 @@ pub enum NoAnswer {
         .0.display()
     )]
     NotUp(PathBuf),
+    #[error(
+        "no agent runs, and {} does not say any more what was made on this host: containers keep \
+         talking, by what is pinned in {}; run `mesh up --config FILE`, which takes it up again",
+        run_dir.display(), pin_dir.display()
+    )]
+    Lost { run_dir: PathBuf, pin_dir: PathBuf },
     /// Another process holds the lock, and is no agent that listens.
     #[error(transparent)]
     Held(StateError),
@@ -61,20 +72,26 @@ pub async fn open(
     fd: Option<BorrowedFd<'_>>,
     even_if_down: bool,
 ) -> anyhow::Result<Session> {
-    if !even_if_down && !comes_up(place).await? {
-        if let Ok(Some(holder)) = claim::holder() {
-            let elsewhere = StateError::Elsewhere { holder: Some(holder) };
-            return Err(NoAnswer::Held(elsewhere).into());
+    let began = Instant::now();
+    while !even_if_down && !comes_up(place).await? {
+        match claim::holder() {
+            Ok(Some(holder)) if began.elapsed() < ending(place, Some(&holder)) => {}
+            Ok(Some(holder)) => {
+                let elsewhere = StateError::Elsewhere { holder: Some(holder) };
+                return Err(NoAnswer::Held(elsewhere).into());
+            }
+            _ => return Err(not_up(place).into()),
         }
-        return Err(NoAnswer::NotUp(place.run_dir.clone()).into());
     }
     let began = Instant::now();
     loop {
         let locked = match Host::open(place) {
             Ok(host) => return Ok(Session::Direct(Box::new(host))),
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
-            // Perhaps it is about to end.
-            Err(HostError::State(e)) if e.is_held() && began.elapsed() < ENDING => {
+            // Perhaps it is about to end, or makes its run folder anew.
+            Err(HostError::State(StateError::Elsewhere { holder }))
+                if began.elapsed() < ending(place, holder.as_ref()) =>
+            {
                 tokio::time::sleep(POLL).await;
                 continue;
             }
@@ -91,6 +108,21 @@ pub async fn open(
             Err(CallError::Silent(e)) => return Err(NoAnswer::Silent(e).into()),
             Err(e) => return Err(e.into()),
         }
+    }
+}
+
+/// How long to wait for a holder of this network namespace.
+fn ending(place: &Place, holder: Option<&Holder>) -> Duration {
+    let asked = std::path::absolute(&place.run_dir).ok();
+    let is_asked = asked.is_some() && holder.is_some_and(|holder| holder.run_dir == asked);
+    if is_asked { RENEWING } else { ENDING }
+}
+
+fn not_up(place: &Place) -> NoAnswer {
+    let (run_dir, pin_dir) = (place.run_dir.clone(), place.pin_dir.clone());
+    match Pins::new(&pin_dir).exist() {
+        true => NoAnswer::Lost { run_dir, pin_dir },
+        false => NoAnswer::NotUp(run_dir),
     }
 }
 
@@ -112,8 +144,12 @@ async fn comes_up(place: &Place) -> Result<bool, StateError> {
             path: place.run_dir.clone(),
             source,
         })?;
-        if is_there || Instant::now() > deadline {
-            return Ok(is_there);
+        // On a disk that is full there may be a socket alone.
+        if is_there || client::is_listening(&socket(&place.run_dir), POLL) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
         }
         tokio::time::sleep(POLL).await;
     }

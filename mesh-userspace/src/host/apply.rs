@@ -126,12 +126,13 @@ impl Host {
         }
 
         if self.run.cluster().as_deref() != Some(bytes) {
-            self.run.save_cluster(bytes)?;
+            self.keep_config(bytes);
             self.state.generation += 1;
         }
         self.cluster = Some(cluster);
         // Only now: until here the last good file, which may name this node otherwise, is in effect.
         self.state.node = node.to_owned();
+        self.save_again();
         self.say_spoiled();
         self.note();
         Ok(())
@@ -203,6 +204,7 @@ impl Host {
         self.follow_flood(cluster).await;
         parts.note("gateways", self.ensure_gateways(cluster, &me).await);
         parts.note("faults", self.tell_faults(cluster, &me).await);
+        self.save_again();
         self.say_spoiled();
         if !self.is_saved() {
             self.note();

@@ -1,6 +1,11 @@
 //! This host's part of the mesh: brought up, kept right, taken away.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
@@ -11,7 +16,7 @@ use crate::{
     cli::Place,
     compile::ByAddress,
     config::{Cluster, Node},
-    faults::Faults,
+    faults::{Faults, Of},
     net::{Hop, Net, NetError},
     plan::Contents,
     program::ProgramError,
@@ -207,10 +212,38 @@ impl Host {
         )))
     }
 
-    /// Fails if somebody removed the run folder, and another may be in charge by now.
+    /// Makes the run folder anew if somebody removed it. Fails if another process is in charge by now.
     pub fn check(&mut self) -> Result<(), HostError> {
-        self.run.check()?;
-        Ok(self.claim.keep()?)
+        self.claim.keep()?;
+        if self.run.is_in_place() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut renewed = self.run.renew();
+        // A command has it for a moment, until it sees the claim.
+        while matches!(renewed, Err(StateError::Locked { .. })) && began.elapsed() < FOR_A_COMMAND {
+            thread::sleep(POLL);
+            renewed = self.run.renew();
+        }
+        let removed = format!("the run folder {} was removed", self.run.dir().display());
+        match renewed {
+            Ok(()) => {
+                tracing::warn!("{removed}, and is made anew");
+                self.faults.set("run folder", None);
+                self.faults
+                    .note(Of::Host, format!("{removed} while the agent ran: it was made anew"));
+                self.saved = None;
+                self.note();
+            }
+            Err(StateError::Locked { path, holder }) => {
+                return Err(StateError::Taken { path, holder }.into());
+            }
+            Err(e) => {
+                let fault = format!("{removed} and is not whole: {e}");
+                self.faults.set("run folder", Some(fault));
+            }
+        }
+        Ok(())
     }
 
     /// The cluster as this process applied it last.

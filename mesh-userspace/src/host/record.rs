@@ -1,7 +1,10 @@
 //! What the run folder knows of this host, and what is wrong with that.
 
 use super::{Host, HostError};
-use crate::config::{self, Cluster};
+use crate::{
+    config::{self, Cluster},
+    state::StateError,
+};
 
 impl Host {
     /// On a disk, to put a file in the place of another takes 2 to 11 ms; it is not done for nothing.
@@ -45,9 +48,31 @@ impl Host {
         self.faults.set_all("spoiled", said.collect());
     }
 
+    /// Writes what could not be written until now, and says what still can not.
+    pub(super) fn save_again(&mut self) {
+        let unsaid = self.run.say_holder().and(self.claim.say_holder());
+        let fault =
+            |e| format!("{e}: who looks for the agent that has the lock is not told who it is");
+        self.faults.set("lock", unsaid.err().map(fault));
+        let fault = self.run.save_cluster_again().err().map(unkept);
+        self.faults.set("last config", fault);
+    }
+
+    /// Keeps the config file that is in effect. That it can not be written is a fault.
+    pub(super) fn keep_config(&mut self, bytes: &[u8]) {
+        let fault = self.run.save_cluster(bytes).err().map(unkept);
+        self.faults.set("last config", fault);
+    }
+
     /// The cluster as the file that was good last has it.
     pub fn file_cluster(&self) -> Option<Cluster> {
         let parsed = config::parse(&self.run.cluster()?);
         parsed.map_err(|e| self.run.set_cluster_aside(e.to_string())).ok()
     }
+}
+
+fn unkept(e: StateError) -> String {
+    format!(
+        "{e}: until that is mended, an agent that starts with a bad config file has no good one"
+    )
 }

@@ -200,6 +200,7 @@ impl Host {
     }
 
     async fn status_of(&mut self, cluster: &Cluster) -> Result<Status, HostError> {
+        self.save_again();
         self.say_spoiled();
         self.forget_gone().await?;
         self.say_endpoints();
