@@ -50,8 +50,12 @@ fn ask(from: &Netns, name: &str) -> Result<Option<dns::Answer>> {
 }
 
 fn connect(from: &Netns) -> Result<TcpStream> {
+    connect_to(from, H1)
+}
+
+fn connect_to(from: &Netns, server: IpAddr) -> Result<TcpStream> {
     let stream = from.run(|| {
-        let to = SocketAddr::new(H1, dns::PORT);
+        let to = SocketAddr::new(server, dns::PORT);
         Ok(TcpStream::connect_timeout(&to, wait::patient(PATIENCE))?)
     })?;
     stream.set_read_timeout(Some(wait::patient(PATIENCE)))?;
@@ -188,4 +192,44 @@ fn answers_by_udp_are_no_longer_than_who_asks_may_get() {
         ensure!(whole.address == Some(SAYS), "{whole:?}");
         Ok(())
     });
+}
+
+#[test]
+fn the_host_and_its_containers_are_answered_by_tcp_whatever_was_made_anew() {
+    bare(Options { ipv6: true, ..OPTIONS }, |mesh| {
+        up(mesh, &DEAD)?;
+        let cluster = mesh.cluster.clone();
+        let host = &mut mesh.hosts[0];
+        let index = |host: &Host| -> Result<String> {
+            let line = host.netns.exec("ip -o link show dev mesh0")?;
+            Ok(line.split(':').next().unwrap_or_default().to_owned())
+        };
+        answered_by_tcp(host).context("at first")?;
+        host.kill9();
+        host.spawn(&cluster)?;
+        host.wait_ready(&cluster)?;
+        answered_by_tcp(host).context("after a restart")?;
+        let before = index(host)?;
+        host.netns.exec("ip link del dev mesh0")?;
+        wait::until("mesh0 anew", PATIENCE * 20, || match index(host) {
+            Ok(is) if is != before => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        answered_by_tcp(host).context("with mesh0 made anew")
+    });
+}
+
+/// Who asks by `lo`, and who asks by `mesh0`.
+fn answered_by_tcp(host: &Host) -> Result<()> {
+    for server in [H1, "fd42:0:0:1::1".parse()?] {
+        for from in [&host.netns, &host.containers[0].netns] {
+            let what = format!("an answer by TCP for {} at {server}", from.name());
+            wait::until(&what, PATIENCE * 10, || {
+                let ask =
+                    || dns::ask_tcp(&mut connect_to(from, server)?, "h1c1").map_err(Into::into);
+                ask().map_err(|e: anyhow::Error| format!("{e:#}"))
+            })?;
+        }
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use super::{Outcome, QUESTION_MAX, Resolver, clients::Clients};
 use crate::{
     docker::GATEWAY,
     host::MESH0,
-    peers::{Answers, Listeners, Place, Roster, Service, answering, bind, bind_tcp, refuse},
+    peers::{Answers, Listeners, Place, Roster, Service, TcpListeners, answering, bind, refuse},
     supervise::{Supervisor, Task},
 };
 
@@ -24,18 +24,18 @@ const RETRY: Duration = Duration::from_millis(100);
 /// the mesh, the bridges that are attached to it, and Docker's way out of its other networks.
 pub async fn run(resolver: Resolver, supervisor: Supervisor) {
     let listeners = Listeners::new(SERVICE, &resolver.shared);
-    let clients = Clients::default();
+    let (clients, listening) = (Clients::default(), TcpListeners::default());
     let interfaces = |roster: &Roster| {
         let own = [LOOPBACK, MESH0, GATEWAY].into_iter().map(str::to_owned);
         own.chain(roster.bridges.iter().cloned()).collect()
     };
-    let open = |place: &Place| listen(&resolver, &clients, &supervisor, place);
+    let open = |place: &Place| listen(&resolver, (&clients, &listening), &supervisor, place);
     listeners.run(interfaces, open).await;
 }
 
 fn listen(
     resolver: &Resolver,
-    clients: &Clients,
+    (clients, listening): (&Clients, &TcpListeners),
     supervisor: &Supervisor,
     place: &Place,
 ) -> io::Result<Task> {
@@ -45,7 +45,7 @@ fn listen(
         MESH0 => (Answers::AnyRoute, Arc::new(self::udp(answering(place.address, PORT)?)?)),
         _ => (Answers::SameInterface, udp.clone()),
     };
-    let tcp = Arc::new(bind_tcp(place, PORT, answers)?);
+    let tcp = listening.bind(place, PORT, answers)?;
     let (resolver, clients, what) = (resolver.clone(), clients.clone(), SERVICE.task(place));
     let place = place.clone();
     Ok(supervisor.spawn(what, move || {

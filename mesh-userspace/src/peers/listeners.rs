@@ -7,11 +7,12 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, SockFilter, Socket, Type};
-use tokio::{sync::watch, time::sleep};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 use super::{Roster, Shared};
 use crate::{faults::Faults, net, supervise::Task};
@@ -223,8 +224,43 @@ pub fn bind(place: &Place, port: u16, kind: Type, answers: Answers) -> io::Resul
 }
 
 /// The same for TCP.
-pub fn bind_tcp(place: &Place, port: u16, answers: Answers) -> io::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::from_std(bind(place, port, Type::STREAM, answers)?.into())
+pub fn bind_tcp(place: &Place, port: u16, answers: Answers) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind(place, port, Type::STREAM, answers)?.into())
+}
+
+/// TCP listeners of one port of which some are bound to no interface.
+///
+/// While such a one shares its port, the kernel may hand it what is for one that is bound, as it takes the
+/// first that shares its port and fits at all (`inet_lhash2_lookup` of Linux). Only one that does not share
+/// it gives way to those that fit better. So it does only while another is bound.
+#[derive(Debug, Default)]
+pub struct TcpListeners(Mutex<Vec<(IpAddr, Weak<TcpListener>)>>);
+
+impl TcpListeners {
+    /// A listener on a port of this place.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`bind`].
+    pub fn bind(&self, place: &Place, port: u16, answers: Answers) -> io::Result<Arc<TcpListener>> {
+        // Every change is one insertion or removal.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, listener)| listener.strong_count() > 0);
+        let own = all.iter().filter(|(address, _)| *address == place.address);
+        // One of an interface that is gone may be there for a little longer.
+        let unbound: Vec<_> = own.filter_map(|(_, listener)| listener.upgrade()).collect();
+        let share = |shares| {
+            unbound.iter().try_for_each(|other| SockRef::from(&**other).set_reuse_port(shares))
+        };
+        let bound = share(true).and_then(|()| bind_tcp(place, port, answers));
+        share(false)?;
+        let listener = Arc::new(bound?);
+        if answers == Answers::AnyRoute {
+            SockRef::from(&*listener).set_reuse_port(false)?;
+            all.push((place.address, Arc::downgrade(&listener)));
+        }
+        Ok(listener)
+    }
 }
 
 /// A UDP socket that answers from this port of an address, where the route to the client leads. It hears
@@ -258,16 +294,22 @@ const fn instruction(code: u32, (jt, jf): (u8, u8), k: u32) -> SockFilter {
 const DROP: SockFilter = instruction(libc::BPF_RET | libc::BPF_K, (0, 0), 0);
 
 /// Takes packets that came in by the interface of this index, and drops all others (classic BPF;
-/// SKF_AD_IFINDEX of linux/filter.h).
-fn only_from(index: u32) -> [SockFilter; 4] {
+/// SKF_AD_IFINDEX of linux/filter.h). What the host sends itself comes by `lo`, but is handed to who
+/// listens on the interface that has the address.
+fn only_from(index: u32) -> [SockFilter; 5] {
     const AD_IFINDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
+    const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     [
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), AD_IFINDEX),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 1), index),
+        instruction(EQUALS, (1, 0), index),
+        instruction(EQUALS, (0, 1), LOOPBACK_INDEX),
         instruction(libc::BPF_RET | libc::BPF_K, (0, 0), u32::MAX),
         DROP,
     ]
 }
+
+/// In each network namespace (LOOPBACK_IFINDEX of net/flow.h).
+const LOOPBACK_INDEX: u32 = 1;
 
 /// Ends a connection at once, and leaves nothing of it behind in the kernel.
 pub fn refuse(stream: tokio::net::TcpStream) {
@@ -300,6 +342,37 @@ mod tests {
         assert!(fault.contains("so that nothing works"), "{fault}");
         assert!(remedy(Some("dnsmasq"), place().address).contains("except-interface"));
         assert!(remedy(None, place().address).contains("127.0.0.1"));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_bound_to_no_interface_takes_nothing_from_those_that_are() {
+        for address in ["127.0.0.53", "::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            let free = std::net::TcpListener::bind((address, 0)).unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let at = |interface: &str, index| Place { address, interface: interface.into(), index };
+            let listeners = TcpListeners::default();
+            let bind = |place: &Place, answers| listeners.bind(place, port, answers).unwrap();
+            let is_taken_by = async |listener: &TcpListener| {
+                let limit = Duration::from_secs(1);
+                let to = (address, port).into();
+                std::net::TcpStream::connect_timeout(&to, limit).is_ok()
+                    && tokio::time::timeout(limit, listener.accept()).await.is_ok()
+            };
+            let first = bind(&at("lo", 1), Answers::SameInterface);
+            let unbound = bind(&at("mesh-a", 9998), Answers::AnyRoute);
+            assert!(is_taken_by(&first).await, "{address}: the bound one first");
+            // Made anew, before the one before it is gone.
+            let anew = bind(&at("mesh-b", 9999), Answers::AnyRoute);
+            drop(unbound);
+            assert!(is_taken_by(&first).await, "{address}: made anew");
+            drop(first);
+            // As what the host asks itself at an address of another interface.
+            assert!(is_taken_by(&anew).await, "{address}: nobody else is there");
+            let later = bind(&at("lo", 1), Answers::SameInterface);
+            assert!(is_taken_by(&later).await, "{address}: the bound one last");
+        }
     }
 
     #[test]

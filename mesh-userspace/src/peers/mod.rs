@@ -28,7 +28,7 @@ mod protocol;
 mod server;
 
 pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
-pub use listeners::{Answers, Listeners, Place, Service, answering, bind, bind_tcp, refuse};
+pub use listeners::{Answers, Listeners, Place, Service, TcpListeners, answering, bind, refuse};
 pub use protocol::Version;
 
 /// Where agents listen, on `mesh0` and their overlay addresses only.
