@@ -5,11 +5,16 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{FuturesOrdered, FuturesUnordered},
+};
 use hickory_proto::op::ResponseCode;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::upstream::Lines;
+use super::{Question, limits::Asker, upstream::Lines};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What systemd-resolved forwards to, where it is itself what the file above names.
@@ -29,8 +34,12 @@ const RESOLVERS_MAX: usize = 3;
 const PATIENCE: Duration = Duration::from_millis(1200);
 /// For all of them together, where the name is most likely nobody's.
 const BRIEF: Duration = Duration::from_millis(500);
-/// How long one that did not answer is asked after the others.
-const SHUNNED: Duration = Duration::from_secs(30);
+/// How long one that did not answer an asker is waited for no longer than [`GRACE`], for that asker.
+const SHUNNED: Duration = Duration::from_secs(10);
+/// How long the answer of another is kept back for one that was silent but comes first.
+const GRACE: Duration = Duration::from_millis(200);
+/// Silences that are remembered. Askers are few: containers of this host, and interfaces.
+const SILENCES: usize = 4096;
 /// Connections at once, for answers that are too long for UDP.
 const CONNECTIONS: usize = 32;
 const PORT: u16 = 53;
@@ -43,8 +52,9 @@ struct Inner {
     lines: Lines,
     connections: Semaphore,
     file: Mutex<File>,
-    /// When a resolver did not answer.
-    silent: Mutex<HashMap<SocketAddr, Instant>>,
+    /// When a resolver did not answer an asker. It may be for what this one asks: to others it means
+    /// nothing.
+    silent: Mutex<HashMap<(Asker, SocketAddr), Instant>>,
 }
 
 /// The resolvers of [`RESOLV_CONF`] as it was.
@@ -66,56 +76,76 @@ impl World {
     }
 
     /// Asks one resolver after the other, but for `own` addresses, which would be us.
-    pub async fn ask(&self, question: &[u8], own: &[IpAddr], udp: bool) -> Option<Vec<u8>> {
-        self.ask_each(self.resolvers(own), question, udp).await
+    pub async fn ask(&self, question: &Question, own: &[IpAddr]) -> Option<Vec<u8>> {
+        self.ask_each(self.resolvers(own), question.into()).await
     }
 
-    /// Asks all at once, and takes the first answer that is one.
-    pub async fn ask_briefly(&self, question: &[u8], own: &[IpAddr], udp: bool) -> Option<Vec<u8>> {
-        self.first_of(self.resolvers(own), question, udp).await
+    /// Asks all at once. Who has the name is heard before who does not, however late.
+    pub async fn ask_briefly(&self, question: &Question, own: &[IpAddr]) -> Option<Vec<u8>> {
+        self.best_of(self.resolvers(own), question.into()).await
     }
 
-    async fn ask_each(
-        &self,
-        mut resolvers: Vec<SocketAddr>,
-        question: &[u8],
-        udp: bool,
-    ) -> Option<Vec<u8>> {
-        // Those that answered before come first; else the order is the file's.
-        resolvers.sort_by_key(|resolver| self.is_silent(*resolver));
+    /// In the order of the file. One that was silent is asked together with the next, and still comes
+    /// first if it answers in time: whoever made it silent does not choose who answers.
+    async fn ask_each(&self, resolvers: Vec<SocketAddr>, asked: Asked<'_>) -> Option<Vec<u8>> {
+        let mut before = Before::default();
         for resolver in resolvers {
-            let asked = timeout(PATIENCE, self.ask_one(resolver, question, udp)).await;
-            let answer = asked.ok().flatten();
-            self.heard(resolver, answer.is_some());
-            if answer.is_some() {
-                return answer;
+            if self.is_silent(asked.asker, resolver) {
+                before.push_back(self.ask_patiently(resolver, asked).boxed());
+                continue;
             }
+            let mut own = pin!(self.ask_patiently(resolver, asked));
+            let answer = tokio::select! {
+                biased;
+                Some(answer) = first(&mut before) => return Some(answer),
+                answer = &mut own => answer,
+            };
+            if let Some(answer) = answer {
+                let earlier = timeout(GRACE, first(&mut before)).await.ok().flatten();
+                return Some(earlier.unwrap_or(answer));
+            }
+        }
+        first(&mut before).await
+    }
+
+    async fn ask_patiently(&self, resolver: SocketAddr, asked: Asked<'_>) -> Option<Vec<u8>> {
+        let answer = timeout(PATIENCE, self.ask_one(resolver, asked)).await.ok().flatten();
+        self.heard(asked.asker, resolver, answer.is_some());
+        if answer.is_none() {
             tracing::debug!("resolver {resolver} does not answer");
         }
-        None
+        answer
     }
 
-    async fn first_of(
-        &self,
-        resolvers: Vec<SocketAddr>,
-        question: &[u8],
-        udp: bool,
-    ) -> Option<Vec<u8>> {
-        let asked = resolvers.into_iter().map(|resolver| self.ask_one(resolver, question, udp));
-        let mut asked: FuturesUnordered<_> = asked.collect();
-        let first = async {
-            while let Some(answer) = asked.next().await {
-                if let Some(answer) = answer.filter(|answer| is_answer(answer)) {
-                    return Some(answer);
+    async fn best_of(&self, resolvers: Vec<SocketAddr>, asked: Asked<'_>) -> Option<Vec<u8>> {
+        let all = resolvers.into_iter().map(|resolver| self.ask_one(resolver, asked));
+        let mut all: FuturesUnordered<_> = all.collect();
+        let mut best = None;
+        let whole = async {
+            while let Some(answer) = all.next().await {
+                let Some(answer) = answer else { continue };
+                let rank = rank(&answer);
+                if rank.is_some()
+                    && rank > best.as_ref().and_then(|best: &Vec<u8>| self::rank(best))
+                {
+                    best = Some(answer);
+                }
+                if rank == Some(Rank::Records) {
+                    return;
                 }
             }
-            None
         };
-        timeout(BRIEF, first).await.ok().flatten()
+        // Whatever was heard by then counts.
+        _ = timeout(BRIEF, whole).await;
+        best
     }
 
     /// By UDP, and if the answer is too long for that and need not be short, by TCP.
-    async fn ask_one(&self, resolver: SocketAddr, question: &[u8], udp: bool) -> Option<Vec<u8>> {
+    async fn ask_one(
+        &self,
+        resolver: SocketAddr,
+        Asked { question, udp, .. }: Asked<'_>,
+    ) -> Option<Vec<u8>> {
         let asked = async {
             let answer = self.0.lines.ask(resolver, question).await?;
             if udp || !is_truncated(&answer) {
@@ -141,27 +171,74 @@ impl World {
         others.map(|resolver| SocketAddr::new(*resolver, PORT)).collect()
     }
 
-    fn is_silent(&self, resolver: SocketAddr) -> bool {
+    fn is_silent(&self, asker: Asker, resolver: SocketAddr) -> bool {
         // Every change is one insertion or removal.
         let silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.get(&resolver).is_some_and(|at| at.elapsed() < SHUNNED)
+        silent.get(&(asker, resolver)).is_some_and(|at| at.elapsed() < SHUNNED)
     }
 
-    fn heard(&self, resolver: SocketAddr, has_answered: bool) {
+    fn heard(&self, asker: Asker, resolver: SocketAddr, has_answered: bool) {
         let mut silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.retain(|_, at| at.elapsed() < SHUNNED);
         if has_answered {
-            silent.remove(&resolver);
-        } else {
-            silent.insert(resolver, Instant::now());
+            silent.remove(&(asker, resolver));
+            return;
+        }
+        if silent.len() >= SILENCES {
+            silent.retain(|_, at| at.elapsed() < SHUNNED);
+        }
+        if silent.len() < SILENCES {
+            silent.insert((asker, resolver), Instant::now());
         }
     }
 }
 
-/// And not a failure of the one who was asked.
-fn is_answer(message: &[u8]) -> bool {
-    let code = message.get(3).map(|flags| ResponseCode::from(0, flags & 0xf));
-    !matches!(code, None | Some(ResponseCode::ServFail | ResponseCode::Refused))
+/// What is asked, and who waits for it.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    question: &'a [u8],
+    asker: Asker,
+    udp: bool,
+}
+
+impl<'a> From<&'a Question> for Asked<'a> {
+    fn from(question: &'a Question) -> Self {
+        let caller = &question.caller;
+        Self { question: &question.bytes, asker: caller.asker, udp: caller.udp }
+    }
+}
+
+/// Resolvers that were asked before the one whose turn it is, in their order.
+type Before<'a> = FuturesOrdered<BoxFuture<'a, Option<Vec<u8>>>>;
+
+/// The answer of the first that has one.
+async fn first(asked: &mut Before<'_>) -> Option<Vec<u8>> {
+    while let Some(answer) = asked.next().await {
+        if answer.is_some() {
+            return answer;
+        }
+    }
+    None
+}
+
+/// What an answer is worth, where several came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// There is no such name, or the question was not understood.
+    Denied,
+    /// There is the name, and nothing of this type.
+    Empty,
+    Records,
+}
+
+/// `None`: a failure of the one who was asked.
+fn rank(message: &[u8]) -> Option<Rank> {
+    let records = message.get(6..8)?;
+    match ResponseCode::from(0, message.get(3)? & 0xf) {
+        ResponseCode::ServFail | ResponseCode::Refused => None,
+        ResponseCode::NoError if records != [0, 0] || is_truncated(message) => Some(Rank::Records),
+        ResponseCode::NoError => Some(Rank::Empty),
+        _ => Some(Rank::Denied),
+    }
 }
 
 /// There is more of it by TCP (RFC 1035, 4.1.1).
@@ -208,15 +285,28 @@ mod tests {
     /// A question for the root (RFC 1035, 4.1).
     const QUESTION: [u8; 17] = [7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1];
 
+    const ONE: Asker = Asker::Host;
+    const OTHER: Asker = Asker::Unknown(7);
+
+    fn asked(asker: Asker, udp: bool) -> Asked<'static> {
+        Asked { question: &QUESTION, asker, udp }
+    }
+
     /// A resolver whose answers have this code; none answers with nothing.
     async fn resolver(code: Option<u8>) -> SocketAddr {
+        resolver_after(code.map(|code| (code, 0)), Duration::ZERO).await
+    }
+
+    /// One whose answers have this code and count of records, and come after some time.
+    async fn resolver_after(says: Option<(u8, u8)>, after: Duration) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         tokio::spawn(async move {
             let mut message = [0; 17];
             while let Ok((_, from)) = socket.recv_from(&mut message).await {
-                if let Some(code) = code {
-                    (message[2], message[3]) = (0x80, code);
+                if let Some((code, records)) = says {
+                    tokio::time::sleep(after).await;
+                    (message[2], message[3], message[7]) = (0x80, code, records);
                     let _ = socket.send_to(&message, from).await;
                 }
             }
@@ -225,17 +315,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_that_knows_is_heard_and_none_is_waited_for_long() {
-        let (silent, failing, knowing) =
-            (resolver(None).await, resolver(Some(2)).await, resolver(Some(0)).await);
+    async fn who_has_the_name_is_heard_and_none_is_waited_for_long() {
+        let (silent, failing) = (resolver(None).await, resolver(Some(2)).await);
+        let (denying, empty) = (resolver(Some(3)).await, resolver(Some(0)).await);
+        let late = resolver_after(Some((0, 1)), Duration::from_millis(50)).await;
         let world = World::new();
-        let first_of = |resolvers| world.first_of(resolvers, &QUESTION, true);
-        let answer = first_of(vec![silent, failing, knowing]).await.unwrap();
-        assert_eq!(answer[3], 0);
+        let best_of = |resolvers| world.best_of(resolvers, asked(ONE, true));
+        let answer = best_of(vec![silent, failing, denying, empty, late]).await.unwrap();
+        assert_eq!((answer[3], answer[7]), (0, 1), "the one that has it, which is the last");
+        for both in [vec![denying, empty], vec![empty, denying]] {
+            assert_eq!(best_of(both).await.unwrap()[3], 0, "the name is there");
+        }
+        assert_eq!(best_of(vec![failing, denying]).await.unwrap()[3], 3);
+        assert_eq!(best_of(vec![failing]).await, None);
         let began = Instant::now();
-        assert_eq!(first_of(vec![failing]).await, None);
-        assert_eq!(first_of(vec![silent, failing]).await, None);
-        assert!(began.elapsed() >= BRIEF);
+        assert_eq!(best_of(vec![silent, denying]).await.unwrap()[3], 3);
+        assert_eq!(best_of(vec![silent, failing]).await, None);
+        assert!(began.elapsed() >= BRIEF * 2);
     }
 
     #[test]
@@ -247,15 +343,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_silent_is_asked_last_from_then_on() {
+    async fn one_that_is_silent_is_waited_for_no_longer_than_a_moment() {
         let (silent, knowing) = (resolver(None).await, resolver(Some(0)).await);
         let world = World::new();
-        let ask = || world.ask_each(vec![silent, knowing], &QUESTION, true);
+        let ask = || world.ask_each(vec![silent, knowing], asked(ONE, true));
         assert_eq!(ask().await.unwrap()[..2], QUESTION[..2]);
-        assert!(world.is_silent(silent) && !world.is_silent(knowing));
+        assert!(world.is_silent(ONE, silent) && !world.is_silent(ONE, knowing));
+        assert!(!world.is_silent(OTHER, silent), "others ask for something else");
         let began = Instant::now();
         assert!(ask().await.is_some());
         assert!(began.elapsed() < PATIENCE);
+    }
+
+    /// Who shares an asker's place with one that asks for what the first resolver does not answer.
+    #[tokio::test]
+    async fn one_that_was_silent_comes_first_if_it_answers() {
+        let first = resolver_after(Some((0, 1)), Duration::from_millis(20)).await;
+        let second = resolver(Some(3)).await;
+        let world = World::new();
+        world.heard(ONE, first, false);
+        let answer = world.ask_each(vec![first, second], asked(ONE, true)).await.unwrap();
+        assert_eq!((answer[3], answer[7]), (0, 1));
+        assert!(!world.is_silent(ONE, first));
+        // Those that were all silent are all asked.
+        world.heard(ONE, first, false);
+        assert!(world.ask_each(vec![first], asked(ONE, true)).await.is_some());
+    }
+
+    #[test]
+    fn the_memory_of_silence_has_an_end() {
+        let world = World::new();
+        for n in 0..10_000 {
+            world.heard(Asker::Unknown(n), ([192, 0, 2, 1], PORT).into(), false);
+        }
+        assert_eq!(world.0.silent.lock().unwrap().len(), SILENCES);
     }
 
     #[tokio::test]
@@ -277,7 +398,7 @@ mod tests {
             stream.write_all(&[&[3, 0xe8][..], &[9; 1000]].concat()).unwrap();
         });
         let world = World::new();
-        assert!(is_truncated(&world.ask_one(at, &QUESTION, true).await.unwrap()));
-        assert_eq!(world.ask_one(at, &QUESTION, false).await.unwrap(), [9; 1000]);
+        assert!(is_truncated(&world.ask_one(at, asked(ONE, true)).await.unwrap()));
+        assert_eq!(world.ask_one(at, asked(ONE, false)).await.unwrap(), [9; 1000]);
     }
 }

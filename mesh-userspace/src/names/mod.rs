@@ -179,12 +179,11 @@ impl Resolver {
     }
 
     async fn forward(&self, question: &Question, brief: bool) -> Option<Vec<u8>> {
-        let (own, udp) = (self.shared.addresses(), question.caller.udp);
+        let own = self.shared.addresses();
         let (answer, otherwise) = if brief {
-            let answer = self.world.ask_briefly(&question.bytes, &own, udp).await;
-            (answer, ResponseCode::NXDomain)
+            (self.world.ask_briefly(question, &own).await, ResponseCode::NXDomain)
         } else {
-            (self.world.ask(&question.bytes, &own, udp).await, ResponseCode::ServFail)
+            (self.world.ask(question, &own).await, ResponseCode::ServFail)
         };
         match answer {
             Some(answer) if answer.len() <= question.answer_most() => Some(answer),
