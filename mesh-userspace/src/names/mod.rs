@@ -40,8 +40,12 @@ use zone::Found;
 const UDP_LEAST: u16 = 512;
 /// What we say we take, and the most that we send by UDP: fits into any path.
 const UDP_MOST: u16 = 1232;
-/// Longest question in bytes: that of a name of 255, with room for what follows it.
-const QUESTION_MAX: usize = 2048;
+/// Longest question in bytes: that of a name of 255, with room for options (RFC 6891).
+const QUESTION_MAX: usize = 512;
+/// Bytes of a header (RFC 1035, 4.1.1).
+const HEADER: usize = 12;
+/// How an OPT record begins: the root's name and its type (RFC 6891, 6.1.2).
+const OPT: [u8; 3] = [0, 0, 41];
 
 /// Answers, one question at a time. Clones share everything.
 #[derive(Clone)]
@@ -224,21 +228,35 @@ impl Question {
 
 /// A message with one question that may be answered; else what is answered to it, if anything.
 fn read(bytes: &[u8]) -> Result<Message, Option<Vec<u8>>> {
+    if !is_plain(bytes) {
+        return Err(refuse_unread(bytes));
+    }
     let Ok(request) = Message::from_vec(bytes) else { return Err(refuse_unread(bytes)) };
     if request.metadata.message_type != MessageType::Query {
         return Err(None);
     }
-    let code = match request.queries.len() {
-        1 if request.metadata.op_code == OpCode::Query => return Ok(request),
-        1 => ResponseCode::NotImp,
-        _ => ResponseCode::FormErr,
+    if request.metadata.op_code == OpCode::Query && request.queries.len() == 1 {
+        return Ok(request);
+    }
+    Err(refuse(bytes, request.metadata.op_code, ResponseCode::NotImp))
+}
+
+/// Returns whether a message has the form of a question: one name, and at most an OPT record.
+/// Compressed names would make others dear to read.
+fn is_plain(bytes: &[u8]) -> bool {
+    let Some(question) = upstream::section(bytes).filter(|_| bytes.len() <= QUESTION_MAX) else {
+        return false;
     };
-    Err(refuse(bytes, request.metadata.op_code, code))
+    match bytes[6..HEADER] {
+        [0, 0, 0, 0, 0, 0] => true,
+        [0, 0, 0, 0, 0, 1] => bytes[HEADER + question.len()..].starts_with(&OPT),
+        _ => false,
+    }
 }
 
 /// What is no DNS message gets an error, if it has as much as an id and is no answer.
 fn refuse_unread(bytes: &[u8]) -> Option<Vec<u8>> {
-    if bytes.len() < 12 || bytes.get(2)? & 0x80 != 0 {
+    if bytes.len() < HEADER || bytes.get(2)? & 0x80 != 0 {
         return None;
     }
     refuse(bytes, OpCode::Query, ResponseCode::FormErr)
@@ -335,6 +353,36 @@ mod tests {
         assert_eq!(read(&bytes).unwrap_err(), None);
     }
 
+    /// They are in no question, and each points back at a name of 127 labels.
+    #[test]
+    fn what_is_dear_to_read_is_not_read() {
+        let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend([1, b'a'].repeat(127));
+        bytes.extend([0, 0, 1, 0, 1]);
+        assert!(read(&bytes).is_ok());
+        let with = |section: usize, count: usize, record: &[u8]| {
+            let mut bytes = bytes.clone();
+            bytes[section] = count as u8;
+            bytes.extend(record.repeat(count));
+            read(&bytes).map_err(|answer| Message::from_vec(&answer.unwrap()).unwrap())
+        };
+        let alias = [0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 0, 0, 2, 0xc0, 12];
+        let opt = [&OPT[..], &[4, 208, 0, 0, 0, 0, 0, 0]].concat();
+        for (section, count, record) in
+            [(7, 1, &alias[..]), (9, 1, &alias), (11, 1, &alias), (7, 120, &alias), (11, 2, &opt)]
+        {
+            let answer = with(section, count, record).unwrap_err();
+            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{section}");
+        }
+        assert!(with(11, 1, &opt).unwrap().edns.is_some());
+        let long = [&OPT[..], &[4, 208, 0, 0, 0, 0, 1, 0, 0, 12, 0, 252], &[0; 252]].concat();
+        assert_eq!(
+            with(11, 1, &long).unwrap_err().metadata.response_code,
+            ResponseCode::FormErr,
+            "too long"
+        );
+    }
+
     proptest! {
         /// Whatever a stranger sends, an error is no longer than that, and a question has one query.
         #[test]
@@ -346,7 +394,11 @@ mod tests {
             near[at] = is;
             for bytes in [&bytes[..], &near, &near[..at]] {
                 match read(bytes) {
-                    Ok(request) => prop_assert_eq!(request.queries.len(), 1),
+                    Ok(request) => {
+                        prop_assert_eq!(request.queries.len(), 1);
+                        prop_assert!(request.answers.is_empty() && request.authorities.is_empty());
+                        prop_assert!(request.additionals.is_empty() && bytes.len() <= QUESTION_MAX);
+                    }
                     Err(answer) => prop_assert!(answer.is_none_or(|a| a.len() <= bytes.len())),
                 }
             }

@@ -81,9 +81,6 @@ async fn serve_udp(
                 continue;
             }
         };
-        if len > QUESTION_MAX {
-            continue;
-        }
         match resolver.begin(&buffer[..len], resolver.caller(from.ip(), place, true)) {
             Outcome::Done(None) => {}
             // One that does not fit into the socket is lost, as on a network.

@@ -13,11 +13,11 @@ use std::{
 
 use tokio::{net::UdpSocket, sync::oneshot, task::AbortHandle};
 
+use super::HEADER;
+
 /// How long a port is used for new questions, and for how many.
 const AGE_MAX: Duration = Duration::from_secs(10);
 const QUESTIONS_MAX: usize = 2048;
-/// Bytes of a header (RFC 1035, 4.1.1).
-const HEADER: usize = 12;
 /// After an error of a socket that tells of no question.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -175,7 +175,7 @@ fn answers(message: &[u8], asked: &[u8]) -> bool {
 }
 
 /// The question of a message that has one: name, type and class (RFC 1035, 4.1.2).
-fn section(message: &[u8]) -> Option<&[u8]> {
+pub(super) fn section(message: &[u8]) -> Option<&[u8]> {
     if message.get(4..6)? != [0, 1] {
         return None;
     }
