@@ -12,7 +12,7 @@ use hickory_proto::{
 };
 use ipnet::IpNet;
 
-use crate::peers::{Directory, Named};
+use crate::peers::Directory;
 
 /// In seconds: containers come and go.
 const TTL: u32 = 1;
@@ -43,22 +43,23 @@ pub fn find(
         return Found::NotOurs;
     }
     let sees = |name: &str| networks.is_none_or(|seen| seen.iter().any(|n| n == name));
-    let visible: Vec<&str> = directory.network_names().into_iter().filter(|n| sees(n)).collect();
     if let Ok(net) = query.name.parse_arpa_name() {
-        return find_address(directory, &visible, query, net);
+        return find_address(directory, sees, query, net);
     }
     let asked = query.name.to_ascii();
     let asked = asked.trim_end_matches('.');
     let mut addresses: Vec<IpAddr> = Vec::new();
     let mut exists = false;
-    for network in &visible {
-        for named in directory.named(network).filter(|named| is_called(named, asked, network)) {
-            exists = true;
-            addresses.extend(&named.addresses);
-        }
+    for (_, named) in directory.called(asked).filter(|(network, _)| sees(network)) {
+        exists = true;
+        addresses.extend(&named.addresses);
     }
     if !exists {
-        return unknown(asked, query.query_type, &visible);
+        let is_seen = |name: &str| {
+            networks.is_none_or(|seen| seen.iter().any(|n| n.eq_ignore_ascii_case(name)))
+        };
+        let is_ours = |name: &str| is_seen(name) && directory.has_network(name);
+        return unknown(asked, query.query_type, is_ours);
     }
     let record = |ip: IpAddr| {
         let data = match ip {
@@ -87,12 +88,9 @@ pub fn find(
 
 /// `NAME.NETWORK` is ours to deny, unless the world may have a domain of the network's name. A name without a dot may be one of a host in the network around us,
 /// and is asked for there, as Docker does; it is not worth a long wait.
-fn unknown(asked: &str, kind: RecordType, visible: &[&str]) -> Found {
+fn unknown(asked: &str, kind: RecordType, is_ours: impl Fn(&str) -> bool) -> Found {
     match asked.split_once('.') {
-        Some((_, rest))
-            if !can_be_top_level(rest)
-                && visible.iter().any(|network| rest.eq_ignore_ascii_case(network)) =>
-        {
+        Some((_, rest)) if !can_be_top_level(rest) && is_ours(rest) => {
             Found::Refused(ResponseCode::NXDomain)
         }
         None if !asked.is_empty() && matches!(kind, RecordType::A | RecordType::AAAA) => {
@@ -109,15 +107,21 @@ fn can_be_top_level(name: &str) -> bool {
 }
 
 /// Who has an address? Those of the visible networks are nobody else's to say.
-fn find_address(directory: &Directory, visible: &[&str], query: &Query, net: IpNet) -> Found {
+fn find_address(
+    directory: &Directory,
+    sees: impl Fn(&str) -> bool,
+    query: &Query,
+    net: IpNet,
+) -> Found {
     let whole = if net.addr().is_ipv4() { 32 } else { 128 };
     if net.prefix_len() != whole {
         return Found::NotOurs;
     }
     let address = net.addr();
-    for network in visible {
-        let has = |named: &&Named| named.addresses.contains(&address);
-        let Some(named) = directory.named(network).find(has) else { continue };
+    let mut holders: Vec<_> = directory.holding(address).filter(|(n, _)| sees(n)).collect();
+    // The same on each node; of one network, our own come first.
+    holders.sort_by_key(|(network, _)| *network);
+    for (network, named) in holders {
         let Some(name) = named.names.first() else { continue };
         if query.query_type != RecordType::PTR {
             return Found::Records(Vec::new());
@@ -126,21 +130,10 @@ fn find_address(directory: &Directory, visible: &[&str], query: &Query, net: IpN
         let record = Record::from_rdata(query.name.clone(), TTL, RData::PTR(PTR(name)));
         return Found::Records(vec![record]);
     }
-    let subnets = directory.networks().filter(|(name, _)| visible.contains(name));
-    let ours = subnets.flat_map(|(_, spec)| &spec.subnets).any(|s| s.net.contains(&address));
-    if ours { Found::Refused(ResponseCode::NXDomain) } else { Found::NotOurs }
-}
-
-/// Case matters not (RFC 4343).
-fn is_called(named: &Named, asked: &str, network: &str) -> bool {
-    let bare = asked.len().checked_sub(network.len() + 1).and_then(|at| {
-        let (bare, rest) = (asked.get(..at)?, asked.get(at..)?);
-        let matches = rest.strip_prefix('.')?.eq_ignore_ascii_case(network);
-        matches.then_some(bare)
-    });
-    named.names.iter().any(|name| {
-        name.eq_ignore_ascii_case(asked) || bare.is_some_and(|bare| name.eq_ignore_ascii_case(bare))
-    })
+    let subnets = directory.networks().filter(|(name, _)| sees(name));
+    let mut subnets = subnets.flat_map(|(_, spec)| &spec.subnets);
+    let is_ours = subnets.any(|subnet| subnet.net.contains(&address));
+    if is_ours { Found::Refused(ResponseCode::NXDomain) } else { Found::NotOurs }
 }
 
 #[cfg(test)]
@@ -148,7 +141,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::peers::{NetworkSpec, Subnet, View};
+    use crate::peers::{Named, NetworkSpec, Subnet, View};
 
     fn directory() -> Directory {
         let mut directory = Directory::new("h1".into(), 1, vec![]);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Roster,
+    index::Index,
     protocol::{News, Version},
 };
 
@@ -74,7 +76,9 @@ const SILENCE: Duration = Duration::from_secs(6);
 #[derive(Clone, Debug, Default)]
 struct Seen {
     version: Version,
-    view: View,
+    view: Arc<View>,
+    /// Of the view, or for a moment of the one before.
+    index: Arc<Index>,
     heard: Option<Instant>,
     /// The life of its agent that told it.
     life: Option<Instant>,
@@ -105,11 +109,16 @@ impl Directory {
         self.networks.values().filter_map(|r| Some((r.name.as_str(), r.spec.as_ref()?)))
     }
 
-    /// The networks that are, and those of the config file that a container with a name is in.
-    pub fn network_names(&self) -> BTreeSet<&str> {
-        let views = std::iter::once(&self.own).chain(self.others.values());
-        let used = views.flat_map(|seen| seen.view.networks.keys().map(String::as_str));
-        self.networks().map(|(name, _)| name).chain(used).collect()
+    /// Returns whether there is such a network, or one of the config file that a container with a name is
+    /// in. Case matters not.
+    pub fn has_network(&self, name: &str) -> bool {
+        self.networks().any(|(own, _)| own.eq_ignore_ascii_case(name))
+            || self.seen().any(|seen| seen.index.has_network(name))
+    }
+
+    /// Our own first.
+    fn seen(&self) -> impl Iterator<Item = &Seen> {
+        std::iter::once(&self.own).chain(self.others.values())
     }
 
     pub fn network(&self, name: &str) -> Option<&NetworkSpec> {
@@ -141,18 +150,41 @@ impl Directory {
 
     /// Says which names this node has. Whether anything changed.
     pub fn set_view(&mut self, view: View) -> bool {
-        if self.own.view == view {
+        if *self.own.view == view {
             return false;
         }
-        self.own.view = view;
+        self.own.view = Arc::new(view);
+        self.own.index = Arc::new(Index::of(self.own.view.clone()));
         self.own.version.count += 1;
         true
     }
 
-    /// The names of each node in a network, our own first.
-    pub fn named(&self, network: &str) -> impl Iterator<Item = &Named> {
-        let views = std::iter::once(&self.own).chain(self.others.values());
-        views.filter_map(move |seen| seen.view.networks.get(network)).flatten()
+    /// The containers that are called so ([`Index::called`]) and their networks, our own first.
+    pub fn called<'a>(&'a self, asked: &'a str) -> impl Iterator<Item = (&'a str, &'a Named)> {
+        self.seen().flat_map(move |seen| seen.index.called(asked))
+    }
+
+    /// The containers that have an address, and their networks, our own first.
+    pub fn holding(&self, address: IpAddr) -> impl Iterator<Item = (&str, &Named)> {
+        self.seen().flat_map(move |seen| seen.index.holding(address))
+    }
+
+    /// What a peer told, if its names can not be found yet.
+    pub(super) fn unindexed(&self, peer: &str) -> Option<Arc<View>> {
+        let seen = self.others.get(peer)?;
+        (!Arc::ptr_eq(seen.index.view(), &seen.view)).then(|| seen.view.clone())
+    }
+
+    /// Takes an index, unless it is of what the peer told before. Returns the one that is not used, for
+    /// the caller to drop it without the lock.
+    pub(super) fn set_index(&mut self, peer: &str, index: Index) -> Arc<Index> {
+        let mut index = Arc::new(index);
+        if let Some(seen) = self.others.get_mut(peer)
+            && Arc::ptr_eq(index.view(), &seen.view)
+        {
+            std::mem::swap(&mut seen.index, &mut index);
+        }
+        index
     }
 
     /// A node besides us that has containers in a network.
@@ -167,7 +199,7 @@ impl Directory {
         News {
             node: self.me.clone(),
             have: seen.map(|seen| seen.version),
-            view: (has != Some(self.own.version)).then(|| self.own.view.clone()),
+            view: (has != Some(self.own.version)).then(|| View::clone(&self.own.view)),
             version: self.own.version,
             networks: self.records(),
         }
@@ -203,7 +235,7 @@ impl Directory {
         let is_newer = news.version >= seen.version || !is_same_life && is_over;
         if let (Some(view), true) = (&news.view, is_newer) {
             seen.version = news.version;
-            seen.view.clone_from(view);
+            seen.view = Arc::new(view.clone());
             seen.life = Some(now);
         } else if is_same_life {
             seen.life = Some(now);
@@ -267,7 +299,8 @@ mod tests {
     }
 
     fn names(directory: &Directory) -> Vec<&str> {
-        directory.named("net").flat_map(|n| &n.names).map(String::as_str).collect()
+        let views = directory.seen().filter_map(|seen| seen.view.networks.get("net"));
+        views.flatten().flat_map(|n| &n.names).map(String::as_str).collect()
     }
 
     #[test]
@@ -409,8 +442,7 @@ mod tests {
                 now += Duration::from_secs(1);
                 b.absorb("a", &a.news_for("b", b.news_for("a", None).have), now);
             }
-            let own: Vec<&str> = a.named("net").flat_map(|n| &n.names).map(String::as_str).collect();
-            prop_assert_eq!(names(&b), own);
+            prop_assert_eq!(names(&b), names(&a));
             prop_assert_eq!(b.news_for("a", None).have, Some(a.own.version));
         }
 

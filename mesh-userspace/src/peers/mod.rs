@@ -20,9 +20,11 @@ use crate::{
     faults::Faults,
     supervise::{Supervisor, Task},
 };
+use index::Index;
 
 mod client;
 mod directory;
+mod index;
 mod listeners;
 mod protocol;
 mod server;
@@ -141,6 +143,15 @@ impl Shared {
         if self.lock().absorb(from, news, Instant::now()) {
             self.networks.send_modify(|n| *n += 1);
         }
+        self.index(from);
+    }
+
+    /// Lets the names that a peer told be found. It takes its time, which nobody waits for.
+    fn index(&self, peer: &str) {
+        let Some(view) = self.lock().unindexed(peer) else { return };
+        let index = Index::of(view);
+        let before = self.lock().set_index(peer, index);
+        drop(before);
     }
 
     /// What to answer a peer that has this version of our names. If that is not the latest, a request
