@@ -182,7 +182,8 @@ fn an_agent_starts_on_a_full_disk_and_says_so_until_there_is_room() {
         ensure!(!output.status.success() && said.contains("make room"), "{said}");
         ensure!(host.endpoint_names()?.is_empty() && !has_address(host, 0)?, "it is attached");
         disk.make_room()?;
-        wait::until("no fault", LATEST, || match host.faults() {
+        // The state is written at the next look.
+        wait::until("no fault", LATEST * 6, || match host.faults() {
             Ok(faults) if faults == "[]" => Ok(()),
             other => Err(format!("{other:?}")),
         })?;

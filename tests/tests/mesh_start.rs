@@ -122,7 +122,10 @@ fn a_fifo_in_place_of_a_file_of_the_state_folder_keeps_no_agent_from_its_start()
         let host = &mut mesh.hosts[0];
         fs::create_dir_all(&host.state_dir)?;
         for name in ["host.json", "docker.json"] {
-            make_fifo(&host.state_dir.join(name))?;
+            let path = host.state_dir.join(name);
+            // The agent before may have made one.
+            _ = fs::remove_file(&path);
+            make_fifo(&path)?;
             host.up(&cluster).with_context(|| name)?;
             let said = host.faults()?;
             ensure!(said.contains(&format!("{name}.spoiled-1")), "{name}: {said}");
