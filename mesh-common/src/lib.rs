@@ -7,6 +7,7 @@
 //! different layouts never meet.
 #![no_std]
 
+pub mod halves;
 pub mod maps;
 pub mod names;
 pub mod slots;

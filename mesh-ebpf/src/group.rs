@@ -6,6 +6,8 @@
 //! no more goes on if nobody else here wants it. To other endpoints it does not go: they would keep
 //! quiet (RFC 4541, 2.1.1). Nothing expires here: the agent removes what was not renewed.
 
+use core::{arch::asm, mem::offset_of};
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use mesh_common::{
     maps::{Addr, GroupInfo, GroupKey},
@@ -231,10 +233,13 @@ fn all(key: &GroupKey) {
 #[inline(always)]
 fn said(key: &GroupKey, heard: u32, more: u32) -> bool {
     let key = GroupKey { group: GroupKey::ANY, ..*key };
-    let Some(of_member) = maps::group_mut(&key) else {
-        // If there is no room for that, there is none for groups.
-        return maps::set_group(&key, &GroupInfo { heard, count: more }, BPF_ANY);
-    };
+    let new = GroupInfo { heard, count: 0 };
+    let of_member = maps::group_mut(&key).or_else(|| {
+        // If it fails another CPU was faster, or there is no room, and none for groups then.
+        maps::set_group(&key, &new, BPF_NOEXIST);
+        maps::group_mut(&key)
+    });
+    let Some(of_member) = of_member else { return false };
     let most = GroupKey::most(key.member);
     // SAFETY: the verifier checked the pointer; words are written whole, and the agent counts anew.
     unsafe {
@@ -248,7 +253,7 @@ fn said(key: &GroupKey, heard: u32, more: u32) -> bool {
             return more == 0;
         }
         (*of_member).heard = heard;
-        (*of_member).count += more;
+        add(of_member, more);
         more == 0 || (*of_member).count <= most
     }
 }
@@ -266,7 +271,7 @@ fn is_still_wanted(key: &mut GroupKey) -> bool {
             unsafe {
                 let count = (*of_member).count;
                 if count != 0 && count <= GroupKey::most(key.member) {
-                    (*of_member).count = count - 1;
+                    add(of_member, u32::MAX);
                 }
             }
         }
@@ -280,15 +285,26 @@ fn is_still_wanted(key: &mut GroupKey) -> bool {
 /// So many members more among the endpoints here, or with `u32::MAX` one less.
 #[inline(always)]
 fn add_here(key: &GroupKey, more: u32) {
-    let here = GroupKey { member: 0, ..*key };
-    if let Some(here) = maps::group_mut(&here) {
-        // SAFETY: as above.
-        unsafe {
-            let count = (*here).count.wrapping_add(more);
-            (*here).count = if count == u32::MAX { 0 } else { count };
-        }
-    } else if more == 1 {
-        maps::set_group(&here, &GroupInfo { heard: 0, count: 1 }, BPF_ANY);
+    let key = GroupKey { member: 0, ..*key };
+    if more == 1 && maps::set_group(&key, &GroupInfo { heard: 0, count: 1 }, BPF_NOEXIST) {
+        return;
+    }
+    if let Some(here) = maps::group_mut(&key) {
+        add(here, more);
+    }
+}
+
+/// Adds to the count, on whatever CPUs at once.
+#[inline(always)]
+fn add(info: *mut GroupInfo, n: u32) {
+    // SAFETY: the verifier checked the pointer.
+    unsafe {
+        asm!(
+            "lock *(u32 *)({at} + {off}) += {n}",
+            at = in(reg) info,
+            off = const offset_of!(GroupInfo, count),
+            n = in(reg) u64::from(n),
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
 };
 use mesh_common::{
+    halves::Halves,
     maps::{
         Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, GroupInfo, GroupKey,
         LearnedInfo, LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
@@ -34,7 +35,7 @@ static FIB_SLOTS: Array<Slot<FibKey, FibInfo>> = Array::with_max_entries(SLOTS, 
 #[map]
 static FIB_LPM: LpmTrie<LpmKey, FibInfo> = LpmTrie::with_max_entries(8192, 0);
 #[map]
-static PEERS: Array<PeerInfo> = Array::with_max_entries(1024, 0);
+static PEERS: Array<Halves<PeerInfo>> = Array::with_max_entries(1024, 0);
 #[map]
 static PEER_BY_ADDR: HashMap<PeerKey, PeerSource> = HashMap::with_max_entries(8192, 0);
 #[map]
@@ -42,7 +43,7 @@ static PEER_SLOTS: Array<Slot<PeerKey, PeerSource>> = Array::with_max_entries(SL
 #[map]
 static NETWORKS: HashMap<u32, NetworkInfo> = HashMap::with_max_entries(1024, 0);
 #[map]
-static NODE: Array<NodeInfo> = Array::with_max_entries(1, 0);
+static NODE: Array<Halves<NodeInfo>> = Array::with_max_entries(1, 0);
 /// Bounded: who floods it with addresses makes the oldest forgotten, no more.
 #[map]
 static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_max_entries(8192, 0);
@@ -124,7 +125,7 @@ fn read(info: &FibInfo) -> FibInfo {
 
 #[inline(always)]
 pub fn peer(index: u32) -> Result<&'static PeerInfo, DropReason> {
-    match PEERS.get(index) {
+    match PEERS.get(index).map(Halves::good) {
         Some(peer) if peer.ifindex != 0 => Ok(peer),
         _ => Err(DropReason::PeerIncomplete),
     }
@@ -150,7 +151,7 @@ pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
 
 #[inline(always)]
 pub fn node() -> Option<&'static NodeInfo> {
-    NODE.get(0)
+    NODE.get(0).map(Halves::good)
 }
 
 /// What is known of an address behind a peer that is a switch.

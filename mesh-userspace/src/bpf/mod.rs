@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod grace;
+mod halves;
 pub mod held;
 pub mod load;
 pub mod pins;

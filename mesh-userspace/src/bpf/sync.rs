@@ -1,6 +1,6 @@
 //! Reads the maps, and carries out a plan on them.
 
-use bytemuck::{NoUninit, Zeroable, bytes_of};
+use bytemuck::NoUninit;
 use mesh_common::{
     maps::{FloodInfo, FloodKey, GroupInfo, GroupKey, LearnedInfo, LearnedKey},
     names,
@@ -16,12 +16,12 @@ use crate::plan::{Changes, Entries, Map, ORDER, Observed, Plan};
 /// Everything the maps contain.
 pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
     Ok(Observed {
-        node: slots(&tables.node, names::NODE)?,
+        node: tables.node.used().map_err(|e| failed(names::NODE, e))?,
         ports: entries(&tables.ports, names::PORTS)?,
         endpoints: entries(&tables.endpoints, names::ENDPOINTS)?,
         fib: entries(&tables.fib, names::FIB)?,
         fib_lpm: entries(&tables.fib_lpm, names::FIB_LPM)?,
-        peers: slots(&tables.peers, names::PEERS)?,
+        peers: peers(tables)?,
         peer_by_addr: entries(&tables.peer_by_addr, names::PEER_BY_ADDR)?,
         networks: entries(&tables.networks, names::NETWORKS)?,
         flood: entries(&tables.flood, names::FLOOD)?,
@@ -39,7 +39,7 @@ pub async fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
     let failed = |source| failed("slots", source);
     if slotted.iter().any(|table| table.is_freed()) {
         grace::wait().await.map_err(failed)?;
-        slotted.iter().for_each(|table| table.set_waited());
+        tables.set_waited();
     }
     if slotted.iter().any(|table| table.is_wanted()) {
         slotted.iter().try_for_each(|table| table.fill()).map_err(failed)?;
@@ -65,8 +65,8 @@ fn change(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
     }
     for map in ORDER.into_iter().rev() {
         match map {
-            Map::Node => empty(&tables.node, names::NODE, &plan.node),
-            Map::Peers => empty(&tables.peers, names::PEERS, &plan.peers),
+            Map::Node => remove(&tables.node, names::NODE, &plan.node),
+            Map::Peers => remove(&tables.peers, names::PEERS, &plan.peers),
             Map::Fib => remove(&tables.fib, names::FIB, &plan.fib),
             Map::FibLpm => remove(&tables.fib_lpm, names::FIB_LPM, &plan.fib_lpm),
             Map::Networks => remove(&tables.networks, names::NETWORKS, &plan.networks),
@@ -97,15 +97,6 @@ where
     table.entries(|_| true).map_err(|e| failed(name, e))
 }
 
-/// Of an array, the slots that are not all zero.
-fn slots<V>(table: &Table<u32, V>, name: &'static str) -> Result<Entries<u32, V>, BpfError>
-where
-    V: NoUninit + bytemuck::AnyBitPattern,
-{
-    let is_used = |v: &V| bytes_of(v).iter().any(|b| *b != 0);
-    table.entries(is_used).map_err(|e| failed(name, e))
-}
-
 fn set<K, V>(
     table: &impl Store<K, V>,
     name: &'static str,
@@ -122,22 +113,9 @@ fn remove<K, V>(
     table.remove_all(&changes.remove).map_err(|e| failed(name, e))
 }
 
-/// Slots of an array are not removed but set to zero.
-fn empty<V>(
-    table: &Table<u32, V>,
-    name: &'static str,
-    changes: &Changes<u32, V>,
-) -> Result<(), BpfError>
-where
-    V: NoUninit + bytemuck::AnyBitPattern + Zeroable,
-{
-    let zero: Vec<_> = changes.remove.iter().map(|k| (*k, V::zeroed())).collect();
-    table.set_all(&zero).map_err(|e| failed(name, e))
-}
-
 /// All peers, by index.
 pub fn peers(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PeerInfo>, BpfError> {
-    slots(&tables.peers, names::PEERS)
+    tables.peers.used().map_err(|e| failed(names::PEERS, e))
 }
 
 /// All networks, by VNI.

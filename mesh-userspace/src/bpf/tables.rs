@@ -13,6 +13,7 @@ use std::{io, path::Path};
 
 use super::{
     BpfError,
+    halves::HalvedTable,
     raw::{PerCpu, Table},
     slotted::{Slots, SlottedTable},
 };
@@ -45,10 +46,10 @@ pub struct Tables {
     pub learned: Table<LearnedKey, LearnedInfo>,
     pub fib: SlottedTable<FibKey, FibInfo>,
     pub fib_lpm: Table<LpmPrefix, FibInfo>,
-    pub peers: Table<u32, PeerInfo>,
+    pub peers: HalvedTable<PeerInfo>,
     pub peer_by_addr: SlottedTable<PeerKey, PeerSource>,
     pub networks: Table<u32, NetworkInfo>,
-    pub node: Table<u32, NodeInfo>,
+    pub node: HalvedTable<NodeInfo>,
     pub flood: Table<FloodKey, FloodInfo>,
     /// Kernel's numbers of the programs.
     pub tails: Table<u32, u32>,
@@ -86,13 +87,13 @@ impl Tables {
                 at(maps, names::FIB_SLOTS, Table::open)?,
             ),
             fib_lpm: at(maps, names::FIB_LPM, Table::open)?,
-            peers: at(maps, names::PEERS, Table::open)?,
+            peers: HalvedTable::new(at(maps, names::PEERS, Table::open)?),
             peer_by_addr: SlottedTable::new(
                 at(maps, names::PEER_BY_ADDR, Table::open)?,
                 at(maps, names::PEER_SLOTS, Table::open)?,
             ),
             networks: at(maps, names::NETWORKS, Table::open)?,
-            node: at(maps, names::NODE, Table::open)?,
+            node: HalvedTable::new(at(maps, names::NODE, Table::open)?),
             flood: at(maps, names::FLOOD, Table::open)?,
             tails: at(maps, names::TAILS, Table::open)?,
             groups: at(maps, names::GROUPS, Table::open)?,
@@ -106,6 +107,13 @@ impl Tables {
     /// Those with slots.
     pub(super) fn slotted(&self) -> [&dyn Slots; 4] {
         [&self.ports, &self.endpoints, &self.fib, &self.peer_by_addr]
+    }
+
+    /// A grace period is over.
+    pub(super) fn set_waited(&self) {
+        self.slotted().iter().for_each(|table| table.set_waited());
+        self.peers.set_waited();
+        self.node.set_waited();
     }
 
     /// Packets that had this verdict at this hook.

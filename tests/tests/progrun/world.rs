@@ -91,7 +91,7 @@ pub fn worlds<const N: usize>(specs: [Spec; N], test: impl FnOnce([&World; N]) +
 }
 
 /// Says why, where a test can not run. With MESH_TESTS_NO_SKIP it then fails.
-fn able() -> bool {
+pub fn able() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         assert!(std::env::var_os("MESH_TESTS_NO_SKIP").is_none(), "loading programs needs root");

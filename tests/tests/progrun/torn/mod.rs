@@ -4,6 +4,8 @@
 //! One thread changes maps the way the agent does, another runs packets. `MESH_TORN_PACKETS=10000000`
 //! has each test run so many.
 
+mod groups;
+mod peers;
 mod ports;
 mod slots;
 
@@ -22,6 +24,12 @@ const PACKETS: u64 = 400_000;
 const CHANGES: u64 = 10;
 /// A change waits for a grace period or two, which take long on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Of each race, or so.
+fn packets() -> u64 {
+    let set = std::env::var("MESH_TORN_PACKETS").ok().map(|n| n.parse().unwrap());
+    set.unwrap_or(PACKETS)
+}
 
 /// How a packet ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +109,7 @@ impl Packet<'_> {
 
     /// Runs it while another thread calls `change` with the number of the change.
     pub fn race(&self, change: impl Fn(usize) + Sync, judge: impl Fn(i32, &[u8]) -> Fate) -> Tally {
-        let packets = std::env::var("MESH_TORN_PACKETS").ok().map(|n| n.parse().unwrap());
-        let packets: u64 = packets.unwrap_or(PACKETS);
+        let packets = packets();
         self.race_until(change, judge, |tally, runs| runs >= packets && tally.changes >= CHANGES)
     }
 
