@@ -320,3 +320,98 @@ fn who_has_the_port_of_an_agent_does_not_speak_for_its_node() {
         Ok(())
     });
 }
+
+/// Tells h1 as h2 does: from its address, and a port that only root may have.
+fn tell(
+    from: &Netns,
+    port: u16,
+    view: &serde_json::Value,
+    networks: &[serde_json::Value],
+) -> Result<()> {
+    let news = serde_json::json!({
+        "node": "h2", "have": null, "version": {"epoch": u64::MAX, "count": port}, "view": view,
+        "networks": networks,
+    });
+    let body = news.to_string();
+    let mut stream = connect(from, (H1, AGENTS).into(), Some(port))?;
+    stream.set_read_timeout(Some(wait::patient(Duration::from_secs(5))))?;
+    let head = "POST /v1/exchange HTTP/1.1\r\nhost: mesh\r\ncontent-type: application/json\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(())
+}
+
+/// A host that was taken over.
+#[test]
+fn networks_and_names_that_may_not_be_are_not_taken_and_are_a_fault() {
+    bare(OPTIONS, |mesh| {
+        let cluster = mesh.cluster.clone();
+        for host in &mut mesh.hosts {
+            host.up(&cluster)?;
+            cni::add(host, 0)?;
+        }
+        dns::wait_known(&mesh.hosts[0].containers[0].netns, H1, "h2c1")?;
+        let [host, other] = &mut mesh.hosts[..] else { unreachable!() };
+        other.stop()?;
+        let nets = [
+            "0.0.0.0/0",
+            "192.0.2.0/24",
+            "1.1.1.0/24",
+            "127.0.0.0/8",
+            "224.0.0.0/4",
+            "10.42.0.0/16",
+        ];
+        let mut networks: Vec<_> = nets
+            .iter()
+            .enumerate()
+            .map(|(n, net)| {
+                let mut record = record(&format!("g{n}"), net);
+                record["spec"]["vni"] = (510 + n).into();
+                record["spec"]["options"] = serde_json::json!({"gateway": "mesh"});
+                record
+            })
+            .collect();
+        networks.push(record("\u{1b}[31mok\nagent  pid 1", "10.78.0.0/24"));
+        networks.push(record("fine", "10.77.0.0/24"));
+        let named = |name: &str, ip: &str| serde_json::json!({"names": [name], "addresses": [ip]});
+        let names =
+            [named("mine", "10.42.2.77"), named("bank", "6.6.6.6"), named("*", "10.42.2.78")];
+        let view = serde_json::json!({"networks": {"default": names}});
+        tell(&other.netns, 600, &view, &networks)?;
+        let from = &host.containers[0].netns;
+        dns::wait_known(from, H1, "mine")?;
+        let answer = dns::ask(from, H1, "bank", SILENCE)?;
+        ensure!(answer.is_none_or(|a| a.address.is_none()), "believed: {answer:?}");
+        let all = wait::until("the network that is sound", SEEN, || {
+            let networks = host.status().map_err(|e| format!("{e:#}"))?["networks"].to_string();
+            if networks.contains("10.77.0.0/24") { Ok(networks) } else { Err(networks) }
+        })?;
+        let taken: Vec<_> = nets[..5].iter().filter(|net| all.contains(**net)).collect();
+        ensure!(taken.is_empty() && !all.contains("u001b"), "taken: {taken:?} of {all}");
+        let faults = faults(host)?.join("\n");
+        for what in ["node h2 tells of networks", "node h2 tells of names", "g0"] {
+            ensure!(faults.contains(what), "{faults}");
+        }
+        // However many there are, the agent goes on, and ends when it is told to.
+        for n in 0..3u16 {
+            let many = (0..20_000u32).map(|i| {
+                let (a, b) = (100 + i / 256 % 100, i % 256);
+                let mut record = record(&format!("m{n}x{i}"), &format!("10.{a}.{b}.0/24"));
+                record["spec"]["vni"] = (1000 + u32::from(n) * 20_000 + i).into();
+                record
+            });
+            tell(&other.netns, 610 + n, &serde_json::Value::Null, &many.collect::<Vec<_>>())?;
+        }
+        wait::until("the agent to have at most its networks", SEEN, || {
+            let status = host.status().map_err(|e| format!("{e:#}"))?;
+            match status["networks"].as_array().map_or(0, Vec::len) {
+                200..=514 => Ok(()),
+                n => Err(format!("{n} networks")),
+            }
+        })?;
+        host.stop()?;
+        host.up(&cluster)
+    });
+}

@@ -21,6 +21,7 @@ use crate::{
     durable,
     host::{Host, HostError},
     net::{Change, Icmp, NetError, TooBig, Watch},
+    peers::Rules,
     serving::Serving,
 };
 
@@ -175,6 +176,9 @@ pub async fn run(
             && told != generation
         {
             told = generation;
+            if let Some(of_file) = host.file_cluster() {
+                docker.shared().set_rules(Rules::new(of_file));
+            }
             docker.shared().set_roster(docker::roster(cluster, &host.state.node));
         }
         if let Some(docker) = &mut docker {

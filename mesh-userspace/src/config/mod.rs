@@ -23,6 +23,7 @@ use std::{
 use ipnet::IpNet;
 use toml::de::DeTable;
 
+mod added;
 mod fault;
 mod fields;
 pub mod file;
@@ -40,6 +41,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use added::{added_prefix_fault, host_name_fault, node_name_fault};
 pub use fault::{Fault, Faults};
 pub use load::{ReadError, SIZE_MAX_BYTES, read_bytes, read_stdin};
 pub use prefixes::share;

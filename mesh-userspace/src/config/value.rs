@@ -56,6 +56,16 @@ pub(super) fn name_fault(name: &str) -> Option<String> {
     })
 }
 
+/// Why this can not be a label of `name`, which a container has.
+pub(super) fn label_fault(name: &str, label: &str) -> Option<String> {
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c));
+    match label.len() {
+        1..=NAME_MAX if !label.contains(odd) => None,
+        0..=NAME_MAX => Some(format!("{name:?} has more than letters, digits, '-', '_' and '.'")),
+        len => Some(format!("it has a label of {len} characters, at most {NAME_MAX} are allowed")),
+    }
+}
+
 pub(super) fn network_name_fault(name: &str) -> Option<String> {
     let odd = |c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c));
     let rule = "small letters, digits, '-', '_' and '.', with a letter or digit first";

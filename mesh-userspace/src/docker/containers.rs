@@ -8,6 +8,7 @@ use super::{
     saved::Note,
 };
 use crate::{
+    config::host_name_fault,
     host::{Host, Told},
     peers::{Named, View},
 };
@@ -65,6 +66,8 @@ impl Docker {
         for seen in self.containers.values() {
             for attachment in seen.container.network_settings.networks.values() {
                 let mut named = named(&seen.container, attachment);
+                // Nobody could ask for the rest, and no other node takes it.
+                named.names.retain(|name| host_name_fault(name).is_none());
                 let name =
                     match (self.saved.networks.get(&attachment.network_id), &attached.bridged) {
                         (Some(local), _) => local.name.clone(),
@@ -74,7 +77,9 @@ impl Docker {
                         }
                         _ => None,
                     };
-                if let (Some(name), false) = (name, named.addresses.is_empty()) {
+                if let (Some(name), false) =
+                    (name, named.addresses.is_empty() || named.names.is_empty())
+                {
                     view.networks.entry(name).or_default().push(named);
                 }
             }

@@ -24,7 +24,7 @@ use crate::{
     config::{self, Cluster, Vni, gateway},
     host::{AddedNetwork, Host},
     names::Resolver,
-    peers::{Directory, Roster, Shared},
+    peers::{Directory, Roster, Rules, Shared},
     supervise::{Supervisor, Task},
 };
 
@@ -56,6 +56,7 @@ pub use driver::is_dockers;
 use health::Health;
 pub use health::{DockerStatus, DriverFault};
 use kept::Kept;
+pub(crate) use networks::added;
 use saved::Saved;
 use server::Asked;
 use watch::{Event, Inspector, Watcher};
@@ -137,9 +138,13 @@ impl Docker {
         let settings = cluster.docker.clone();
         let is_asked = settings.plugin || !cluster.bridges.is_empty();
         let (kept, saved) = Kept::take_up(state_dir, host, &cluster.name);
-        let records = saved.records.clone();
+        let rules = Rules::new(host.file_cluster().unwrap_or_else(|| cluster.clone()));
+        let (records, refused) = rules.admit(saved.records.clone());
+        let stored = refused.map(|why| format!("of the stored networks some are not taken: {why}"));
+        host.faults().set("stored networks", stored);
         let directory = Directory::new(host.state.node.clone(), saved.epoch, records);
         let shared = Shared::new(directory, host.faults().clone());
+        shared.set_rules(rules);
         let (calls_sender, calls) = mpsc::channel(QUEUE);
         let (events, incoming) = mpsc::channel(QUEUE);
         let look = Arc::new(Notify::new());

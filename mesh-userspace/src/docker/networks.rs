@@ -10,12 +10,14 @@ use super::{
     api::{self, ApiError},
     driver::{DriverError, endpoint_name},
     options::{self, Options},
+    pools::Taken,
     protocol::ip,
     saved::Local,
     watch::Event,
 };
 use crate::{
     compile::fnv1a,
+    faults::Of,
     host::{AddedNetwork, Host},
     peers::{NetworkSpec, Subnet},
     supervise::caught,
@@ -23,6 +25,9 @@ use crate::{
 
 /// Driver and IPAM driver, as Docker calls them: the name of the plugin's socket.
 pub const DRIVER: &str = "mesh";
+
+/// Networks that are named in faults because they can not be on this host.
+const FAULTS_MAX: usize = 16;
 
 /// VNIs that are chosen begin here; those below are left to people.
 const CHOSEN_VNI: u32 = 0x80_0000;
@@ -102,20 +107,42 @@ impl Docker {
 
     /// Makes the data plane carry all networks.
     pub(super) async fn apply_networks(&mut self, host: &mut Host) -> Result<(), DriverError> {
-        let added = |(name, spec): (&str, &NetworkSpec)| {
-            let options = Options::parse(&spec.options).unwrap_or_default();
-            AddedNetwork {
-                name: name.to_owned(),
-                vni: spec.vni,
-                cidrs: spec.subnets.iter().map(|s| s.net).collect(),
-                first: spec.first.clone(),
-                gateway: options.gateway,
-                flood: options.flood,
-            }
-        };
-        let added: Vec<_> = self.shared.lock().networks().map(added).collect();
+        let networks = self.shared.lock().networks().map(|(n, s)| added(n, s)).collect::<Vec<_>>();
+        let mut added: Vec<_> = networks.into_iter().flatten().collect();
+        self.leave_out(host, &mut added).await?;
         host.set_networks(added.clone()).await?;
         self.applied = added;
+        Ok(())
+    }
+
+    /// Takes out what can not be on this host, which is a fault. What is carried already stays, unless
+    /// the config file has changed.
+    async fn leave_out(
+        &self,
+        host: &Host,
+        added: &mut Vec<AddedNetwork>,
+    ) -> Result<(), DriverError> {
+        let is_new = |network: &AddedNetwork| !self.applied.contains(network);
+        let taken = match added.iter().any(is_new) {
+            true => Some(Taken::look(host).await?),
+            false => None,
+        };
+        let rules = self.shared.rules();
+        let fault = |network: &AddedNetwork| {
+            let of_file = rules.as_ref().and_then(|rules| network.fault(rules.cluster()));
+            of_file.or_else(|| {
+                let taken = taken.as_ref().filter(|_| is_new(network))?;
+                network.cidrs.iter().find_map(|net| taken.fault(*net, self.me()))
+            })
+        };
+        let mut faults = Vec::new();
+        added.retain(|network| {
+            let fault = fault(network);
+            faults.extend(fault.as_ref().map(|why| format!("network {}: {why}", network.name)));
+            fault.is_none()
+        });
+        let faults = faults.into_iter().take(FAULTS_MAX).map(|fault| (Of::Docker, fault));
+        host.faults().set_all_of("networks left out", faults);
         Ok(())
     }
 
@@ -150,8 +177,13 @@ impl Docker {
                     options: plain(&local.options),
                     labels: network.labels.clone(),
                 };
-                local.spec = Some(spec.clone());
                 drop(directory);
+                if let Some(fault) = self.shared.fault_of(&network.name, &spec) {
+                    let error = format!("{fault}; the other nodes do not take it, remove it here");
+                    self.trouble(&network.name, &error);
+                    return;
+                }
+                local.spec = Some(spec.clone());
                 let (name, vni) = (&network.name, spec.vni);
                 tracing::info!(network = name, vni, "made here; the other nodes are told");
                 self.shared.publish(|d| d.set_network(name, Some(spec)));
@@ -267,6 +299,23 @@ impl Docker {
     fn trouble(&mut self, name: &str, error: &str) {
         self.troubles.insert(name.to_owned(), error.to_owned());
     }
+}
+
+/// The network that a record describes.
+///
+/// # Errors
+///
+/// Its options make no sense.
+pub(crate) fn added(name: &str, spec: &NetworkSpec) -> Result<AddedNetwork, String> {
+    let options = Options::parse(&spec.options)?;
+    Ok(AddedNetwork {
+        name: name.to_owned(),
+        vni: spec.vni,
+        cidrs: spec.subnets.iter().map(|s| s.net).collect(),
+        first: spec.first.clone(),
+        gateway: options.gateway,
+        flood: options.flood,
+    })
 }
 
 fn has_subnets(network: &api::Network, spec: &NetworkSpec) -> bool {

@@ -1,5 +1,7 @@
 //! Subnets and addresses, as Docker's IPAM asks for them.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -12,14 +14,48 @@ use super::{
     saved::Local,
 };
 use crate::{
-    config::{Flood, gateway},
+    config::{Flood, added_prefix_fault, gateway},
     host::{AddedNetwork, Host, HostError},
-    net::Route,
+    names::forward::public_resolvers,
+    net::{Address, Route},
 };
 
 /// Where networks without `--subnet` come from.
 const CHOSEN_V4: [u8; 2] = [10, 201];
 const CHOSEN_V6: [u16; 3] = [0xfd6d, 0x6573, 0x6800];
+
+/// What is this host's own.
+pub(super) struct Taken {
+    routes: Vec<Route>,
+    addresses: Vec<IpAddr>,
+    resolvers: Vec<IpAddr>,
+}
+
+impl Taken {
+    pub async fn look(host: &Host) -> Result<Self, HostError> {
+        // On our own there is the network as other nodes have it: of IPv6, the kernel makes a route of
+        // the gateway's address.
+        let ours = host.state.host.as_ref().map(|mesh0| mesh0.index);
+        let mut routes = host.net().routes().await?;
+        routes.retain(|r| r.dst.prefix_len() > 0 && (r.ifindex.is_none() || r.ifindex != ours));
+        let addresses = host.net().addresses().await?;
+        let addresses = addresses.iter().filter(|a| Some(a.ifindex) != ours).map(Address::ip);
+        Ok(Self { routes, addresses: addresses.collect(), resolvers: public_resolvers() })
+    }
+
+    /// Why `net` can not be a container network's on this host, `node`.
+    pub fn fault(&self, net: IpNet, node: &str) -> Option<String> {
+        let of = |what: String| format!("{net} {what}: choose another subnet");
+        if let Some(route) = self.routes.iter().find(|r| overlap(r.dst, net)) {
+            return Some(of(format!("overlaps a route of host {node}, {route}")));
+        }
+        if let Some(ip) = self.addresses.iter().find(|ip| net.contains(*ip)) {
+            return Some(of(format!("holds {ip}, an address of host {node}")));
+        }
+        let resolver = self.resolvers.iter().find(|ip| net.contains(*ip))?;
+        Some(of(format!("holds {resolver}, a resolver of host {node}")))
+    }
+}
 
 impl Docker {
     pub(super) async fn request_pool(
@@ -96,17 +132,11 @@ impl Docker {
                 )));
             }
         }
-        let routes = host.net().routes().await.map_err(HostError::from)?;
-        // On our own there is the network as other nodes have it: of IPv6, the kernel makes a route of
-        // the gateway's address.
-        let ours = host.state.host.as_ref().map(|mesh0| mesh0.index);
-        let is_ours = |r: &Route| r.ifindex.is_some() && r.ifindex == ours;
-        let is_taken = |r: &&Route| r.dst.prefix_len() > 0 && overlap(r.dst, net) && !is_ours(r);
-        match routes.iter().find(is_taken) {
-            Some(route) => Err(DriverError::User(format!(
-                "{net} overlaps a route of host {}, {route}: choose another subnet",
-                self.me()
-            ))),
+        if let Some(fault) = added_prefix_fault(net) {
+            return Err(DriverError::User(fault));
+        }
+        match Taken::look(host).await?.fault(net, self.me()) {
+            Some(fault) => Err(DriverError::User(fault)),
             None => Ok(()),
         }
     }

@@ -63,7 +63,7 @@ pub use gateway::PortRequest;
 pub use groups::{GroupStatus, QUERY_INTERVAL, Querier};
 pub use identity::which_node;
 pub use mesh0::NAME as MESH0;
-pub use networks::{AddedNetwork, with_added};
+pub use networks::{ADDED_MAX, AddedNetwork, with_added};
 pub use ports::{Holder, holder};
 pub use sandbox::SandboxRequest;
 pub use status::{BridgeStatus, Count, NextHop, Status};

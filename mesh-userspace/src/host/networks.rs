@@ -12,6 +12,9 @@ use crate::{
     config::{Cluster, Flood, Network, Vni, share},
 };
 
+/// Networks of a mesh besides the config file's, whatever is stored.
+pub const ADDED_MAX: usize = 512;
+
 /// A network that is not in the config file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddedNetwork {
@@ -40,30 +43,30 @@ impl AddedNetwork {
     }
 
     /// What can not be in this cluster.
-    fn fault(&self, cluster: &Cluster) -> Option<String> {
-        let same = |n: &&Network| n.name == self.name || n.vni.get() == self.vni;
-        let taken = cluster.networks.iter().find(same);
-        self.size_fault(cluster)
-            .or_else(|| taken.map(|n| format!("network {} has VNI {}", n.name, n.vni)))
-            .or_else(|| {
-                let node = cluster.foreign_with(self.vni)?;
-                Some(format!(
-                    "node {} has VNI {} for the cluster's own network",
-                    node.name, self.vni
-                ))
-            })
+    pub fn fault(&self, cluster: &Cluster) -> Option<String> {
+        let fault = cluster.added_fault(&self.name, self.vni, &self.cidrs);
+        fault.or_else(|| self.size_fault(cluster))
     }
 
     /// A node's part of each cidr, in their order.
     pub fn blocks(&self, cluster: &Cluster, node: &str) -> Vec<IpNet> {
-        let place = |name: &str| cluster.nodes.iter().position(|n| n.name == name);
-        let Some(own) = place(node) else { return Vec::new() };
-        let index = match place(&self.first) {
+        let own = cluster.nodes.iter().position(|n| n.name == node);
+        own.map_or_else(Vec::new, |own| {
+            self.blocks_at(cluster.nodes.len(), own, self.first(cluster))
+        })
+    }
+
+    /// The place of the node with the first part, if the file still has it.
+    fn first(&self, cluster: &Cluster) -> Option<usize> {
+        cluster.nodes.iter().position(|n| n.name == self.first)
+    }
+
+    fn blocks_at(&self, nodes: usize, own: usize, first: Option<usize>) -> Vec<IpNet> {
+        let index = match first {
             Some(first) if own == first => 0,
             Some(first) if own < first => own + 1,
             _ => own,
         };
-        let nodes = cluster.nodes.len();
         self.cidrs.iter().filter_map(|net| share(*net, nodes, index)).collect()
     }
 }
@@ -71,7 +74,7 @@ impl AddedNetwork {
 /// Adds to a cluster as the file has it; those that do not fit are left out.
 pub fn with_added(mut cluster: Cluster, added: &[AddedNetwork]) -> Cluster {
     let mut fitting = Vec::new();
-    for network in added {
+    for network in added.iter().take(ADDED_MAX) {
         let Some(vni) = Vni::new(network.vni) else { continue };
         match network.fault(&cluster) {
             Some(fault) => tracing::warn!("network {}: {fault}", network.name),
@@ -82,10 +85,12 @@ pub fn with_added(mut cluster: Cluster, added: &[AddedNetwork]) -> Cluster {
             }
         }
     }
-    for at in 0..cluster.nodes.len() {
-        for (vni, network) in &fitting {
-            let blocks = network.blocks(&cluster, &cluster.nodes[at].name);
-            cluster.nodes[at].subnets.extend(blocks.into_iter().map(|net| (*vni, net)));
+    let nodes = cluster.nodes.len();
+    for (vni, network) in &fitting {
+        let first = network.first(&cluster);
+        for (own, node) in cluster.nodes.iter_mut().enumerate() {
+            let blocks = network.blocks_at(nodes, own, first);
+            node.subnets.extend(blocks.into_iter().map(|net| (*vni, net)));
         }
     }
     cluster
@@ -163,6 +168,21 @@ mod tests {
         assert_eq!(network.vni.get(), 700);
         let own: Vec<_> = whole.nodes[1].subnets_of(network.vni).collect();
         assert_eq!(own, ["10.0.9.128/25".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_stored_network_that_may_not_be_is_left_out() {
+        let cluster = cluster(3);
+        for net in ["0.0.0.0/0", "127.0.0.0/8", "192.0.2.0/24", "10.42.1.0/24", "1.1.1.0/24"] {
+            assert_eq!(with_added(cluster.clone(), &[added(net, "h1")]), cluster, "{net}");
+        }
+        let many = |n: u32| AddedNetwork {
+            name: format!("n{n}"),
+            vni: 700 + n,
+            ..added(&format!("10.{}.{}.0/24", 100 + n / 256 % 100, n % 256), "h1")
+        };
+        let many: Vec<_> = (0..20_000).map(|n| many(n)).collect();
+        assert_eq!(with_added(cluster, &many).networks.len(), 1 + ADDED_MAX);
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) async fn run(shared: Shared, supervisor: Supervisor) {
         }
         tokio::select! {
             changed = roster.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(period) => shared.lock().expire(period * SILENT_PERIODS),
+            () = tokio::time::sleep(period) => shared.expire(period * SILENT_PERIODS),
         }
     }
 }

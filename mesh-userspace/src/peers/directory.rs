@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Networks, removed ones included; of the removed the oldest are forgotten first.
-const RECORDS_MAX: usize = 1024;
+pub(super) const RECORDS_MAX: usize = 1024;
 
 /// A network that was made while the mesh runs, or the memory that it was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,8 @@ struct Seen {
     heard: Option<Instant>,
     /// The life of its agent that told it.
     life: Option<Instant>,
+    /// Some of it was not taken.
+    is_partial: bool,
 }
 
 #[derive(Debug)]
@@ -141,7 +143,7 @@ impl Directory {
         if old.map(|r| &r.spec) == Some(&spec) || old.is_none() && spec.is_none() {
             return false;
         }
-        let version = old.map_or(0, |r| r.version) + 1;
+        let version = old.map_or(0, |r| r.version).saturating_add(1);
         let record = NetworkRecord { name: name.to_owned(), version, node: self.me.clone(), spec };
         self.networks.insert(name.to_owned(), record);
         self.forget_removed();
@@ -205,6 +207,36 @@ impl Directory {
         }
     }
 
+    /// The networks that are, each with the node that said so.
+    pub(super) fn living(&self) -> impl Iterator<Item = (&str, &str, &NetworkSpec)> {
+        self.networks.values().filter_map(|r| Some((&*r.name, &*r.node, r.spec.as_ref()?)))
+    }
+
+    /// Whether a record is newer than what is known.
+    pub(super) fn is_news(&self, record: &NetworkRecord) -> bool {
+        self.networks.get(&record.name).is_none_or(|old| old.rank() < record.rank())
+    }
+
+    /// 0 if the network is not known.
+    pub(super) fn version_of(&self, network: &str) -> u64 {
+        self.networks.get(network).map_or(0, |r| r.version)
+    }
+
+    /// Some of what this peer told was not taken, and may be another time.
+    pub(super) fn set_partial(&mut self, peer: &str, is_partial: bool) {
+        if let Some(seen) = self.others.get_mut(peer) {
+            seen.is_partial = is_partial;
+        }
+    }
+
+    /// Lets peers tell their names again: those of whom some were not taken, or all.
+    pub(super) fn ask_again(&mut self, all: bool) {
+        for seen in self.others.values_mut().filter(|seen| all || seen.is_partial) {
+            // No life of an agent has this one.
+            seen.version = Version::default();
+        }
+    }
+
     /// What to answer a peer that asked: what we have of it, and nothing else.
     pub(super) fn answer_for(&self, peer: &str) -> News {
         let seen = self.others.get(peer).filter(|seen| seen.heard.is_some());
@@ -242,9 +274,7 @@ impl Directory {
         }
         let mut changed = false;
         for record in &news.networks {
-            let is_newer =
-                self.networks.get(&record.name).is_none_or(|old| old.rank() < record.rank());
-            if is_newer {
+            if self.is_news(record) {
                 changed |= self.networks.get(&record.name).map(|r| &r.spec) != Some(&record.spec);
                 self.networks.insert(record.name.clone(), record.clone());
             }

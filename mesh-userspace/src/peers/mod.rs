@@ -11,10 +11,12 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
+
+use refusals::Refusals;
 
 use crate::{
     faults::Faults,
@@ -27,11 +29,14 @@ mod directory;
 mod index;
 mod listeners;
 mod protocol;
+mod refusals;
+mod rules;
 mod server;
 
 pub use directory::{Directory, Named, NetworkRecord, NetworkSpec, Subnet, View};
 pub use listeners::{Answers, Listeners, Place, Service, TcpListeners, answering, bind, refuse};
 pub use protocol::Version;
+pub use rules::Rules;
 
 /// Where agents listen, on `mesh0` and their overlay addresses only.
 pub const PORT: u16 = 7473;
@@ -68,6 +73,9 @@ pub struct Shared {
     /// Counts changes of this host's interfaces.
     looks: Arc<watch::Sender<u64>>,
     lacks: Lacks,
+    /// `None`: nothing is taken from anybody.
+    rules: Arc<Mutex<Option<Arc<Rules>>>>,
+    refusals: Arc<Mutex<Refusals>>,
     faults: Faults,
 }
 
@@ -91,6 +99,8 @@ impl Shared {
             roster: Arc::default(),
             looks: Arc::new(watch::Sender::new(0)),
             lacks: Lacks::default(),
+            rules: Arc::default(),
+            refusals: Arc::default(),
             faults,
         }
     }
@@ -123,6 +133,26 @@ impl Shared {
         });
     }
 
+    /// What may be taken from now on.
+    pub fn set_rules(&self, rules: Rules) {
+        let mut now = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.as_deref() != Some(&rules) {
+            *now = Some(Arc::new(rules));
+            drop(now);
+            self.lock().ask_again(true);
+        }
+    }
+
+    pub fn rules(&self) -> Option<Arc<Rules>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why no node would take a network that is made here.
+    pub fn fault_of(&self, name: &str, spec: &NetworkSpec) -> Option<String> {
+        let rules = self.rules()?;
+        rules.fault(&self.lock(), name, spec)
+    }
+
     /// This node's overlay addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.roster.borrow().addresses.clone()
@@ -138,12 +168,25 @@ impl Shared {
         self.looks.send_modify(|n| *n += 1);
     }
 
-    /// Takes what a peer told.
-    fn absorb(&self, from: &str, news: &protocol::News) {
-        if self.lock().absorb(from, news, Instant::now()) {
+    /// Takes what a peer told, as far as the rules go. The rest is a fault.
+    fn absorb(&self, from: &str, news: protocol::News) {
+        let Some(rules) = self.rules() else { return };
+        let now = Instant::now();
+        let mut directory = self.lock();
+        let has_view = news.view.is_some();
+        let (news, refused) = rules.sift(&directory, from, news);
+        let changed = directory.absorb(from, &news, now);
+        if has_view {
+            directory.set_partial(from, refused.is_partial);
+        }
+        if changed {
+            directory.ask_again(false);
             self.networks.send_modify(|n| *n += 1);
         }
+        drop(directory);
         self.index(from);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.add(from, has_view, refused, now, &self.faults);
     }
 
     /// Lets the names that a peer told be found. It takes its time, which nobody waits for.
@@ -152,6 +195,14 @@ impl Shared {
         let index = Index::of(view);
         let before = self.lock().set_index(peer, index);
         drop(before);
+    }
+
+    /// Forgets what is so no more. `silence`: how long a node may be silent.
+    fn expire(&self, silence: Duration) {
+        self.lock().expire(silence);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let roster = self.roster.borrow().clone();
+        refusals.expire(silence, &roster, Instant::now(), &self.faults);
     }
 
     /// What to answer a peer that has this version of our names. If that is not the latest, a request

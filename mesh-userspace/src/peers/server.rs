@@ -138,8 +138,9 @@ impl Server {
         let news: News =
             serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
         drop((body, held));
-        self.shared.absorb(peer, &news);
-        let answer = self.shared.answer(peer, news.have);
+        let have = news.have;
+        self.shared.absorb(peer, news);
+        let answer = self.shared.answer(peer, have);
         serde_json::to_vec(&answer).map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
     }
 
