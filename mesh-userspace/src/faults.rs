@@ -13,6 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::shown::plain;
+
+/// Of a fault, in characters: more is for JSON.
+pub const SHOWN_MAX: usize = 2000;
 /// Past faults that are remembered.
 const PAST_MAX: usize = 32;
 
@@ -82,8 +86,12 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { of, fault } = self;
-        if *of == Of::Host { f.write_str(fault) } else { write!(f, "{of}: {fault}") }
+        let (of, fault) = (self.of.to_string(), plain(&self.fault, SHOWN_MAX));
+        if self.of == Of::Host {
+            f.write_str(&fault)
+        } else {
+            write!(f, "{}: {fault}", plain(&of, SHOWN_MAX))
+        }
     }
 }
 

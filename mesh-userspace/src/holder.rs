@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::shown::plain;
+
 /// More than a lock's file has, in bytes: two numbers and a path.
 const FILE_MAX: u64 = 4096 + 64;
 /// Of a command line, in characters.
@@ -97,12 +99,7 @@ impl Holder {
         let file = File::open(format!("/proc/{}/cmdline", self.pid)).ok()?;
         file.take(COMMAND_MAX as u64 * 4).read_to_end(&mut words).ok()?;
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
-        let plain = words.trim_end().chars().map(|c| if c.is_control() { '?' } else { c });
-        let mut text: String = plain.take(COMMAND_MAX + 1).collect();
-        if text.chars().count() > COMMAND_MAX {
-            text.pop();
-            text.push('…');
-        }
+        let text = plain(words.trim_end(), COMMAND_MAX);
         Some(text).filter(|text| !text.is_empty())
     }
 

@@ -32,6 +32,7 @@ pub mod plan;
 pub mod program;
 pub mod quota;
 pub mod serving;
+pub mod shown;
 pub mod state;
 pub mod state_dir;
 pub mod supervise;

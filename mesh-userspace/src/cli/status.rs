@@ -14,8 +14,9 @@ use super::{
 use crate::{
     agent::protocol::{Request, Response},
     config, doctor,
-    faults::{Fault, Of},
+    faults::{Fault, Of, SHOWN_MAX},
     host::{NextHop, Status},
+    shown::plain,
 };
 
 /// Exit codes of `--check`. Another one: it could not look.
@@ -176,16 +177,24 @@ fn table(columns: &[&str]) -> Table {
     table
 }
 
+/// What is shown may come from others: from processes, containers and nodes.
+fn add<T: AsRef<str>>(table: &mut Table, cells: impl IntoIterator<Item = T>) {
+    table.add_row(cells.into_iter().map(|cell| plain(cell.as_ref(), SHOWN_MAX)));
+}
+
 fn networks(s: &Status) -> Table {
     let mut table = table(&["name", "vni", "mtu", "cidr", "here"]);
     for n in &s.networks {
-        table.add_row([
-            n.name.clone(),
-            n.vni.to_string(),
-            n.mtu.to_string(),
-            join(&n.cidrs),
-            join(&n.subnets),
-        ]);
+        add(
+            &mut table,
+            [
+                n.name.clone(),
+                n.vni.to_string(),
+                n.mtu.to_string(),
+                join(&n.cidrs),
+                join(&n.subnets),
+            ],
+        );
     }
     table
 }
@@ -193,7 +202,7 @@ fn networks(s: &Status) -> Table {
 fn table_of(faults: &[Fault]) -> Table {
     let mut table = table(&["of", "fault"]);
     for Fault { of, fault } in faults {
-        table.add_row([&of.to_string(), fault]);
+        add(&mut table, [&of.to_string(), fault]);
     }
     table
 }
@@ -202,7 +211,7 @@ fn past_faults(s: &Status) -> Table {
     let mut table = table(&["of", "mended", "times", "fault"]);
     for past in &s.past_faults {
         let ago = format!("{} s ago", past.seconds_ago);
-        table.add_row([&past.of.to_string(), &ago, &past.times.to_string(), &past.fault]);
+        add(&mut table, [&past.of.to_string(), &ago, &past.times.to_string(), &past.fault]);
     }
     table
 }
@@ -219,16 +228,10 @@ fn peers(s: &Status) -> Table {
         let (tx, rx) = (traffic(&p.tx), traffic(&p.rx));
         let port = p.port.map_or_else(String::new, |port| format!(" port {port}"));
         let encap = format!("{}{port}{}", p.encap, if p.managed { "" } else { ", foreign" });
-        table.add_row([
-            p.name.clone(),
-            p.underlay.clone(),
-            encap,
-            join(&p.subnets),
-            next_hop,
-            mtu,
-            tx,
-            rx,
-        ]);
+        add(
+            &mut table,
+            [p.name.clone(), p.underlay.clone(), encap, join(&p.subnets), next_hop, mtu, tx, rx],
+        );
     }
     table
 }
@@ -245,16 +248,19 @@ fn path_mtu(hop: &NextHop) -> String {
 fn endpoints(s: &Status) -> Table {
     let mut table = table(&["name", "network", "address", "interface", "host", "sent", "received"]);
     for e in &s.endpoints {
-        table.add_row([
-            e.name.clone(),
-            e.network.clone(),
-            join(&e.addresses),
-            // What is in a container that mesh did not make is known by its name.
-            e.container.clone().unwrap_or_else(|| e.ifname.clone()),
-            e.host_ifname.clone(),
-            traffic(&e.tx),
-            traffic(&e.rx),
-        ]);
+        add(
+            &mut table,
+            [
+                e.name.clone(),
+                e.network.clone(),
+                join(&e.addresses),
+                // What is in a container that mesh did not make is known by its name.
+                e.container.clone().unwrap_or_else(|| e.ifname.clone()),
+                e.host_ifname.clone(),
+                traffic(&e.tx),
+                traffic(&e.rx),
+            ],
+        );
     }
     table
 }
@@ -262,12 +268,15 @@ fn endpoints(s: &Status) -> Table {
 fn groups(s: &Status) -> Table {
     let mut table = table(&["network", "group", "endpoints here", "other nodes"]);
     for g in &s.groups {
-        table.add_row([
-            g.network.clone(),
-            g.group.map_or_else(|| "all".to_owned(), |group| group.to_string()),
-            g.endpoints.join(", "),
-            g.nodes.join(", "),
-        ]);
+        add(
+            &mut table,
+            [
+                g.network.clone(),
+                g.group.map_or_else(|| "all".to_owned(), |group| group.to_string()),
+                g.endpoints.join(", "),
+                g.nodes.join(", "),
+            ],
+        );
     }
     table
 }
@@ -278,11 +287,14 @@ fn ports(s: &Status) -> Table {
         let addresses = join(&e.addresses);
         for p in &e.ports {
             let at = p.host_ip.map_or_else(String::new, |ip| format!("{ip} "));
-            table.add_row([
-                format!("{at}{}/{}", p.host_port, p.proto),
-                format!("{addresses} {}", p.port),
-                e.name.clone(),
-            ]);
+            add(
+                &mut table,
+                [
+                    format!("{at}{}/{}", p.host_port, p.proto),
+                    format!("{addresses} {}", p.port),
+                    e.name.clone(),
+                ],
+            );
         }
     }
     table
@@ -291,7 +303,7 @@ fn ports(s: &Status) -> Table {
 fn bridges(s: &Status) -> Table {
     let mut table = table(&["name", "address", "ports"]);
     for b in &s.bridges {
-        table.add_row([b.name.clone(), join(&b.addresses), b.ports.to_string()]);
+        add(&mut table, [b.name.clone(), join(&b.addresses), b.ports.to_string()]);
     }
     table
 }
@@ -299,7 +311,7 @@ fn bridges(s: &Status) -> Table {
 fn programs(s: &Status) -> Table {
     let mut table = table(&["name", "hook", "interface", "side"]);
     for p in &s.programs {
-        table.add_row([&p.name, &p.hook, &p.ifname, &p.side]);
+        add(&mut table, [&p.name, &p.hook, &p.ifname, &p.side]);
     }
     table
 }
@@ -313,7 +325,7 @@ fn hooks(s: &Status) -> Table {
         let mut row = vec![h.hook.clone(), h.packets.to_string()];
         let count = |v: &Verdict| h.verdicts.get(v.label()).copied().unwrap_or_default();
         row.extend(Verdict::ALL.iter().map(|v| count(v).to_string()));
-        table.add_row(row);
+        add(&mut table, row);
     }
     table
 }
@@ -324,7 +336,7 @@ fn drops(s: &Status) -> Table {
         for (label, n) in &h.drops {
             let meaning =
                 DropReason::ALL.iter().find(|r| r.label() == label).map_or("", |r| r.describe());
-            table.add_row([h.hook.clone(), label.clone(), n.to_string(), meaning.to_owned()]);
+            add(&mut table, [h.hook.clone(), label.clone(), n.to_string(), meaning.to_owned()]);
         }
     }
     table

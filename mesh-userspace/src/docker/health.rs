@@ -15,6 +15,9 @@ use crate::{
     host::{Host, Status},
 };
 
+/// Networks that a fault names.
+const NAMED_MAX: usize = 8;
+
 /// In `mesh status --json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DockerStatus {
@@ -86,6 +89,13 @@ impl Known {
     }
 }
 
+/// The first few, and how many more there are.
+fn some(names: &[&str]) -> String {
+    let (first, more) = names.split_at(names.len().min(NAMED_MAX));
+    let rest = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    first.join(", ") + &rest
+}
+
 impl Docker {
     /// Says what is wrong now.
     pub fn tell_faults(&self, host: &Host) {
@@ -112,7 +122,7 @@ impl Docker {
                     format!(
                         "there is no Docker at {socket}, so that containers here can not be in {}: \
                          start it, or say where it is (docker.socket in the config file)",
-                        names.join(", ")
+                        some(&names)
                     )
                 })
             }

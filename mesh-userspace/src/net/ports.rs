@@ -2,6 +2,11 @@
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr};
 
+use crate::shown::plain;
+
+/// Of a process, in characters: the kernel gives 15 bytes.
+const NAME_MAX: usize = 64;
+
 /// The UDP ports that are listened on in this thread's network namespace, by whoever. The kernel's
 /// tunnels are among them also where their interface was moved to another namespace, as Docker's
 /// are: their socket stays where they were made.
@@ -50,7 +55,7 @@ pub fn port_holder(address: IpAddr, port: u16) -> Option<(String, u32)> {
     };
     let pid = pids.find(|pid| *pid != std::process::id() && has(pid))?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some((name.trim().to_owned(), pid))
+    Some((plain(name.trim(), NAME_MAX), pid))
 }
 
 /// The inodes of sockets in such a table that hear what is sent to this port of an address.
