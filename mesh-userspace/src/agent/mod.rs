@@ -20,11 +20,12 @@ use crate::{
     docker::{self, Docker},
     durable,
     host::{Host, HostError},
-    net::{Change, Icmp, NetError, TooBig, Watch},
+    net::{Change, Icmp, TooBig, Watch},
     peers::Rules,
     serving::Serving,
 };
 
+mod changes;
 pub mod client;
 mod filter;
 mod pace;
@@ -35,6 +36,7 @@ mod watch;
 
 pub use crate::host::QUERY_INTERVAL;
 
+use changes::Changes;
 use pace::{Pace, SETTLE};
 use privileges::Sockets;
 use protocol::{Failure, Kind, Request, Response};
@@ -439,57 +441,6 @@ impl Agent {
             self.pace.within(RETRY, Instant::now());
         }
         return_memory();
-    }
-}
-
-/// The faults' part of the agent.
-const WATCH: &str = "watch";
-
-/// What the kernel tells of changes. A watch that fails is taken up again, and changes nothing else.
-struct Changes {
-    watch: Option<Watch>,
-    /// When to try to watch again.
-    retry: Instant,
-}
-
-impl Changes {
-    fn of(watch: Watch) -> Self {
-        Self { watch: Some(watch), retry: Instant::now() }
-    }
-
-    /// The next change that bears on the mesh. May be dropped while it waits: at most what somebody
-    /// else changed is lost, or a neighbour is confirmed later.
-    async fn next(&mut self, host: &Host) -> Change {
-        loop {
-            if let Some(watch) = &mut self.watch {
-                match watch.next().await {
-                    Ok(change) if host.heeds(&change).await => return change,
-                    Ok(_) => continue,
-                    Err(e) => self.failed(host, &e),
-                }
-            }
-            tokio::time::sleep_until(self.retry).await;
-            match host.net().watch() {
-                Ok(watch) => {
-                    host.faults().set(WATCH, None);
-                    self.watch = Some(watch);
-                    return Change::Overrun;
-                }
-                Err(e) => self.failed(host, &e),
-            }
-        }
-    }
-
-    fn failed(&mut self, host: &Host, e: &NetError) {
-        let secs = LOOK_INTERVAL.as_secs();
-        host.faults().set(
-            WATCH,
-            Some(format!(
-                "{e}: what changes on this host is seen up to {secs} s later; it is tried again"
-            )),
-        );
-        self.watch = None;
-        self.retry = Instant::now() + RETRY;
     }
 }
 

@@ -228,7 +228,24 @@ fn link_change(message: LinkMessage) -> Change {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Write,
+        os::fd::{FromRawFd, IntoRawFd},
+    };
+
     use super::*;
+
+    impl Watch {
+        /// One that can read nothing: what is its socket is a pipe.
+        pub fn broken() -> std::io::Result<Self> {
+            let (reader, mut writer) = std::io::pipe()?;
+            writer.write_all(&[0])?;
+            // SAFETY: nobody else owns the descriptor.
+            let socket = unsafe { TokioSocket::from_raw_fd(reader.into_raw_fd()) };
+            let (datagram, changes) = (Vec::with_capacity(DATAGRAM_BYTES), VecDeque::new());
+            Ok(Self { socket, tables: None, datagram, changes })
+        }
+    }
 
     fn gone(ifindex: u32) -> Change {
         Change::Link { ifindex, name: String::new(), kind: None, controller: None }
