@@ -66,6 +66,10 @@ fn changes(listed: &str, nets: &[&IpNet]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
     use super::*;
 
     #[test]
@@ -80,5 +84,49 @@ mod tests {
         assert_eq!(changes(&there, &[]), [format!("-D {from}"), format!("-D {to}")]);
         let accepting = there.replace("DROP", "ACCEPT");
         assert_eq!(changes(&accepting, &[&net]), [format!("-D {from}"), format!("-D {to}")]);
+    }
+
+    /// `iptables-legacy` with a lock of its own, in a network namespace of this thread's.
+    fn iptables(dir: &Path) -> std::io::Result<String> {
+        fs::create_dir(dir)?;
+        let (script, lock) = (dir.join("iptables"), dir.join("lock"));
+        fs::write(&lock, "")?;
+        let text =
+            format!("#!/bin/sh\nXTABLES_LOCKFILE={} exec iptables-legacy \"$@\"\n", lock.display());
+        fs::write(&script, text)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        // SAFETY: only the network namespace is left, which no memory depends on.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+        Ok(script.display().to_string())
+    }
+
+    #[test]
+    fn rules_are_not_forgotten_while_somebody_else_has_the_lock() {
+        let has_legacy = std::process::Command::new("iptables-legacy").arg("-V").output().is_ok();
+        if !rustix::process::geteuid().is_root() || !has_legacy {
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("mesh-iptables-{}", std::process::id()));
+        let at = dir.clone();
+        let work = move || -> Option<()> {
+            let iptables = iptables(&at).unwrap();
+            // Where the kernel has no legacy tables there is no lock to wait for.
+            program::run(&iptables, &["-P", "FORWARD", "DROP"], "").ok()?;
+            let net: IpNet = "10.0.9.0/24".parse().unwrap();
+            let rules = || program::run(&iptables, &["-S", "FORWARD"], "").unwrap();
+            ensure_in(&iptables, &[&net]).unwrap();
+            assert!(rules().contains("10.0.9.0/24"), "{}", rules());
+            let lock = fs::File::open(at.join("lock")).unwrap();
+            lock.lock().unwrap();
+            let error = ensure_in(&iptables, &[]).unwrap_err().to_string();
+            assert!(error.contains("xtables lock"), "{error}");
+            lock.unlock().unwrap();
+            ensure_in(&iptables, &[]).unwrap();
+            assert_eq!(rules(), "-P FORWARD DROP\n");
+            Some(())
+        };
+        let done = std::thread::spawn(work).join();
+        fs::remove_dir_all(&dir).unwrap();
+        done.unwrap();
     }
 }

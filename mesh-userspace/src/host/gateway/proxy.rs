@@ -190,7 +190,8 @@ mod tests {
                 let _ = udp.send_to(&byte, from).await;
             }
         });
-        let supervisor = Supervisor::new(Handle::current(), Faults::default());
+        let faults = Faults::default();
+        let supervisor = Supervisor::new(Handle::current(), faults.clone());
         for (proto, to) in at {
             let to = to.unwrap();
             let kind = if proto == Proto::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
@@ -201,9 +202,12 @@ mod tests {
             let _proxy = Proxy::start(&supervisor, proto, socket, to).unwrap();
             assert_eq!(sent(proto, port, 7).await.unwrap(), 7);
             supervisor.panic_in(&task(proto, to));
-            // What came when it panicked may be lost with it.
-            let again =
-                async { while !matches!(timeout(RETRY, sent(proto, port, 8)).await, Ok(Ok(8))) {} };
+            let again = async {
+                while faults.now().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                while !matches!(timeout(RETRY, sent(proto, port, 8)).await, Ok(Ok(8))) {}
+            };
             timeout(DEADLINE, again).await.unwrap();
         }
     }
