@@ -26,13 +26,20 @@ impl Serving {
     ///
     /// Those of epoll_create1(2), eventfd(2) and clone(2).
     pub fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        Self::start_with(pending())
+    }
+
+    fn start_with(work: impl Future<Output = ()> + Send + 'static) -> io::Result<Self> {
+        let mut runtime = Builder::new_current_thread();
+        // One more for what takes its time.
+        runtime.max_blocking_threads(1).thread_name("serving-long");
+        let runtime = runtime.enable_all().build()?;
         let handle = runtime.handle().clone();
         let (alive, ended) = oneshot::channel();
         thread::Builder::new().name("serving".into()).spawn(move || {
             // Dropped at the end of the thread, whatever ends it.
             let _alive: oneshot::Sender<Infallible> = alive;
-            runtime.block_on(pending::<()>());
+            runtime.block_on(work);
         })?;
         Ok(Self { runtime: handle, ended })
     }
@@ -45,5 +52,24 @@ impl Serving {
     pub async fn ended(&mut self) {
         // Nothing is ever sent.
         let _ = (&mut self.ended).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_the_thread_is_noticed_and_that_of_a_task_does_not_end_it() {
+        let mut serving = Serving::start().unwrap();
+        let task = serving.runtime().spawn(async { panic!("a task") });
+        assert!(task.await.unwrap_err().is_panic());
+        assert!(timeout(Duration::from_millis(100), serving.ended()).await.is_err());
+        let mut serving = Serving::start_with(async { panic!("the thread") }).unwrap();
+        timeout(Duration::from_secs(60), serving.ended()).await.unwrap();
     }
 }

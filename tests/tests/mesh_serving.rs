@@ -2,14 +2,15 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Result;
-use mesh_tests::{Options, Topology, cni, dns, pulse::Pulse, scenario::bare, wait};
+use anyhow::{Result, ensure};
+use mesh_tests::{Netns, Options, Topology, cni, dns, pulse::Pulse, scenario::bare, wait};
 
 const OPTIONS: Options = Options { hosts: 1, containers: 3, ipv6: false, ..Options::DEFAULT };
 const H1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 42, 1, 1));
@@ -105,4 +106,51 @@ fn an_nft_that_hangs_stops_no_names_and_is_said() {
             if fault("nft", &status) { Err(status["all_faults"].to_string()) } else { Ok(()) }
         })
     });
+}
+
+#[test]
+fn long_messages_of_another_agent_hold_up_no_names() {
+    let options = Options { hosts: 2, ..OPTIONS };
+    bare(options, |mesh| {
+        let cluster = mesh.cluster.clone();
+        let [one, other] = &mut mesh.hosts[..] else { unreachable!() };
+        other.up(&cluster)?;
+        // Its data plane stays, and we speak in its place.
+        other.kill9();
+        let other = other.netns.clone();
+        one.up(&cluster)?;
+        cni::add(one, 0)?;
+        let asker = &one.containers[0].netns;
+        dns::wait_known(asker, H1, NAME)?;
+        let pulse = Pulse::start(&one.netns, asker, H1, NAME)?;
+        let names = r#"{"names":["web"],"addresses":["10.42.2.9"]},"#.repeat(80_000);
+        let names = names.trim_end_matches(',');
+        for count in 1..=10 {
+            let news = format!(
+                r#"{{"node":"h2","have":null,"view":{{"networks":{{"default":[{names}]}}}},
+                    "version":{{"epoch":1,"count":{count}}},"networks":[]}}"#
+            );
+            post(&other, 700 + count, news.as_bytes())?;
+        }
+        pulse.end()?.expect_steady("while another agent tells a lot")
+    });
+}
+
+/// Tells the agent of the first host something, as that of the second, and waits for the answer.
+fn post(from: &Netns, port: u16, body: &[u8]) -> Result<()> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let own = SocketAddr::from(([10, 42, 2, 1], port));
+    let socket = from.run(|| Ok(socket(AddressFamily::INET, SocketType::STREAM, None)?))?;
+    bind(&socket, &own)?;
+    connect(&socket, &SocketAddr::new(H1, 7473))?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(wait::patient(LIMIT)))?;
+    let head =
+        format!("POST /v1/exchange HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(())
 }

@@ -43,6 +43,8 @@ const CONNECTIONS: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of all requests that are not whole yet.
 const BODIES_MAX: usize = 32 << 20;
+/// Bytes of a body that is read in a moment. A longer one has a thread of its own: names would wait.
+const SHORT: usize = 64 << 10;
 /// Longest header of a request, and what is read ahead of its body, in bytes.
 const BUFFER: usize = 16 << 10;
 /// After a connection that could not be accepted.
@@ -54,6 +56,9 @@ struct Server {
     connections: Quota<String>,
     bodies: Arc<Semaphore>,
 }
+
+/// A whole body, and its share of [`BODIES_MAX`].
+type Body = (Vec<u8>, Option<OwnedSemaphorePermit>);
 
 /// Why a request is not answered.
 type Refusal = (StatusCode, String);
@@ -134,7 +139,17 @@ impl Server {
         if request.method() != Method::POST {
             return Err((StatusCode::METHOD_NOT_ALLOWED, "POST is what is understood".into()));
         }
-        let (body, held) = self.read(request.into_body()).await?;
+        let body = self.read(request.into_body()).await?;
+        if body.0.len() <= SHORT {
+            return self.take(peer, body);
+        }
+        let (server, peer) = (self.clone(), peer.to_owned());
+        let taken = tokio::task::spawn_blocking(move || server.take(&peer, body)).await;
+        taken.unwrap_or_else(|e| Err((StatusCode::INTERNAL_SERVER_ERROR, e.to_string())))
+    }
+
+    /// Takes what a peer tells, and returns what it is told.
+    fn take(&self, peer: &str, (body, held): Body) -> Result<Vec<u8>, Refusal> {
         let news: News =
             serde_json::from_slice(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
         drop((body, held));
@@ -145,10 +160,7 @@ impl Server {
     }
 
     /// A whole body. Each byte of it is counted as it comes, among all others' that are read.
-    async fn read(
-        &self,
-        mut body: Incoming,
-    ) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
+    async fn read(&self, mut body: Incoming) -> Result<Body, Refusal> {
         let (mut whole, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
