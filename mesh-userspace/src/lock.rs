@@ -136,8 +136,11 @@ pub fn check_owner(dir: &Path) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
     let text = format!(
-        "{} is another user's, or others may write to it: name a folder of root's, or remove it",
-        dir.display()
+        "{} is another user's, or others may write to it (user {}, mode {:o}): name a folder of root's, or \
+         remove it",
+        dir.display(),
+        found.uid(),
+        found.mode() & 0o7777
     );
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }

@@ -8,16 +8,22 @@
 
 use std::{
     ffi::CString,
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use mesh_common::{ABI_VERSION, verdict::Hook};
 
 use super::{BpfError, raw};
+use crate::lock;
 
 /// From linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// S_ISVTX.
+const STICKY: u32 = 0o1000;
 
 const LINKS: &str = "links";
 
@@ -75,11 +81,11 @@ impl Pins {
     pub fn prepare(&self) -> Result<(), BpfError> {
         self.mount()?;
         for dir in [self.maps(), self.root.join("programs"), self.links()] {
-            fs::create_dir_all(&dir).map_err(|source| BpfError::Pin {
-                what: "making the folder",
-                path: dir,
-                source,
-            })?;
+            let mut builder = DirBuilder::new();
+            let made = builder.recursive(true).mode(0o755).create(&dir);
+            let fail = |what, source| BpfError::Pin { what, path: dir.clone(), source };
+            made.map_err(|e| fail("making the folder", e))?;
+            check_owners(&dir).map_err(|e| fail("using", e))?;
         }
         Ok(())
     }
@@ -146,6 +152,32 @@ fn mounted_by_us(mounts: &str, dir: &Path) -> Option<PathBuf> {
     })
 }
 
+/// The kernel's default for a bpf file system lets all users make folders: one of theirs, or a link, could
+/// be put in the place of ours later. Above the file system nobody but root can do so.
+fn check_owners(dir: &Path) -> io::Result<()> {
+    let folders: Vec<&Path> = dir.ancestors().take_while(|dir| is_bpffs(dir)).collect();
+    // In the uppermost, users who may write may not rename what is root's (1777).
+    let (top, below) = folders.split_last().unzip();
+    for dir in below.into_iter().flatten() {
+        check_link(dir)?;
+        lock::check_owner(dir)?;
+    }
+    match top {
+        Some(top) if fs::metadata(top)?.mode() & STICKY == 0 => lock::check_owner(top),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if it is a link that somebody else made.
+fn check_link(path: &Path) -> io::Result<()> {
+    let uid = fs::symlink_metadata(path)?.uid();
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let text = format!("{} is user {uid}'s: remove it, or name another --pin-dir", path.display());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
 /// Removes the pin of a link, which is off its interface when this returns.
 pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
     // Fails where there is nothing left to take it off from.
@@ -156,10 +188,16 @@ pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
 }
 
 fn remove_tree(dir: &Path, errors: &mut Vec<BpfError>) {
+    if !is_folder(dir) {
+        if let Err(source) = fs::remove_file(dir) {
+            errors.push(BpfError::Pin { what: "removing", path: dir.to_owned(), source });
+        }
+        return;
+    }
     let remove = if dir.ends_with(LINKS) { remove_link } else { |pin: &Path| fs::remove_file(pin) };
     let mut below = Vec::new();
     for path in entries(dir) {
-        if path.is_dir() {
+        if is_folder(&path) {
             below.push(path);
         } else if let Err(source) = remove(&path) {
             errors.push(BpfError::Pin { what: "removing the pin", path, source });
@@ -169,6 +207,11 @@ fn remove_tree(dir: &Path, errors: &mut Vec<BpfError>) {
     if let Err(source) = fs::remove_dir(dir) {
         errors.push(BpfError::Pin { what: "removing", path: dir.to_owned(), source });
     }
+}
+
+/// A link to one is none: what it leads to is not ours to remove.
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
@@ -194,6 +237,13 @@ pub fn is_bpffs(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, lchown};
+
+    use rustix::{
+        mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
+        thread::{UnshareFlags, unshare_unsafe},
+    };
+
     use super::*;
 
     #[test]
@@ -204,6 +254,58 @@ mod tests {
         assert_eq!(at("/sys/fs/bpf/mesh"), Some("/sys/fs/bpf".into()));
         assert_eq!(at("/run/other"), None);
         assert_eq!(at("/elsewhere"), None);
+    }
+
+    /// As nobody makes a folder where the kernel lets all users do so.
+    fn with_folder_of_nobody(mode: u32) -> Result<(), BpfError> {
+        let at = std::env::temp_dir().join(format!("mesh-pins-{mode:o}-{}", std::process::id()));
+        fs::create_dir(&at).unwrap();
+        let (private, none) = (MountPropagationFlags::PRIVATE, MountFlags::empty());
+        // SAFETY: this thread alone has another mount namespace then, and ends after this.
+        unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", private | MountPropagationFlags::REC).unwrap();
+        mount("none", &at, "bpf", none, None).unwrap();
+        // One of root's, in a folder where others may make some too.
+        Pins::new(&at.join("own")).prepare().unwrap();
+        let dir = at.join("mesh");
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+        lchown(&dir, Some(65534), Some(65534)).unwrap();
+        let prepared = Pins::new(&dir).prepare();
+        unmount(&at, UnmountFlags::DETACH).unwrap();
+        fs::remove_dir(at).unwrap();
+        prepared
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_not_pinned_in() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        for mode in [0o777, 0o755] {
+            let made = std::thread::spawn(move || with_folder_of_nobody(mode)).join().unwrap();
+            let text = made.unwrap_err().to_string();
+            assert!(text.contains("user 65534"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_not_removed() {
+        let dir = std::env::temp_dir().join(format!("mesh-pins-link-{}", std::process::id()));
+        let (other, version) = (dir.join("other"), dir.join("v1"));
+        fs::create_dir_all(&other).unwrap();
+        fs::create_dir(&version).unwrap();
+        fs::write(other.join("kept"), "").unwrap();
+        for link in [version.join("maps"), dir.join("v2")] {
+            std::os::unix::fs::symlink(&other, link).unwrap();
+        }
+        let mut errors = Vec::new();
+        for path in [&version, &dir.join("v2")] {
+            remove_tree(path, &mut errors);
+            assert!(fs::symlink_metadata(path).is_err());
+        }
+        assert!(errors.is_empty() && other.join("kept").exists(), "{errors:?}");
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
