@@ -310,7 +310,7 @@ mod tests {
             &|| std::os::unix::fs::symlink(&other, &next).unwrap(),
             &|| fs::hard_link(&other, &next).unwrap(),
             // Nobody reads from it: to open it for writing would never return.
-            &|| rustix::fs::mkfifoat(rustix::fs::CWD, &next, 0o666.into()).unwrap(),
+            &|| rustix::fs::mkfifoat(CWD, &next, 0o666.into()).unwrap(),
             &|| drop(fs::write(&next, "left by a run that was killed")),
         ];
         for (n, put) in put.iter().enumerate() {

@@ -181,7 +181,7 @@ mod tests {
             vni: 700 + n,
             ..added(&format!("10.{}.{}.0/24", 100 + n / 256 % 100, n % 256), "h1")
         };
-        let many: Vec<_> = (0..20_000).map(|n| many(n)).collect();
+        let many: Vec<_> = (0..20_000).map(many).collect();
         assert_eq!(with_added(cluster, &many).networks.len(), 1 + ADDED_MAX);
     }
 

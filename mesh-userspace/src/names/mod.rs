@@ -364,7 +364,10 @@ mod tests {
             let mut bytes = bytes.clone();
             bytes[section] = count as u8;
             bytes.extend(record.repeat(count));
-            read(&bytes).map_err(|answer| Message::from_vec(&answer.unwrap()).unwrap())
+            read(&bytes).map_err(|answer| {
+                let answer = Message::from_vec(&answer.unwrap()).unwrap();
+                answer.metadata.response_code
+            })
         };
         let alias = [0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 0, 0, 2, 0xc0, 12];
         let opt = [&OPT[..], &[4, 208, 0, 0, 0, 0, 0, 0]].concat();
@@ -372,15 +375,11 @@ mod tests {
             [(7, 1, &alias[..]), (9, 1, &alias), (11, 1, &alias), (7, 120, &alias), (11, 2, &opt)]
         {
             let answer = with(section, count, record).unwrap_err();
-            assert_eq!(answer.metadata.response_code, ResponseCode::FormErr, "{section}");
+            assert_eq!(answer, ResponseCode::FormErr, "{section}");
         }
         assert!(with(11, 1, &opt).unwrap().edns.is_some());
         let long = [&OPT[..], &[4, 208, 0, 0, 0, 0, 1, 0, 0, 12, 0, 252], &[0; 252]].concat();
-        assert_eq!(
-            with(11, 1, &long).unwrap_err().metadata.response_code,
-            ResponseCode::FormErr,
-            "too long"
-        );
+        assert_eq!(with(11, 1, &long).unwrap_err(), ResponseCode::FormErr, "too long");
     }
 
     proptest! {
