@@ -5,19 +5,26 @@
 //! program such as `nft`. Nothing that is served waits with it: what both threads know is handed over
 //! whole, by channels, or is behind a lock that nobody holds while it waits.
 
-use std::{convert::Infallible, future::pending, io, thread};
+use std::{convert::Infallible, future::pending, io, sync::mpsc, thread, time::Duration};
 
 use tokio::{
     runtime::{Builder, Handle},
     sync::oneshot,
 };
 
-/// The thread, for as long as the process is there.
+/// The thread. Ends, and its tasks with it, when this is dropped.
 #[derive(Debug)]
 pub struct Serving {
     runtime: Handle,
+    /// Ends it when dropped.
+    stop: Option<oneshot::Sender<Infallible>>,
     ended: oneshot::Receiver<Infallible>,
+    /// When its tasks are gone, with what they hold.
+    gone: mpsc::Receiver<Infallible>,
 }
+
+/// How long the end of an agent waits for what its tasks are at.
+const ENDING: Duration = Duration::from_secs(2);
 
 impl Serving {
     /// Starts the thread, in the caller's namespaces and with the caller's rights.
@@ -35,13 +42,21 @@ impl Serving {
         runtime.max_blocking_threads(1).thread_name("serving-long");
         let runtime = runtime.enable_all().build()?;
         let handle = runtime.handle().clone();
-        let (alive, ended) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<Infallible>();
+        let (alive, ended) = oneshot::channel::<Infallible>();
+        let (present, gone) = mpsc::channel::<Infallible>();
         thread::Builder::new().name("serving".into()).spawn(move || {
-            // Dropped at the end of the thread, whatever ends it.
-            let _alive: oneshot::Sender<Infallible> = alive;
-            runtime.block_on(work);
+            // Dropped at the end of the thread, whatever ends it: the last first.
+            let (_present, runtime, _alive) = (present, runtime, alive);
+            runtime.block_on(async {
+                tokio::select! {
+                    () = work => {}
+                    _ = stopped => {}
+                }
+            });
+            runtime.shutdown_background();
         })?;
-        Ok(Self { runtime: handle, ended })
+        Ok(Self { runtime: handle, stop: Some(stop), ended, gone })
     }
 
     pub fn runtime(&self) -> &Handle {
@@ -55,10 +70,16 @@ impl Serving {
     }
 }
 
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop = None;
+        // Nothing is ever sent.
+        let _ = self.gone.recv_timeout(ENDING);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -71,5 +92,24 @@ mod tests {
         assert!(timeout(Duration::from_millis(100), serving.ended()).await.is_err());
         let mut serving = Serving::start_with(async { panic!("the thread") }).unwrap();
         timeout(Duration::from_secs(60), serving.ended()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_tasks_hold_is_gone_when_the_agent_ends() {
+        let dir = std::env::temp_dir().join(format!("mesh-serving-{}", std::process::id()));
+        std::fs::write(&dir, "").unwrap();
+        struct Socket(std::path::PathBuf);
+        impl Drop for Socket {
+            fn drop(&mut self) {
+                std::fs::remove_file(&self.0).unwrap();
+            }
+        }
+        let (serving, socket) = (Serving::start().unwrap(), Socket(dir.clone()));
+        serving.runtime().spawn(async move {
+            let _socket = socket;
+            pending::<()>().await;
+        });
+        drop(serving);
+        assert!(!dir.exists());
     }
 }

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
+use anyhow::ensure;
 use mesh_tests::{dns, docker::scenario, pulse::Pulse};
+
+const PLUGIN: &str = "/run/docker/plugins/mesh.sock";
 
 #[test]
 fn names_are_answered_in_time_while_dockers_networks_come_and_go() {
@@ -20,6 +23,11 @@ fn names_are_answered_in_time_while_dockers_networks_come_and_go() {
             docker.run(0, &format!("rm -f c{n}"))?;
             docker.run(0, &format!("network rm net{n}"))?;
         }
-        pulse.end()?.expect_steady("while Docker's networks come and go")
+        pulse.end()?.expect_steady("while Docker's networks come and go")?;
+        // Docker asks no agent that is gone.
+        docker.host(0).stop()?;
+        let there = docker.host(0).command("test").args(["-e", PLUGIN]).status()?;
+        ensure!(!there.success(), "the agent left {PLUGIN}");
+        Ok(())
     });
 }
