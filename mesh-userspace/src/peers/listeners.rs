@@ -4,7 +4,7 @@
 //! and the bridges of strangers find a closed port, or get no answer.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -91,13 +91,18 @@ impl Listeners {
             };
             self.looks.borrow_and_update();
             let mut failed = Vec::new();
-            for place in self.missing(wanted) {
-                match open(&place) {
+            let missing = self.missing(wanted);
+            let holders = holders(&missing, self.service.port).await;
+            for place in missing {
+                let is_taken = holders.contains_key(&place.address);
+                let opened =
+                    if is_taken { Err(io::ErrorKind::AddrInUse.into()) } else { open(&place) };
+                match opened {
                     Ok(task) => drop(self.tasks.insert(place, task)),
                     Err(e) => failed.push((place, e)),
                 }
             }
-            self.tell(&failed);
+            self.tell(&failed, &holders);
             sleep(SETTLE).await;
             tokio::select! {
                 changed = self.roster.changed() => if changed.is_err() { return },
@@ -114,14 +119,15 @@ impl Listeners {
         wanted
     }
 
-    fn tell(&mut self, failed: &[(Place, io::Error)]) {
+    fn tell(&mut self, failed: &[(Place, io::Error)], holders: &Holders) {
         self.failing.retain(|address, _| failed.iter().any(|(place, _)| place.address == *address));
         let mut faults = BTreeMap::new();
         for (place, error) in failed {
             let since = *self.failing.entry(place.address).or_insert_with(Instant::now);
             let is_late = error.kind() == io::ErrorKind::AddrNotAvailable;
             if !is_late || since.elapsed() > ADDRESS_LATE {
-                let fault = || self.service.fault(place, error);
+                let holder = holders.get(&place.address);
+                let fault = || self.service.fault(place, error, holder);
                 faults.entry(place.address.to_string()).or_insert_with(fault);
             }
         }
@@ -136,13 +142,12 @@ impl Service {
         format!("{part} on {address} at {interface}")
     }
 
-    fn fault(&self, place: &Place, error: &io::Error) -> String {
+    fn fault(&self, place: &Place, error: &io::Error, holder: Option<&Holder>) -> String {
         let Self { port, outcome, .. } = *self;
         let address = place.address;
         match error.kind() {
             io::ErrorKind::AddrInUse => {
-                let holder = net::port_holder(address, port);
-                let remedy = remedy(holder.as_ref().map(|(name, _)| name.as_str()), address);
+                let remedy = remedy(holder.map(|(name, _)| name.as_str()), address);
                 let holder = holder.map_or_else(
                     || "another program".to_owned(),
                     |(name, pid)| format!("{name} (process {pid})"),
@@ -161,6 +166,23 @@ impl Service {
             ),
         }
     }
+}
+
+/// Another program that has a port: its name and process id.
+type Holder = (String, u32);
+type Holders = BTreeMap<IpAddr, Holder>;
+
+/// Who has the port of these places. Looks at all sockets of the host, and where the port is taken at all
+/// processes: that takes its time, on a thread of its own.
+async fn holders(places: &[Place], port: u16) -> Holders {
+    let addresses: BTreeSet<IpAddr> = places.iter().map(|place| place.address).collect();
+    if addresses.is_empty() {
+        return Holders::new();
+    }
+    let holder = move |ip: IpAddr| Some((ip, net::port_holder(ip, port)?));
+    let look = move || addresses.into_iter().filter_map(holder).collect();
+    // Who is in the way of bind(2) is said by that, too.
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// How a program that listens on every address is made to leave one alone.
@@ -194,7 +216,7 @@ fn places(addresses: &[IpAddr], interfaces: &[String]) -> Vec<Place> {
 ///
 /// # Errors
 ///
-/// Those of bind(2), and `AddrInUse` if another process has the port.
+/// Those of bind(2).
 pub fn bind(place: &Place, port: u16, kind: Type, answers: Answers) -> io::Result<Socket> {
     let address = SocketAddr::new(place.address, port);
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
@@ -206,11 +228,8 @@ pub fn bind(place: &Place, port: u16, kind: Type, answers: Answers) -> io::Resul
         Answers::AnyRoute => socket.attach_filter(&only_from(place.index))?,
     }
     // To the kernel, one that is bound to no interface is in the way of those that are. Another process of
-    // root's may do the same, and would share out the clients.
+    // root's may do the same, and would share out the clients: [`holders`] looks before.
     socket.set_reuse_port(true)?;
-    if net::port_holder(place.address, port).is_some() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
     socket.set_nonblocking(true)?;
     if kind == Type::STREAM {
         // What was accepted by an agent before may linger.
@@ -337,8 +356,11 @@ mod tests {
     #[test]
     fn a_busy_port_is_said_with_who_has_it_and_what_to_do() {
         let error = io::Error::from(io::ErrorKind::AddrInUse);
-        let fault = SERVICE.fault(&place(), &error);
-        assert!(fault.starts_with("port 53 of 127.0.0.1 is taken by "), "{fault}");
+        let fault = SERVICE.fault(&place(), &error, Some(&("dnsmasq".into(), 7)));
+        assert!(
+            fault.starts_with("port 53 of 127.0.0.1 is taken by dnsmasq (process 7)"),
+            "{fault}"
+        );
         assert!(fault.contains("so that nothing works"), "{fault}");
         assert!(remedy(Some("dnsmasq"), place().address).contains("except-interface"));
         assert!(remedy(None, place().address).contains("127.0.0.1"));
@@ -379,12 +401,12 @@ mod tests {
     fn an_address_that_is_late_is_no_fault_at_first() {
         let shared =
             Shared::new(super::super::Directory::new("h".into(), 1, vec![]), Faults::default());
-        let mut listeners = Listeners::new(SERVICE, &shared);
-        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())]);
+        let (mut listeners, none) = (Listeners::new(SERVICE, &shared), Holders::new());
+        listeners.tell(&[(place(), io::ErrorKind::AddrNotAvailable.into())], &none);
         assert_eq!(shared.faults.now(), [""; 0]);
-        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())]);
+        listeners.tell(&[(place(), io::ErrorKind::PermissionDenied.into())], &none);
         assert_eq!(shared.faults.now().len(), 1);
-        listeners.tell(&[]);
+        listeners.tell(&[], &none);
         assert_eq!(shared.faults.now(), [""; 0]);
     }
 }
