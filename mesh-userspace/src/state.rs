@@ -88,8 +88,9 @@ fn elsewhere(holder: Option<&Holder>) -> String {
     match holder.run_dir.as_deref().map(|dir| (dir.display(), dir.join(LOCK).exists())) {
         Some((dir, false)) => format!(
             "{holder} {what}; its run folder {dir} was removed under it, and it makes that anew within \
-             some seconds: try again, or end it (`{stop}`) and start it again; containers keep talking \
-             meanwhile"
+             some seconds (versions before this do not): try again, or end it (`{stop}`) and start it \
+             again; containers keep talking meanwhile. `mesh down --run-dir {dir}` takes that mesh away \
+             once it has ended"
         ),
         Some((dir, true)) => format!(
             "{holder} {what}, with the run folder {dir}: give --run-dir {dir}, end it (`{stop}`), or \
