@@ -16,4 +16,4 @@ pub mod verdict;
 pub mod wire;
 
 /// Version of all layouts in this crate; part of the pin folder's name.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

@@ -48,7 +48,7 @@ const _: () = {
     assert!(size_of::<PeerInfo>() == 144);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<PeerSource>() == 68);
-    assert!(size_of::<NeighbourInfo>() == 20);
+    assert!(size_of::<NeighbourInfo>() == 24);
     assert!(size_of::<NetworkInfo>() == 44);
     assert!(size_of::<FloodKey>() == 8);
     assert!(size_of::<FloodInfo>() == 12);

@@ -36,10 +36,12 @@ pub const PEERS: &str = "PEERS";
 pub const PEER_BY_ADDR: &str = "PEER_BY_ADDR";
 pub const PEER_SLOTS: &str = "PEER_SLOTS";
 pub const NETWORKS: &str = "NETWORKS";
+pub const NETWORK_SLOTS: &str = "NETWORK_SLOTS";
 pub const NODE: &str = "NODE";
 pub const NEIGHBOURS: &str = "NEIGHBOURS";
 pub const ASKED: &str = "ASKED";
 pub const FLOOD: &str = "FLOOD";
+pub const FLOOD_SLOTS: &str = "FLOOD_SLOTS";
 pub const GROUPS: &str = "GROUPS";
 pub const TAILS: &str = "TAILS";
 pub const ENDPOINT_STATS: &str = "ENDPOINT_STATS";
@@ -48,7 +50,7 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const DROPS: &str = "DROPS";
 
 /// Every map, in the order of their mention in the docs.
-pub const ALL_MAPS: [&str; 22] = [
+pub const ALL_MAPS: [&str; 24] = [
     PORTS,
     PORT_SLOTS,
     ENDPOINTS,
@@ -61,10 +63,12 @@ pub const ALL_MAPS: [&str; 22] = [
     PEER_BY_ADDR,
     PEER_SLOTS,
     NETWORKS,
+    NETWORK_SLOTS,
     NODE,
     NEIGHBOURS,
     ASKED,
     FLOOD,
+    FLOOD_SLOTS,
     GROUPS,
     TAILS,
     ENDPOINT_STATS,

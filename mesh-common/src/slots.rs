@@ -1,26 +1,51 @@
-//! Arrays in front of hash maps: a key has one place in the array, and is looked up there first.
+//! Arrays of slots: a key is in its own slot, or in the slot whose number a hash map has.
+//!
+//! ```text
+//! number 0 .. SLOTS    keys' own slots: found by the key alone, or by the number in the hash map
+//!        ..            [`SlotKey::LEARNED`] slots that programs fill
+//!        ..            slots of keys whose own slot has another key: found by the number alone
+//! ```
 //!
 //! A lookup in an array is a few instructions, one in a hash map is two calls (measured: 1 against
-//! 9 to 11 ns). Of keys that share a slot one has it, the others are found in the hash map, which
-//! has all.
+//! 9 to 11 ns).
 //!
-//! No program reads a slot while it is written: it is marked unused first, written after all programs
-//! that may have seen it used have ended (an RCU grace period), and then marked used.
+//! No program reads a slot while it is written. A slot is written after all programs that may have found
+//! it have ended (an RCU grace period), and found again once it is whole. Elements of hash maps give no
+//! such promise: the kernel has another key take one at once, under its readers. So they have nothing
+//! but a number, and whose slot that is stands in the slot.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::maps::{
-    Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, PeerKey, PeerSource, PortInfo,
+    Addr, EndpointInfo, EndpointKey, FibInfo, FibKey, FloodInfo, FloodKey, NetworkInfo, PeerKey,
+    PeerSource, PortInfo,
 };
 
-/// Slots of each array.
+/// Keys' own slots.
 pub const SLOTS: u32 = 4096;
+
+/// Ports of a host.
+pub const PORTS_MAX: u32 = 4096;
+
+/// The slot of `ENDPOINTS` for what is learned of a port, by its index into `ENDPOINT_STATS`.
+#[inline(always)]
+pub const fn learned_slot(id: u32, is_v4: bool) -> u32 {
+    SLOTS + 2 * (id % PORTS_MAX) + is_v4 as u32
+}
+
+/// Slots beside those of all entries: so many entries change at once without a grace period.
+const SPARE: u32 = 1024;
+
+/// Slots of an array for a hash map of so many keys.
+pub const fn slots<K: SlotKey>(entries: u32) -> u32 {
+    (SLOTS + K::LEARNED + SPARE).saturating_add(entries)
+}
 
 /// One entry of an array.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Slot<K, V> {
-    /// 0 if the slot says nothing.
+    /// In a key's own slot: 0 if it is not found by the key alone.
     pub used: u32,
     pub key: K,
     pub info: V,
@@ -44,15 +69,20 @@ pod_slots! {
     EndpointKey => EndpointInfo,
     FibKey => FibInfo,
     PeerKey => PeerSource,
+    u32 => NetworkInfo,
+    FloodKey => FloodInfo,
 }
 
 /// A key that has a slot.
 pub trait SlotKey: Copy + PartialEq {
-    /// Below [`SLOTS`].
+    /// Slots behind [`SLOTS`] that programs fill, each for one port.
+    const LEARNED: u32 = 0;
+
+    /// Its own, below [`SLOTS`].
     fn slot(&self) -> u32;
 }
 
-/// Of an interface: those in a row have slots apart.
+/// Of an interface, or of a network: those in a row have slots apart.
 impl SlotKey for u32 {
     #[inline(always)]
     fn slot(&self) -> u32 {
@@ -61,6 +91,8 @@ impl SlotKey for u32 {
 }
 
 impl SlotKey for EndpointKey {
+    const LEARNED: u32 = 2 * PORTS_MAX;
+
     #[inline(always)]
     fn slot(&self) -> u32 {
         slot(self.vni, &self.addr)
@@ -81,18 +113,28 @@ impl SlotKey for PeerKey {
     }
 }
 
-/// A sum of products by odd numbers, of which the top bits depend on all bits: addresses and subnets
-/// in a row fall into slots apart.
+impl SlotKey for FloodKey {
+    #[inline(always)]
+    fn slot(&self) -> u32 {
+        slot(self.list_vni, &Addr([0, 0, 0, self.index]))
+    }
+}
+
+/// Addresses and subnets in a row fall into slots apart.
 #[inline(always)]
 fn slot(word: u32, addr: &Addr) -> u32 {
+    mix(word, addr) >> (u32::BITS - SLOTS.trailing_zeros())
+}
+
+/// A sum of products by odd numbers, of which the top bits depend on all bits.
+#[inline(always)]
+pub(crate) fn mix(word: u32, addr: &Addr) -> u32 {
     let [a, b, c, d] = addr.0;
-    let sum = d
-        .wrapping_mul(0x9e37_79b1)
+    d.wrapping_mul(0x9e37_79b1)
         .wrapping_add(word.wrapping_mul(0x85eb_ca77))
         .wrapping_add(c.wrapping_mul(0xc2b2_ae3d))
         .wrapping_add(b.wrapping_mul(0x27d4_eb2f))
-        .wrapping_add(a.wrapping_mul(0x1656_67b1));
-    sum >> (u32::BITS - SLOTS.trailing_zeros())
+        .wrapping_add(a.wrapping_mul(0x1656_67b1))
 }
 
 #[cfg(test)]

@@ -86,17 +86,18 @@ fn learn<F: Family>(packet: &Packet, port: &PortInfo, src: &Addr) -> Source {
     let key = LearnedKey { ifindex: port.ifindex, family: if F::IS_V4 { 4 } else { 6 } };
     let told = LearnedInfo { endpoint, mac: eth.src, _pad: 0 };
     let is_new = maps::LEARNED.insert(key, told, BPF_NOEXIST.into()).is_ok();
-    if !is_new && !maps::is_learned(&key, &endpoint) {
+    // The first packet tells, also when it is another CPU's.
+    let Some(told) = maps::learned(&key).filter(|told| told.endpoint == endpoint) else {
         return Source::Others;
-    }
+    };
     let info = EndpointInfo {
         ifindex: port.ifindex,
         id: port.id,
         flags: EndpointInfo::BRIDGED,
-        macs: mac_pair(mac_bytes(eth.src), mac_bytes(port.gateway_mac)),
+        macs: mac_pair(mac_bytes(told.mac), mac_bytes(port.gateway_mac)),
         identity: 0,
     };
-    if maps::ENDPOINTS.insert(endpoint, info, BPF_NOEXIST.into()).is_ok() {
+    if maps::learn_endpoint(endpoint, F::IS_V4, info) {
         return Source::Own;
     }
     // Somebody has it by now: this port, by another CPU, or another.

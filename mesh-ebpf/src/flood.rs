@@ -119,7 +119,7 @@ pub fn go_on_receiving(packet: &Packet) -> i32 {
 /// From where an endpoint's packet is. It was looked up once, so it is there.
 #[inline(always)]
 fn hook(packet: &Packet) -> Hook {
-    maps::port_by_hash(packet.ifindex()).map_or(Hook::FromContainer, maps::hook)
+    maps::port_by_number(packet.ifindex()).map_or(Hook::FromContainer, maps::hook)
 }
 
 /// The program to go on in is not there.
@@ -142,7 +142,7 @@ pub fn receive(packet: &Packet) -> i32 {
 /// Sends a copy to its peer.
 #[inline(never)]
 fn send_copy(packet: &Packet) -> Result<Done, DropReason> {
-    let port = maps::port_by_hash(packet.ifindex())?;
+    let port = maps::port_by_number(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let index = packet.mark() & !FLOOD_MARK_MASK;
     packet.set_mark(0);
@@ -164,7 +164,7 @@ fn face<F: Family>(packet: &Packet) -> Result<([u16; 3], u8), DropReason> {
 /// Copies for all who get what an endpoint sends.
 #[inline(never)]
 fn send_all(packet: &Packet) -> Result<Done, DropReason> {
-    let port = maps::port_by_hash(packet.ifindex())?;
+    let port = maps::port_by_number(packet.ifindex())?;
     let proto: u16 = packet.load(ETH_LEN - 2)?;
     let (to, fits) = if proto == V4::PROTO {
         look::<V4>(packet, port.mtu)?
@@ -334,7 +334,7 @@ fn to_peer(
 /// Copies for all who get what a peer sent, of which the inner packet is at `at`, checked.
 #[inline(never)]
 fn receive_all(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
-    let source = maps::peer_source_by_hash(key).ok_or(DropReason::UnknownPeer)?;
+    let source = maps::peer_source_by_number(key).ok_or(DropReason::UnknownPeer)?;
     let network = maps::network(source.vni).ok_or(DropReason::UnknownVni)?;
     let bytes = packet.len() - at as u32;
     let version: u8 = packet.load(at)?;

@@ -124,7 +124,7 @@ fn is_to_node<F: Family>(ip: &F::Header) -> bool {
     let dst = F::dst(ip);
     // Each peer has an entry for network 0.
     let key = PeerKey { outer_source: dst, vni: 0 };
-    !F::is_mapped(&dst) && maps::peer_source_by_hash(&key).is_some()
+    !F::is_mapped(&dst) && maps::is_peer_source(&key)
 }
 
 /// Is there a tunnel behind a header that says `next` for what is at `at`?

@@ -3,7 +3,7 @@
 //! Sizes here are the least; the loader raises them to what the cluster needs.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
 };
@@ -14,34 +14,39 @@ use mesh_common::{
         LearnedInfo, LearnedKey, LpmKey, NeighbourInfo, NeighbourKey, NetworkInfo, NodeInfo,
         PeerInfo, PeerKey, PeerSource, PortInfo, TAILS as TAIL_COUNT, Traffic,
     },
-    slots::{SLOTS, Slot, SlotKey},
+    slots::{PORTS_MAX, Slot, SlotKey, learned_slot, slots},
     verdict::{DROP_COLUMNS, DropReason, HOOKS, Hook, VERDICT_COLUMNS},
 };
 
 #[map]
-static PORTS: HashMap<u32, PortInfo> = HashMap::with_max_entries(4096, 0);
+static PORTS: HashMap<u32, u32> = HashMap::with_max_entries(PORTS_MAX, 0);
 #[map]
-static PORT_SLOTS: Array<Slot<u32, PortInfo>> = Array::with_max_entries(SLOTS, 0);
+static PORT_SLOTS: Array<Slot<u32, PortInfo>> = Array::with_max_entries(slots::<u32>(PORTS_MAX), 0);
 #[map]
-pub static ENDPOINTS: HashMap<EndpointKey, EndpointInfo> = HashMap::with_max_entries(8192, 0);
+static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(8192, 0);
 #[map]
-static ENDPOINT_SLOTS: Array<Slot<EndpointKey, EndpointInfo>> = Array::with_max_entries(SLOTS, 0);
+static ENDPOINT_SLOTS: Array<Slot<EndpointKey, EndpointInfo>> =
+    Array::with_max_entries(slots::<EndpointKey>(8192), 0);
 #[map]
 pub static LEARNED: HashMap<LearnedKey, LearnedInfo> = HashMap::with_max_entries(8192, 0);
 #[map]
-static FIB: HashMap<FibKey, FibInfo> = HashMap::with_max_entries(8192, 0);
+static FIB: HashMap<FibKey, u32> = HashMap::with_max_entries(8192, 0);
 #[map]
-static FIB_SLOTS: Array<Slot<FibKey, FibInfo>> = Array::with_max_entries(SLOTS, 0);
+static FIB_SLOTS: Array<Slot<FibKey, FibInfo>> = Array::with_max_entries(slots::<FibKey>(8192), 0);
 #[map]
 static FIB_LPM: LpmTrie<LpmKey, FibInfo> = LpmTrie::with_max_entries(8192, 0);
 #[map]
 static PEERS: Array<Halves<PeerInfo>> = Array::with_max_entries(1024, 0);
 #[map]
-static PEER_BY_ADDR: HashMap<PeerKey, PeerSource> = HashMap::with_max_entries(8192, 0);
+static PEER_BY_ADDR: HashMap<PeerKey, u32> = HashMap::with_max_entries(8192, 0);
 #[map]
-static PEER_SLOTS: Array<Slot<PeerKey, PeerSource>> = Array::with_max_entries(SLOTS, 0);
+static PEER_SLOTS: Array<Slot<PeerKey, PeerSource>> =
+    Array::with_max_entries(slots::<PeerKey>(8192), 0);
 #[map]
-static NETWORKS: HashMap<u32, NetworkInfo> = HashMap::with_max_entries(1024, 0);
+static NETWORKS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+#[map]
+static NETWORK_SLOTS: Array<Slot<u32, NetworkInfo>> =
+    Array::with_max_entries(slots::<u32>(1024), 0);
 #[map]
 static NODE: Array<Halves<NodeInfo>> = Array::with_max_entries(1, 0);
 /// Bounded: who floods it with addresses makes the oldest forgotten, no more.
@@ -52,7 +57,10 @@ static NEIGHBOURS: LruHashMap<NeighbourKey, NeighbourInfo> = LruHashMap::with_ma
 #[map]
 static ASKED: LruHashMap<NeighbourKey, u32> = LruHashMap::with_max_entries(8192, 0);
 #[map]
-static FLOOD: HashMap<FloodKey, FloodInfo> = HashMap::with_max_entries(8192, 0);
+static FLOOD: HashMap<FloodKey, u32> = HashMap::with_max_entries(8192, 0);
+#[map]
+static FLOOD_SLOTS: Array<Slot<FloodKey, FloodInfo>> =
+    Array::with_max_entries(slots::<FloodKey>(8192), 0);
 /// Bounded for each member too: see [`GroupKey::most`].
 #[map]
 static GROUPS: HashMap<GroupKey, GroupInfo> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
@@ -61,7 +69,7 @@ static GROUPS: HashMap<GroupKey, GroupInfo> = HashMap::with_max_entries(65_536, 
 pub static TAILS: ProgramArray = ProgramArray::with_max_entries(TAIL_COUNT, 0);
 
 #[map]
-pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(4096, 0);
+pub static ENDPOINT_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(PORTS_MAX, 0);
 #[map]
 pub static PEER_STATS: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1024, 0);
 #[map]
@@ -75,11 +83,10 @@ pub fn port(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
     find(&PORT_SLOTS, &PORTS, &ifindex).ok_or(DropReason::UnknownPort)
 }
 
-/// The same, off the fast path: what comes from one of two maps the verifier follows twice.
+/// The same, off the fast path: what comes from one of two lookups the verifier follows twice.
 #[inline(always)]
-pub fn port_by_hash(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { PORTS.get(ifindex) }.ok_or(DropReason::UnknownPort)
+pub fn port_by_number(ifindex: u32) -> Result<&'static PortInfo, DropReason> {
+    find_by_number(&PORT_SLOTS, &PORTS, &ifindex).ok_or(DropReason::UnknownPort)
 }
 
 /// Where what this port sends is looked at.
@@ -93,11 +100,26 @@ pub fn endpoint(vni: u32, addr: Addr) -> Result<&'static EndpointInfo, DropReaso
     find(&ENDPOINT_SLOTS, &ENDPOINTS, &EndpointKey { vni, addr }).ok_or(DropReason::NoEndpoint)
 }
 
-/// Was this learned on that port?
+/// What was learned on a port.
 #[inline(always)]
-pub fn is_learned(key: &LearnedKey, endpoint: &EndpointKey) -> bool {
-    // SAFETY: values are not replaced, only removed and set.
-    unsafe { LEARNED.get(key) }.is_some_and(|told| told.endpoint == *endpoint)
+pub fn learned(key: &LearnedKey) -> Option<&'static LearnedInfo> {
+    // SAFETY: another port may take it meanwhile: then this port's is forgotten, and what is made of
+    // it is found by nobody.
+    unsafe { LEARNED.get(key) }
+}
+
+/// Gives an address to the port that is in `info`, if nobody has it.
+#[inline(always)]
+pub fn learn_endpoint(key: EndpointKey, is_v4: bool, info: EndpointInfo) -> bool {
+    let number = learned_slot(info.id, is_v4);
+    let Some(slot) = ENDPOINT_SLOTS.get_ptr_mut(number) else { return false };
+    // SAFETY: within the map. It is this port's alone, and all who write it write what was learned
+    // first.
+    unsafe {
+        (*slot).key = key;
+        (*slot).info = info;
+    }
+    ENDPOINTS.insert(key, number, BPF_NOEXIST.into()).is_ok()
 }
 
 #[inline(always)]
@@ -136,17 +158,21 @@ pub fn peer_source(key: &PeerKey) -> Option<&'static PeerSource> {
     find(&PEER_SLOTS, &PEER_BY_ADDR, key)
 }
 
-/// The same, off the fast path: what comes from one of two maps the verifier follows twice.
+/// The same, off the fast path: what comes from one of two lookups the verifier follows twice.
 #[inline(always)]
-pub fn peer_source_by_hash(key: &PeerKey) -> Option<&'static PeerSource> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { PEER_BY_ADDR.get(key) }
+pub fn peer_source_by_number(key: &PeerKey) -> Option<&'static PeerSource> {
+    find_by_number(&PEER_SLOTS, &PEER_BY_ADDR, key)
+}
+
+/// Is there one?
+#[inline(always)]
+pub fn is_peer_source(key: &PeerKey) -> bool {
+    number(&PEER_BY_ADDR, key).is_some()
 }
 
 #[inline(always)]
 pub fn network(vni: u32) -> Option<&'static NetworkInfo> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { NETWORKS.get(vni) }
+    find(&NETWORK_SLOTS, &NETWORKS, &vni)
 }
 
 #[inline(always)]
@@ -154,11 +180,60 @@ pub fn node() -> Option<&'static NodeInfo> {
     NODE.get(0).map(Halves::good)
 }
 
-/// What is known of an address behind a peer that is a switch.
+/// What is known of an address behind a peer that is a switch. The kernel may give the element to another
+/// address at any time: the MAC is never that one's, but once the other words may be.
+pub struct Neighbour {
+    at: *mut NeighbourInfo,
+    pub mac: [u16; 3],
+}
+
 #[inline(always)]
-pub fn neighbour(key: &NeighbourKey) -> Option<&'static NeighbourInfo> {
-    // SAFETY: values are only replaced whole.
-    unsafe { NEIGHBOURS.get(key) }
+pub fn neighbour(key: &NeighbourKey) -> Option<Neighbour> {
+    // Once more if it was another's.
+    read_neighbour(key)?.or_else(|| read_neighbour(key)?)
+}
+
+/// `Some(None)` if it is another's.
+#[inline(always)]
+fn read_neighbour(key: &NeighbourKey) -> Option<Option<Neighbour>> {
+    let at = NEIGHBOURS.get_ptr_mut(key)?;
+    // SAFETY: of a map. The MAC says whose it is.
+    Some(unsafe { &*at }.mac(key).map(|mac| Neighbour { at, mac }))
+}
+
+impl Neighbour {
+    #[inline(always)]
+    fn info(&self) -> &NeighbourInfo {
+        // SAFETY: of a map, and any words are good.
+        unsafe { &*self.at }
+    }
+
+    #[inline(always)]
+    pub fn peer(&self) -> u32 {
+        self.info().peer
+    }
+
+    #[inline(always)]
+    pub fn heard(&self) -> u32 {
+        self.info().heard
+    }
+
+    #[inline(always)]
+    pub fn asked(&self) -> u32 {
+        self.info().asked
+    }
+
+    #[inline(always)]
+    pub fn set_heard(&self, now: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.at).heard).write_volatile(now) }
+    }
+
+    #[inline(always)]
+    pub fn set_asked(&self, now: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.at).asked).write_volatile(now) }
+    }
 }
 
 #[inline(always)]
@@ -170,7 +245,8 @@ pub fn learn(key: &NeighbourKey, info: &NeighbourInfo) {
 /// Was an address asked for in this second?
 #[inline(always)]
 pub fn is_asked(key: &NeighbourKey, now: u32) -> bool {
-    // SAFETY: a value is one word.
+    // SAFETY: a value is one word. If another address takes the element meanwhile, it is that one's:
+    // this one is asked for once more, or a second later.
     unsafe { ASKED.get(key) }.is_some_and(|asked| *asked == now)
 }
 
@@ -183,14 +259,16 @@ pub fn set_asked(key: &NeighbourKey, now: u32) {
 /// Who gets copies, by its index in the list of the network.
 #[inline(always)]
 pub fn flood(key: &FloodKey) -> Option<&'static FloodInfo> {
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { FLOOD.get(key) }
+    // Once is enough: of a list that changes, some may be missing.
+    let slot = FLOOD_SLOTS.get(number(&FLOOD, key)?)?;
+    (slot.key == *key).then_some(&slot.info)
 }
 
 /// Of a member or of many; see [`GroupKey`].
 #[inline(always)]
 pub fn group(key: &GroupKey) -> Option<&'static GroupInfo> {
-    // SAFETY: its words are written one by one, and each is good alone.
+    // SAFETY: its words are written one by one, and each is good alone. If another key takes the element
+    // meanwhile, one packet goes where it was not asked for, within its network, or not where it was.
     unsafe { GROUPS.get(key) }
 }
 
@@ -212,11 +290,11 @@ pub fn forget_group(key: &GroupKey) -> bool {
     GROUPS.remove(key).is_ok()
 }
 
-/// In the key's slot, or else in the map.
+/// In the key's own slot, or else in the one whose number the map has.
 #[inline(always)]
 fn find<K: SlotKey, V>(
     slots: &'static Array<Slot<K, V>>,
-    map: &'static HashMap<K, V>,
+    numbers: &'static HashMap<K, u32>,
     key: &K,
 ) -> Option<&'static V> {
     if let Some(slot) = slots.get(key.slot())
@@ -225,6 +303,26 @@ fn find<K: SlotKey, V>(
     {
         return Some(&slot.info);
     }
-    // SAFETY: values are only replaced whole, by user space.
-    unsafe { map.get(key) }
+    find_by_number(slots, numbers, key)
+}
+
+/// The same, without a look at the key's own slot: half the ways for the verifier.
+#[inline(always)]
+fn find_by_number<K: SlotKey, V>(
+    slots: &'static Array<Slot<K, V>>,
+    numbers: &'static HashMap<K, u32>,
+    key: &K,
+) -> Option<&'static V> {
+    let number = number(numbers, key)?;
+    match slots.get(number) {
+        Some(slot) if slot.key == *key => Some(&slot.info),
+        // An element that another key takes meanwhile has that one's number: then once more.
+        _ => Some(&slots.get(self::number(numbers, key)?).filter(|slot| slot.key == *key)?.info),
+    }
+}
+
+#[inline(always)]
+fn number<K>(numbers: &'static HashMap<K, u32>, key: &K) -> Option<u32> {
+    // SAFETY: one word, and whatever it says is checked against the slot.
+    unsafe { numbers.get(key) }.copied()
 }

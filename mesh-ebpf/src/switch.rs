@@ -52,7 +52,7 @@ pub fn send<F: Family>(
     dst: Addr,
 ) -> Result<Done, Refusal> {
     let key = NeighbourKey { vni: port.vni, addr: dst };
-    let Some(known) = maps::neighbour(&key).filter(|n| n.peer == index) else {
+    let Some(known) = maps::neighbour(&key).filter(|known| known.peer() == index) else {
         // All who are behind the switch hear each question.
         let now = packet::seconds();
         if maps::is_asked(&key, now) {
@@ -62,8 +62,8 @@ pub fn send<F: Family>(
         maps::set_asked(&key, now);
         return Err(Refusal { reason: DropReason::Unresolved, code });
     };
-    let (mac, heard, asked) = (known.mac, known.heard, known.asked);
-    let macs = toward(&route.peer.inner_macs, mac);
+    let (heard, asked) = (known.heard(), known.asked());
+    let macs = toward(&route.peer.inner_macs, known.mac);
     let inner = Inner { macs: &macs, ..inner };
     let now = packet::seconds();
     // A copy of it goes where it would have, and it asks. A super-packet is one, and the next may not
@@ -77,7 +77,7 @@ pub fn send<F: Family>(
     if !asks {
         return Ok(done);
     }
-    maps::learn(&key, &NeighbourInfo { peer: index, mac, _pad: 0, heard, asked: now });
+    known.set_asked(now);
     packet.copy_to(route.peer.ifindex, false);
     // If it can not ask, the copy is on its way all the same.
     let code = ask::<F>(packet, port, route, &dst).map_or(TC_ACT_SHOT, |(_, code)| code);
@@ -124,7 +124,7 @@ fn ask<F: Family>(
 /// An ARP message at `at` from behind a peer.
 #[inline(never)]
 pub fn arp(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
-    let source = maps::peer_source_by_hash(key).ok_or(DropReason::UnknownPeer)?;
+    let source = maps::peer_source_by_number(key).ok_or(DropReason::UnknownPeer)?;
     let said: Arp = packet.load(at)?;
     let kind = (u16::from_be(said.htype), u16::from_be(said.ptype), said.hlen, said.plen);
     if kind != ARP_ETH_IPV4 {
@@ -162,7 +162,7 @@ pub fn arp(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason
 /// A neighbour message, whose IPv6 header is at `at`, from behind a peer.
 #[inline(never)]
 pub fn nd(packet: &Packet, key: &PeerKey, at: usize) -> Result<Done, DropReason> {
-    let source = maps::peer_source_by_hash(key).ok_or(DropReason::UnknownPeer)?;
+    let source = maps::peer_source_by_number(key).ok_or(DropReason::UnknownPeer)?;
     // Field by field: the stack is small.
     let hops: u8 = packet.load(at + HOPS_AT)?;
     let src = Addr(packet.load(at + SOURCE_AT)?);
@@ -210,10 +210,13 @@ fn note(source: &PeerSource, addr: Addr, mac: [u16; 3]) {
     let key = NeighbourKey { vni: source.vni, addr };
     let heard = packet::seconds();
     let known = maps::neighbour(&key);
-    if known.is_some_and(|n| n.mac == mac && n.heard == heard && n.peer == source.peer) {
+    if let Some(known) = known.filter(|known| known.mac == mac && known.peer() == source.peer) {
+        if known.heard() != heard {
+            known.set_heard(heard);
+        }
         return;
     }
-    maps::learn(&key, &NeighbourInfo { peer: source.peer, mac, _pad: 0, heard, asked: 0 });
+    maps::learn(&key, &NeighbourInfo::new(&key, mac, source.peer, heard, 0));
 }
 
 /// Is it an endpoint's here?

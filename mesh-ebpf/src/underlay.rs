@@ -465,7 +465,7 @@ fn stranger<O: Family>(ip: &O::Header, kind: Kind, reason: DropReason) -> Result
         return Ok(PASS);
     }
     // Each peer has an entry for network 0.
-    if maps::peer_source_by_hash(&PeerKey { outer_source: src, vni: 0 }).is_some() {
+    if maps::is_peer_source(&PeerKey { outer_source: src, vni: 0 }) {
         return Err(reason.into());
     }
     if is_shared {

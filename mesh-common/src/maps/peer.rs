@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Addr, EndpointKey};
+use crate::slots::mix;
 
 /// `PEERS`: how to send to another node. An index is never given to another node while an entry of
 /// `FIB` may still name it.
@@ -106,11 +107,50 @@ pub type NeighbourKey = EndpointKey;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NeighbourInfo {
+    /// The MAC's three words, the first one lowest, and above them the key's tag. In one word, which is
+    /// read and written at once: another key may take the element while it is read.
+    pub mac_tag: u64,
     /// The peer that said so.
     pub peer: u32,
-    pub mac: [u16; 3],
-    pub _pad: u16,
     /// When it was last heard of, and asked for, in seconds since boot.
     pub heard: u32,
     pub asked: u32,
+    pub _pad: u32,
+}
+
+impl NeighbourInfo {
+    #[inline(always)]
+    pub fn new(key: &NeighbourKey, mac: [u16; 3], peer: u32, heard: u32, asked: u32) -> Self {
+        let [a, b, c] = mac.map(u64::from);
+        Self { mac_tag: tag(key) << 48 | c << 32 | b << 16 | a, peer, heard, asked, _pad: 0 }
+    }
+
+    /// The MAC, unless it is another key's.
+    #[inline(always)]
+    pub fn mac(&self, key: &NeighbourKey) -> Option<[u16; 3]> {
+        // SAFETY: a reference. Volatile, so that it is read once.
+        let word = unsafe { (&raw const self.mac_tag).read_volatile() };
+        let mac = [word as u16, (word >> 16) as u16, (word >> 32) as u16];
+        (word >> 48 == tag(key)).then_some(mac)
+    }
+}
+
+/// 16 bits that tell one key from another.
+#[inline(always)]
+fn tag(key: &NeighbourKey) -> u64 {
+    (mix(key.vni, &key.addr) >> 16).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_of_a_neighbour_is_read_with_its_own_key_only() {
+        let key = |last| NeighbourKey { vni: 7, addr: Addr([0, 0, 0, u32::to_be(last)]) };
+        let info = NeighbourInfo::new(&key(1), [1, 2, 0xffff], 3, 4, 5);
+        assert_eq!(info.mac(&key(1)), Some([1, 2, 0xffff]));
+        assert_eq!(info.mac(&key(2)), None);
+        assert_eq!(info.mac(&key(257)), None);
+    }
 }

@@ -16,8 +16,9 @@ use aya::{
     programs::{Program, ProgramError, ProgramInfo, SchedClassifier},
 };
 use mesh_common::{
-    maps::{TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND},
+    maps::{EndpointKey, FibKey, FloodKey, PeerKey, TAIL_FLOOD_RECEIVE, TAIL_FLOOD_SEND},
     names,
+    slots::slots,
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +120,11 @@ pub fn stage(pins: &Pins, room: &Room) -> Result<Staged, BpfError> {
     for (name, needed) in room.entries() {
         let entries = needed.saturating_mul(2).checked_next_power_of_two().unwrap_or(needed);
         let is_used = name != names::FLOOD || floods;
-        loader.map_max_entries(name, if is_used { entries.max(least(name)) } else { UNUSED });
+        let entries = if is_used { entries.max(least(name)) } else { UNUSED };
+        loader.map_max_entries(name, entries);
+        if let Some((name, slots)) = slots_of(name, entries) {
+            loader.map_max_entries(name, if is_used { slots } else { UNUSED });
+        }
     }
     for name in names::ALL_MAPS {
         loader.map_pin_path(name, dir.join(name));
@@ -298,6 +303,18 @@ fn least(name: &str) -> u32 {
         names::PEERS | names::PEER_STATS | names::NETWORKS => 1024,
         _ => 8192,
     }
+}
+
+/// The array of a map that has the numbers of slots, and how many slots it needs.
+fn slots_of(name: &str, entries: u32) -> Option<(&'static str, u32)> {
+    Some(match name {
+        names::ENDPOINTS => (names::ENDPOINT_SLOTS, slots::<EndpointKey>(entries)),
+        names::FIB => (names::FIB_SLOTS, slots::<FibKey>(entries)),
+        names::PEER_BY_ADDR => (names::PEER_SLOTS, slots::<PeerKey>(entries)),
+        names::NETWORKS => (names::NETWORK_SLOTS, slots::<u32>(entries)),
+        names::FLOOD => (names::FLOOD_SLOTS, slots::<FloodKey>(entries)),
+        _ => return None,
+    })
 }
 
 /// Bytes of a short way up in memory, on which `rep movsb` is slow on this CPU, or 0.

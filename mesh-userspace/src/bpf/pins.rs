@@ -1,9 +1,9 @@
 //! What outlives the agent: programs, maps and links, pinned below one folder of a bpf file system.
 //!
 //! ```text
-//! <pin-dir>/v7/maps/FIB ...                   tables and counters
-//! <pin-dir>/v7/programs/from_endpoint ...     programs, for attaching more interfaces
-//! <pin-dir>/v7/links/from_underlay-4 ...      attachments (tcx), hook and ifindex
+//! <pin-dir>/v8/maps/FIB ...                   tables and counters
+//! <pin-dir>/v8/programs/from_endpoint ...     programs, for attaching more interfaces
+//! <pin-dir>/v8/links/from_underlay-4 ...      attachments (tcx), hook and ifindex
 //! ```
 
 use std::{

@@ -1,14 +1,18 @@
 //! Reads the maps, and carries out a plan on them.
 
-use bytemuck::NoUninit;
+use std::hash::Hash;
+
+use bytemuck::{AnyBitPattern, NoUninit, Pod};
 use mesh_common::{
-    maps::{FloodInfo, FloodKey, GroupInfo, GroupKey, LearnedInfo, LearnedKey},
+    maps::{EndpointKey, FloodInfo, FloodKey, GroupInfo, GroupKey, LearnedInfo, LearnedKey},
     names,
+    slots::{Slot, SlotKey},
 };
 
 use super::{
     BpfError, grace,
     raw::{Store, Table},
+    slotted::SlottedTable,
     tables::Tables,
 };
 use crate::plan::{Changes, Entries, Map, ORDER, Observed, Plan};
@@ -17,35 +21,45 @@ use crate::plan::{Changes, Entries, Map, ORDER, Observed, Plan};
 pub fn observe(tables: &Tables) -> Result<Observed, BpfError> {
     Ok(Observed {
         node: tables.node.used().map_err(|e| failed(names::NODE, e))?,
-        ports: entries(&tables.ports, names::PORTS)?,
-        endpoints: entries(&tables.endpoints, names::ENDPOINTS)?,
-        fib: entries(&tables.fib, names::FIB)?,
+        ports: slotted(&tables.ports, names::PORTS)?,
+        endpoints: slotted(&tables.endpoints, names::ENDPOINTS)?,
+        fib: slotted(&tables.fib, names::FIB)?,
         fib_lpm: entries(&tables.fib_lpm, names::FIB_LPM)?,
         peers: peers(tables)?,
-        peer_by_addr: entries(&tables.peer_by_addr, names::PEER_BY_ADDR)?,
-        networks: entries(&tables.networks, names::NETWORKS)?,
-        flood: entries(&tables.flood, names::FLOOD)?,
+        peer_by_addr: slotted(&tables.peer_by_addr, names::PEER_BY_ADDR)?,
+        networks: slotted(&tables.networks, names::NETWORKS)?,
+        flood: slotted(&tables.flood, names::FLOOD)?,
     })
 }
 
-/// Carries out all changes in the plan's order, and then has keys take free slots.
+/// Carries out all changes in the plan's order, and then has keys take their own slots.
 ///
-/// It waits for a grace period if an entry got another value or was removed, whatever their number: it
-/// takes some 15 ms then.
+/// It waits for a grace period, some 15 ms, if an entry got another value, whatever their number, and
+/// the first time.
 pub async fn apply(tables: &Tables, plan: &Plan) -> Result<(), BpfError> {
-    let slotted = tables.slotted();
-    slotted.iter().for_each(|table| table.reset());
+    let (slotted, failed) = (tables.slotted(), |source| failed("slots", source));
+    let mut is_new = false;
+    for table in slotted {
+        is_new |= table.prepare().map_err(failed)?;
+    }
+    if is_new {
+        wait(tables).await?;
+    }
     change(tables, plan)?;
-    let failed = |source| failed("slots", source);
     if slotted.iter().any(|table| table.is_freed()) {
-        grace::wait().await.map_err(failed)?;
-        tables.set_waited();
+        wait(tables).await?;
     }
     if slotted.iter().any(|table| table.is_wanted()) {
         slotted.iter().try_for_each(|table| table.fill()).map_err(failed)?;
         grace::order().await.map_err(failed)?;
         slotted.iter().try_for_each(|table| table.publish()).map_err(failed)?;
     }
+    Ok(())
+}
+
+async fn wait(tables: &Tables) -> Result<(), BpfError> {
+    grace::wait().await.map_err(|source| failed("slots", source))?;
+    tables.set_waited();
     Ok(())
 }
 
@@ -91,10 +105,19 @@ fn failed(map: &'static str, source: std::io::Error) -> BpfError {
 
 fn entries<K, V>(table: &Table<K, V>, name: &'static str) -> Result<Entries<K, V>, BpfError>
 where
-    K: NoUninit + bytemuck::AnyBitPattern + Eq + std::hash::Hash,
-    V: NoUninit + bytemuck::AnyBitPattern,
+    K: NoUninit + AnyBitPattern + Eq + Hash,
+    V: NoUninit + AnyBitPattern,
 {
     table.entries(|_| true).map_err(|e| failed(name, e))
+}
+
+fn slotted<K, V>(table: &SlottedTable<K, V>, name: &'static str) -> Result<Entries<K, V>, BpfError>
+where
+    K: SlotKey + Pod + Ord + Hash,
+    V: Pod,
+    Slot<K, V>: Pod,
+{
+    table.entries().map_err(|e| failed(name, e))
 }
 
 fn set<K, V>(
@@ -120,17 +143,17 @@ pub fn peers(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PeerInfo
 
 /// All networks, by VNI.
 pub fn networks(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::NetworkInfo>, BpfError> {
-    entries(&tables.networks, names::NETWORKS)
+    slotted(&tables.networks, names::NETWORKS)
 }
 
 /// All ports, by interface.
 pub fn ports(tables: &Tables) -> Result<Entries<u32, mesh_common::maps::PortInfo>, BpfError> {
-    entries(&tables.ports, names::PORTS)
+    slotted(&tables.ports, names::PORTS)
 }
 
 /// Who gets copies of broadcast and multicast.
 pub fn flood(tables: &Tables) -> Result<Entries<FloodKey, FloodInfo>, BpfError> {
-    entries(&tables.flood, names::FLOOD)
+    slotted(&tables.flood, names::FLOOD)
 }
 
 /// Who asked for which multicast.
@@ -152,9 +175,20 @@ pub fn learned(tables: &Tables) -> Result<Entries<LearnedKey, LearnedInfo>, BpfE
     entries(&tables.learned, names::LEARNED)
 }
 
-/// Forgets that, of these.
-pub fn forget_learned(tables: &Tables, keys: &[LearnedKey]) -> Result<(), BpfError> {
-    tables.learned.remove_all(keys).map_err(|e| failed(names::LEARNED, e))
+/// Forgets that, of these, and what a port was given for it that it may not have. A program that goes
+/// by what is forgotten has ended by then.
+pub async fn forget_learned(
+    tables: &Tables,
+    keys: &[LearnedKey],
+    not_given: &[EndpointKey],
+) -> Result<(), BpfError> {
+    tables.learned.remove_all(keys).map_err(|e| failed(names::LEARNED, e))?;
+    if !not_given.is_empty() {
+        wait(tables).await?;
+        let failed = |e| failed(names::ENDPOINTS, e);
+        tables.endpoints.remove_all(not_given).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// This node's own entry; all zero if there is none.

@@ -48,9 +48,9 @@ pub struct Tables {
     pub fib_lpm: Table<LpmPrefix, FibInfo>,
     pub peers: HalvedTable<PeerInfo>,
     pub peer_by_addr: SlottedTable<PeerKey, PeerSource>,
-    pub networks: Table<u32, NetworkInfo>,
+    pub networks: SlottedTable<u32, NetworkInfo>,
     pub node: HalvedTable<NodeInfo>,
-    pub flood: Table<FloodKey, FloodInfo>,
+    pub flood: SlottedTable<FloodKey, FloodInfo>,
     /// Kernel's numbers of the programs.
     pub tails: Table<u32, u32>,
     /// Filled by the programs.
@@ -92,9 +92,15 @@ impl Tables {
                 at(maps, names::PEER_BY_ADDR, Table::open)?,
                 at(maps, names::PEER_SLOTS, Table::open)?,
             ),
-            networks: at(maps, names::NETWORKS, Table::open)?,
+            networks: SlottedTable::new(
+                at(maps, names::NETWORKS, Table::open)?,
+                at(maps, names::NETWORK_SLOTS, Table::open)?,
+            ),
             node: HalvedTable::new(at(maps, names::NODE, Table::open)?),
-            flood: at(maps, names::FLOOD, Table::open)?,
+            flood: SlottedTable::new(
+                at(maps, names::FLOOD, Table::open)?,
+                at(maps, names::FLOOD_SLOTS, Table::open)?,
+            ),
             tails: at(maps, names::TAILS, Table::open)?,
             groups: at(maps, names::GROUPS, Table::open)?,
             endpoint_stats: at(maps, names::ENDPOINT_STATS, PerCpu::open)?,
@@ -105,8 +111,9 @@ impl Tables {
     }
 
     /// Those with slots.
-    pub(super) fn slotted(&self) -> [&dyn Slots; 4] {
-        [&self.ports, &self.endpoints, &self.fib, &self.peer_by_addr]
+    pub(super) fn slotted(&self) -> [&dyn Slots; 6] {
+        let Self { ports, endpoints, fib, peer_by_addr, networks, flood, .. } = self;
+        [ports, endpoints, fib, peer_by_addr, networks, flood]
     }
 
     /// A grace period is over.

@@ -57,6 +57,8 @@ impl Host {
         let pinned =
             self.state.pinned.take().filter(|p| Identity::of(&self.pins).as_ref() == Some(p));
         let contents = self.contents.take().filter(|_| pinned.is_some());
+        // Those that are open know which of their slots are free.
+        let open = self.tables.take().filter(|_| contents.is_some());
         // What was applied last is what the maps contain.
         let last = self.cluster.as_ref().filter(|_| contents.is_some() && self.state.node == node);
         let difference = last.and_then(|last| Difference::of(last, &cluster, node));
@@ -72,7 +74,10 @@ impl Host {
         };
         let fresh = staged.as_ref().is_some_and(|staged| staged.maps == Loaded::Fresh);
         let maps = if fresh { self.pins.next_maps() } else { self.pins.maps() };
-        let tables = Tables::open(&maps)?;
+        let tables = match open.filter(|_| staged.is_none()) {
+            Some(open) => open,
+            None => Tables::open(&maps)?,
+        };
         let observed = match observed {
             Some(observed) if !fresh => observed,
             _ => sync::observe(&tables)?,

@@ -13,7 +13,12 @@
 use std::{net::IpAddr, os::fd::AsFd};
 
 use ipnet::IpNet;
-use mesh_common::{maps::LearnedKey, names, verdict::Hook, wire::mac_bytes};
+use mesh_common::{
+    maps::{EndpointKey, LearnedKey},
+    names,
+    verdict::Hook,
+    wire::mac_bytes,
+};
 
 use super::{BridgeStatus, Host, HostError};
 use crate::{
@@ -176,7 +181,10 @@ impl Host {
     }
 
     /// Gives ports the addresses that they told. Returns what is to be forgotten then.
-    pub(super) fn adopt_learned(&mut self, me: &Node) -> Result<Vec<LearnedKey>, HostError> {
+    pub(super) fn adopt_learned(
+        &mut self,
+        me: &Node,
+    ) -> Result<Vec<(LearnedKey, EndpointKey)>, HostError> {
         let learned = sync::learned(self.tables()?)?;
         for (key, told) in &learned {
             let ip = IpAddr::from(told.endpoint.addr);
@@ -193,7 +201,20 @@ impl Host {
             port.mac = mac_bytes(told.mac);
             tracing::debug!(port = port.host.name, %ip, "learned");
         }
-        Ok(learned.into_keys().collect())
+        Ok(learned.into_iter().map(|(key, told)| (key, told.endpoint)).collect())
+    }
+
+    /// The maps have what was adopted.
+    pub(super) async fn forget_learned(
+        &self,
+        told: &[(LearnedKey, EndpointKey)],
+    ) -> Result<(), HostError> {
+        let given = self.contents.as_ref().map(|contents| &contents.endpoints);
+        let is_given = |key: &EndpointKey| given.is_some_and(|given| given.contains_key(key));
+        let keys: Vec<LearnedKey> = told.iter().map(|(key, _)| *key).collect();
+        let not_given: Vec<EndpointKey> =
+            told.iter().map(|(_, endpoint)| *endpoint).filter(|key| !is_given(key)).collect();
+        Ok(sync::forget_learned(self.tables()?, &keys, &not_given).await?)
     }
 
     /// Are there ports that may tell their address yet?

@@ -42,7 +42,7 @@ impl Host {
         }
         self.contents = Some(desired.maps);
         // Only now: as long as it is there, the port learns nothing else.
-        Ok(sync::forget_learned(self.tables()?, &told)?)
+        self.forget_learned(&told).await
     }
 
     /// [`Host::fill`] where the maps contain what the old cluster made of the same network: of the

@@ -12,8 +12,9 @@ use std::{
 };
 
 use mesh_common::{
-    maps::Addr,
+    maps::{Addr, NeighbourInfo},
     verdict::{DropReason, Hook, Verdict},
+    wire::{mac_bytes, mac_words},
 };
 use proptest::test_runner::{Config, TestRunner};
 
@@ -160,7 +161,7 @@ impl Neighbours {
         w.forget_neighbours();
         let mut map = w.neighbours();
         for (key, value) in known() {
-            map.insert(key, neighbour_value(value, seconds(), 0), 0).unwrap();
+            map.insert(key, neighbour_value(key, value, seconds(), 0), 0).unwrap();
         }
         self.set.set(Some(Instant::now()));
     }
@@ -172,10 +173,7 @@ impl Neighbours {
             expected.insert(neighbour_key(vni, addr), (peer.index, mac));
         }
         let found: BTreeMap<_, _> = w.neighbours().iter().map(Result::unwrap).collect();
-        let found = found.into_iter().map(|(key, v)| {
-            let peer = u32::from_ne_bytes(*v.first_chunk().unwrap());
-            (key, (peer, *v[4..].first_chunk::<6>().unwrap()))
-        });
+        let found = found.into_iter().map(|(key, value)| (key, neighbour(key, value)));
         assert_eq!(found.collect::<BTreeMap<_, _>>(), expected);
         if learned.is_some() {
             self.set.set(None);
@@ -191,13 +189,14 @@ pub fn neighbour_key(vni: u32, addr: IpAddr) -> [u8; 20] {
     key
 }
 
-pub fn neighbour_value((peer, mac): (u32, Mac), heard: u32, asked: u32) -> [u8; 20] {
-    let mut value = [0; 20];
-    value[..4].copy_from_slice(&peer.to_ne_bytes());
-    value[4..10].copy_from_slice(&mac);
-    value[12..16].copy_from_slice(&heard.to_ne_bytes());
-    value[16..].copy_from_slice(&asked.to_ne_bytes());
-    value
+pub fn neighbour_value(key: [u8; 20], (peer, mac): (u32, Mac), heard: u32, asked: u32) -> [u8; 24] {
+    bytemuck::cast(NeighbourInfo::new(&bytemuck::cast(key), mac_words(mac), peer, heard, asked))
+}
+
+/// The peer and the MAC that are known.
+pub fn neighbour(key: [u8; 20], value: [u8; 24]) -> (u32, Mac) {
+    let info: NeighbourInfo = bytemuck::cast(value);
+    (info.peer, mac_bytes(info.mac(&bytemuck::cast(key)).unwrap()))
 }
 
 /// Seconds since boot, as the programs count them.

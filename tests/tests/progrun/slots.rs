@@ -17,19 +17,25 @@ use super::{
     world::{World, gateway_mac, removing, setting, world},
 };
 
-pub const MACS: [Mac; 3] = [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3]];
+pub const MACS: [Mac; 4] =
+    [[2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 2], [2, 0, 0, 0, 9, 3], [2, 0, 0, 0, 9, 4]];
 
 pub fn key(address: Ipv4Addr) -> EndpointKey {
     EndpointKey { vni: A.vni, addr: Addr::from(IpAddr::from(address)) }
 }
 
-/// Two local addresses with one slot, which is nobody else's.
-pub fn two_that_share(w: &World) -> [Ipv4Addr; 2] {
+/// Local addresses with one slot, which is nobody else's.
+pub fn that_share<const N: usize>(w: &World) -> [Ipv4Addr; N] {
     let taken: Vec<u32> = w.desired.maps.endpoints.keys().map(|k| k.slot()).collect();
     let local = |n: u32| Ipv4Addr::from_bits(0x0a2a_0100 + n);
-    let first = (0..).map(local).find(|a| !taken.contains(&key(*a).slot())).unwrap();
-    let shares = |a: &Ipv4Addr| *a != first && key(*a).slot() == key(first).slot();
-    [first, (0..0x3e00).map(local).find(shares).unwrap()]
+    let sharing = |first: u32| {
+        let slot = key(local(first)).slot();
+        (first..0x3e00).map(local).filter(move |a| key(*a).slot() == slot).take(N)
+    };
+    (0..0x3e00)
+        .filter(|n| !taken.contains(&key(local(*n)).slot()))
+        .find_map(|n| sharing(n).collect::<Vec<_>>().try_into().ok())
+        .unwrap()
 }
 
 /// As B's, with another MAC.
@@ -62,7 +68,7 @@ fn assert_gone(w: &World, address: Ipv4Addr) {
 #[test]
 fn keys_that_share_a_slot_are_both_found_and_follow_every_change() {
     world(GRE, |w| {
-        let [first, second] = two_that_share(w);
+        let [first, second] = that_share(w);
         set(w, first, MACS[0]);
         set(w, second, MACS[1]);
         assert_reaches(w, first, MACS[0]);

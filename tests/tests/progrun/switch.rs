@@ -9,7 +9,7 @@ use mesh_common::verdict::{
 use mesh_userspace::config::Encap;
 
 use super::{
-    fuzz::neighbour_key,
+    fuzz::{neighbour, neighbour_key},
     model::{advertisement, arp, neighbour_message, solicitation},
     packet::{ARP, IPV4, IPV6, Mac, assert_well_formed, eth, ip, ip_with, udp},
     spec::{
@@ -34,7 +34,7 @@ const NONE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 /// The two switches with the third number of their subnet and the fourth group of it.
 const SWITCHES: [(Peer, u8, u16); 2] = [(OLD_VXLAN, 197, 6), (OLD_GRETAP, 199, 8)];
 
-fn v4(third: u8) -> Ipv4Addr {
+pub fn v4(third: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 42, third, 7)
 }
 
@@ -88,11 +88,8 @@ fn assert_learned(ran: &Ran) {
 
 /// What is known of an address: the peer and the MAC.
 fn known(w: &World, vni: u32, addr: impl Into<IpAddr>) -> Option<(u32, Mac)> {
-    let value = w.neighbours().get(&neighbour_key(vni, addr.into()), 0).ok()?;
-    Some((
-        u32::from_ne_bytes(*value.first_chunk().unwrap()),
-        *value[4..].first_chunk::<6>().unwrap(),
-    ))
+    let key = neighbour_key(vni, addr.into());
+    Some(neighbour(key, w.neighbours().get(&key, 0).ok()?))
 }
 
 fn nobody_is_known(w: &World) -> bool {

@@ -20,7 +20,7 @@ use mesh_common::{
 };
 use mesh_userspace::{
     bpf::{
-        Pins,
+        BpfError, Pins,
         load::{self, Room},
         sync,
         tables::Tables,
@@ -137,7 +137,7 @@ impl World {
     /// the counters, which only go on.
     pub fn made(mut self, spec: Spec) -> Self {
         let learned: Vec<_> = sync::learned(&self.tables).unwrap().into_keys().collect();
-        sync::forget_learned(&self.tables, &learned).unwrap();
+        wait_for(sync::forget_learned(&self.tables, &learned, &[]));
         let groups = sync::groups(&self.tables).unwrap().into_keys().collect();
         sync::change_groups(&self.tables, &Changes { set: Vec::new(), remove: groups }).unwrap();
         self.forget_neighbours();
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// A map that only the programs fill.
-    pub fn neighbours(&self) -> aya::maps::HashMap<MapData, [u8; 20], [u8; 20]> {
+    pub fn neighbours(&self) -> aya::maps::HashMap<MapData, [u8; 20], [u8; 24]> {
         let pin = MapData::from_pin(self.pins.map(names::NEIGHBOURS)).unwrap();
         Map::LruHashMap(pin).try_into().unwrap()
     }
@@ -314,8 +314,12 @@ pub fn removing<K: Copy, V>(remove: &[K]) -> Changes<K, V> {
 }
 
 fn change(tables: &Tables, plan: &Plan) {
+    wait_for(sync::apply(tables, plan));
+}
+
+fn wait_for(change: impl Future<Output = Result<(), BpfError>>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(sync::apply(tables, plan)).unwrap();
+    runtime.block_on(change).unwrap();
 }
 
 /// The programs for tests, on the maps of the world.

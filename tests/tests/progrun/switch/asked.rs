@@ -133,7 +133,7 @@ fn sender_of_a_packet_that_is_not_delivered_is_not() {
 fn what_another_switch_said_is_no_answer() {
     world(OLD, |w| {
         let key = neighbour_key(0, v4(197).into());
-        let theirs = neighbour_value((OLD_GRETAP.index, MAC), seconds(), 0);
+        let theirs = neighbour_value(key, (OLD_GRETAP.index, MAC), seconds(), 0);
         w.neighbours().insert(key, theirs, 0).unwrap();
         let ran = w.sends_ip(A, &packet_to(A, v4(197).into()));
         ran.assert_dropped(Unresolved);
@@ -145,8 +145,9 @@ fn what_another_switch_said_is_no_answer() {
 fn after(w: &World, dst: IpAddr, peer: Peer, ago: u32, asked: Option<u32>) -> Ran {
     let now = seconds();
     let asked = asked.map_or(0, |asked| now.wrapping_sub(asked));
-    let value = neighbour_value((peer.index, MAC), now.wrapping_sub(ago), asked);
-    w.neighbours().insert(neighbour_key(0, dst), value, 0).unwrap();
+    let key = neighbour_key(0, dst);
+    let value = neighbour_value(key, (peer.index, MAC), now.wrapping_sub(ago), asked);
+    w.neighbours().insert(key, value, 0).unwrap();
     w.sends_ip(A, &packet_to(A, dst))
 }
 

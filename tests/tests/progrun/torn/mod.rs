@@ -5,6 +5,7 @@
 //! has each test run so many.
 
 mod groups;
+mod neighbours;
 mod peers;
 mod ports;
 mod slots;
