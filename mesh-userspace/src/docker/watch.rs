@@ -36,6 +36,14 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// started.
 const AT_ONCE: usize = 64;
 
+/// Before a question about a container that failed is asked again.
+const AGAIN: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+
 /// What was seen.
 #[derive(Debug)]
 pub enum Event {
@@ -297,12 +305,17 @@ impl Inspector {
         let (api, events, at_once) = (self.api.clone(), self.events.clone(), self.at_once.clone());
         tokio::spawn(async move {
             let _permit = at_once.acquire_owned().await;
-            let container = match api.container(&id).await {
-                Ok(container) => Some(Box::new(container)),
-                Err(ApiError::NotFound(_)) => None,
-                Err(e) => {
-                    tracing::debug!("container {id}: {e}");
-                    return;
+            let mut again = AGAIN.into_iter();
+            let container = loop {
+                match api.container(&id).await {
+                    Ok(container) => break Some(Box::new(container)),
+                    Err(ApiError::NotFound(_)) => break None,
+                    Err(e) => {
+                        tracing::debug!("container {id}: {e}");
+                        // After that the next look at everything asks.
+                        let Some(pause) = again.next() else { return };
+                        tokio::time::sleep(pause).await;
+                    }
                 }
             };
             let _ = events.send(Event::Container { id, count, container }).await;

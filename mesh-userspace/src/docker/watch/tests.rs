@@ -1,4 +1,8 @@
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,14 +16,16 @@ use crate::faults::Faults;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A Docker with one container that runs and no networks, to which nothing ever happens.
-async fn docker(listener: UnixListener) {
+/// A Docker with one container that runs and no networks, to which nothing ever happens. `failures`: so
+/// many questions about the container are answered with an error first.
+async fn docker(listener: UnixListener, failures: u32) {
+    let failures = Arc::new(AtomicU32::new(failures));
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(answer(stream));
+        tokio::spawn(answer(stream, failures.clone()));
     }
 }
 
-async fn answer(mut stream: UnixStream) -> std::io::Result<()> {
+async fn answer(mut stream: UnixStream, failures: Arc<AtomicU32>) -> std::io::Result<()> {
     let mut asked = Vec::new();
     while !asked.ends_with(b"\r\n\r\n") {
         asked.push(stream.read_u8().await?);
@@ -34,7 +40,10 @@ async fn answer(mut stream: UnixStream) -> std::io::Result<()> {
             return std::future::pending().await;
         }
     };
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let fails = body.contains("Name")
+        && failures.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+    let status = if fails { "500 Internal Server Error" } else { "200 OK" };
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(format!("{head}{body}").as_bytes()).await
 }
 
@@ -81,7 +90,7 @@ async fn looked(happened: &mut mpsc::Receiver<Event>) -> [u64; 2] {
 async fn after_a_panic_docker_is_watched_and_served_as_before() {
     let dir = std::env::temp_dir().join(format!("mesh-docker-{}", std::process::id()));
     fs::create_dir(&dir).unwrap();
-    let _docker = tokio::spawn(docker(UnixListener::bind(dir.join("docker.sock")).unwrap()));
+    let _docker = tokio::spawn(docker(UnixListener::bind(dir.join("docker.sock")).unwrap(), 0));
     let faults = Faults::default();
     let supervisor = Supervisor::new(Handle::current(), faults.clone());
     let (watcher, mut happened, _asked) = watcher(&dir, &supervisor);
@@ -98,4 +107,19 @@ async fn after_a_panic_docker_is_watched_and_served_as_before() {
     fs::remove_dir_all(&dir).unwrap();
     let [fault] = &now[..] else { panic!("{now:?}") };
     assert!(fault.fault.contains(TASK) && fault.fault.contains("injected"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_question_that_docker_fails_to_answer_is_asked_again_before_the_next_look() {
+    let dir = std::env::temp_dir().join(format!("mesh-docker-fails-{}", std::process::id()));
+    fs::create_dir(&dir).unwrap();
+    let listener = UnixListener::bind(dir.join("docker.sock")).unwrap();
+    let _docker = tokio::spawn(docker(listener, 2));
+    let supervisor = Supervisor::new(Handle::current(), Faults::default());
+    let (watcher, mut happened, _asked) = watcher(&dir, &supervisor);
+    let watcher = Arc::new(watcher);
+    let _task = supervisor.spawn(TASK, move || watcher.clone().run());
+    // Those of the first look.
+    assert_eq!(looked(&mut happened).await, [1, 2]);
+    fs::remove_dir_all(&dir).unwrap();
 }
