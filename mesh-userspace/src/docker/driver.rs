@@ -44,12 +44,29 @@ pub enum DriverError {
 }
 
 impl Docker {
+    /// Carries out a call, and notes what became of it. What Docker is given must be noted, or it is
+    /// not given. What it gives back is taken back all the same: an agent that starts with notes from
+    /// before asks Docker.
     pub(super) async fn answer(
         &mut self,
         host: &mut Host,
         call: Call,
     ) -> Result<Value, DriverError> {
-        let answer = match call {
+        if let Call::Known(answer) = call {
+            return Ok(answer);
+        }
+        let before = call.gives().then(|| self.saved.clone());
+        let answer = self.carry_out(host, call).await;
+        let noted = self.save(host);
+        if let (Err(e), Some(before)) = (noted, before.filter(|_| answer.is_ok())) {
+            self.saved = before;
+            return Err(e);
+        }
+        answer
+    }
+
+    async fn carry_out(&mut self, host: &mut Host, call: Call) -> Result<Value, DriverError> {
+        match call {
             Call::RequestPool(asked) => self.request_pool(host, asked).await,
             Call::ReleasePool(of) => {
                 self.asked.remove(&of.pool.0);
@@ -74,10 +91,8 @@ impl Docker {
                 done.map(|()| json!({})).map_err(DriverError::from)
             }
             Call::Leave(of) => self.leave(host, &of.endpoint).await.map(|()| json!({})),
-            Call::Known(answer) => return Ok(answer),
-        };
-        self.save(host)?;
-        answer
+            Call::Known(answer) => Ok(answer),
+        }
     }
 
     async fn create_network(
@@ -141,7 +156,8 @@ impl Docker {
         self.deleted.insert(id.to_owned());
         if let Some(Local { name: Some(name), .. }) = self.saved.networks.remove(id) {
             self.removed_here(&name);
-            self.apply_networks(host).await?;
+            // Docker has no such network any more, whatever becomes of it here.
+            self.apply_networks(host).await.unwrap_or_else(|e| tracing::warn!("{e}; tried again"));
         }
         Ok(json!({}))
     }

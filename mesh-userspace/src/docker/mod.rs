@@ -92,6 +92,8 @@ pub struct Docker {
     health: Health,
     shared: Shared,
     saved: Saved,
+    /// As it is in the run folder; empty if it is not.
+    written: Vec<u8>,
     kept: Kept,
     /// As the data plane has them.
     applied: Vec<AddedNetwork>,
@@ -181,6 +183,7 @@ impl Docker {
             peers,
             shared,
             saved,
+            written: Vec::new(),
             kept,
             applied: host.state.networks.clone(),
             containers: BTreeMap::new(),
@@ -319,7 +322,12 @@ impl Docker {
         self.saved.records = self.shared.lock().records();
         self.kept.save(&self.saved);
         let bytes = serde_json::to_vec_pretty(&self.saved).unwrap_or_default();
-        Ok(host.save_docker(&bytes)?)
+        if self.written != bytes {
+            self.written.clear();
+            host.save_docker(&bytes)?;
+            self.written = bytes;
+        }
+        Ok(())
     }
 }
 

@@ -49,6 +49,17 @@ impl Call {
         }
     }
 
+    /// Docker is given something that is noted nowhere but in the answer and here.
+    pub fn gives(&self) -> bool {
+        matches!(
+            self,
+            Self::RequestPool(_)
+                | Self::RequestAddress(_)
+                | Self::CreateNetwork(_)
+                | Self::CreateEndpoint(_)
+        )
+    }
+
     /// What is to go, goes though nobody waits any more.
     pub fn outlives_its_caller(&self) -> bool {
         matches!(
