@@ -7,6 +7,22 @@
 //! <run-dir>/cluster.toml   the last config file that was good, as it was
 //! <run-dir>/docker.json    what Docker was given here, and which networks there are
 //! ```
+//!
+//! Of a step with an effect outside, the intent is noted first, then comes the effect, then the note that
+//! it is whole. What a start makes of one that was cut short, and who is told of one that fails:
+//!
+//! ```text
+//! step                 noted before          noted after    a start                a failure
+//! attach, join         endpoint, unfinished  it is whole    takes it back          takes it back; said
+//! detach, leave                              forgotten      tries what is there    stays, a fault; said
+//! networks             the list              (not noted)    makes them             asked again; said
+//! publish              the new ports         (not noted)    carries them           those of before; said
+//! unpublish            no ports              (not noted)    carries none           a fault
+//! firewall, gateways   that there are rules  (not noted)    makes them anew        a fault
+//! other attach mode    the old mode          forgotten      takes the old off      tried again; said
+//! what Docker asks for                       docker.json    asks Docker            undone; said
+//! what Docker gives back                     docker.json    asks Docker            a fault
+//! ```
 
 use std::{
     collections::BTreeMap,
@@ -110,6 +126,8 @@ pub struct State {
     /// Counts the config files that were applied and differed from the one before.
     pub generation: u64,
     pub mode: Option<Mode>,
+    /// The mode of before, of which attachments may still be there.
+    pub old_mode: Option<Mode>,
     /// Where the pins are.
     pub pin_dir: Option<PathBuf>,
     /// What is pinned.
@@ -375,9 +393,21 @@ impl RunDir {
         }
     }
 
-    /// What Docker was given; nothing if there is no file that makes sense.
+    /// What Docker was given; nothing if there is no file that makes sense. One that can not be read is
+    /// set aside, so that it is not lost with the next one.
+    ///
+    /// # Errors
+    ///
+    /// It is there, and can neither be read nor set aside.
     pub fn docker<T: DeserializeOwned>(&self) -> Result<Option<T>, StateError> {
-        self.read(DOCKER)
+        let path = self.dir.join(DOCKER);
+        self.read(DOCKER).or_else(|e| match durable::set_aside(&path) {
+            Ok(at) => {
+                tracing::warn!("{}", Spoiled { path, at, cause: e.to_string() });
+                Ok(None)
+            }
+            Err(_) => Err(e),
+        })
     }
 
     pub fn save_docker(&self, bytes: &[u8]) -> Result<(), StateError> {
@@ -452,46 +482,4 @@ fn take_lock(dir: &Path) -> Result<Lock, StateError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_lock_is_refused_until_the_first_is_gone() {
-        let dir = std::env::temp_dir().join(format!("mesh-lock-{}", std::process::id()));
-        let first = RunDir::lock(&dir).unwrap();
-        assert!(matches!(RunDir::lock(&dir), Err(StateError::Locked { .. })));
-        drop(first);
-        RunDir::lock(&dir).unwrap().remove().unwrap();
-        assert!(!dir.exists());
-    }
-
-    #[test]
-    fn a_folder_that_is_removed_is_made_anew_with_what_was_in_it() {
-        let dir = std::env::temp_dir().join(format!("mesh-gone-{}", std::process::id()));
-        let mut first = RunDir::lock(&dir).unwrap();
-        first.save_cluster(b"one").unwrap();
-        first.save_cluster(b"two").unwrap();
-        first.save_docker(b"{}").unwrap();
-        assert!(first.is_in_place());
-        fs::remove_dir_all(&dir).unwrap();
-        assert!(!first.is_in_place());
-        first.renew().unwrap();
-        assert!(first.is_in_place());
-        assert_eq!(first.cluster().unwrap(), b"two");
-        assert_eq!(fs::read(dir.join(DOCKER)).unwrap(), b"{}");
-        fs::remove_dir_all(&dir).unwrap();
-        let second = RunDir::lock(&dir).unwrap();
-        assert!(matches!(first.renew(), Err(StateError::Locked { .. })) && !first.is_in_place());
-        second.remove().unwrap();
-    }
-
-    #[test]
-    fn a_saved_state_is_found_again() {
-        let dir = std::env::temp_dir().join(format!("mesh-state-{}", std::process::id()));
-        let run = RunDir::lock(&dir).unwrap();
-        let state = State { node: "h1".into(), generation: 7, ..State::default() };
-        run.save(&state).unwrap();
-        assert_eq!(run.load().unwrap(), state);
-        run.remove().unwrap();
-    }
-}
+mod tests;

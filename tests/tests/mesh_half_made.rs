@@ -2,16 +2,14 @@
 //! meanwhile.
 
 use std::{
-    fs, io,
-    path::Path,
+    fs,
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Host, Options, Topology, scenario, wait};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use mesh_tests::{Host, Options, SmallDisk, Topology, scenario, wait};
 
 const ONE: Options = Options::DEFAULT;
 const TWO: Options = Options { containers: 2, ..ONE };
@@ -105,35 +103,6 @@ fn an_attach_without_an_agent_that_was_killed_is_taken_back_or_whole() {
             Ok(())
         })
     });
-}
-
-/// A small file system for the run folder, while this lives.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn new(at: &'a Path) -> Result<Self> {
-        fs::create_dir_all(at)?;
-        mount("small", at, "tmpfs", MountFlags::empty(), Some(c"size=64k,mode=0700"))?;
-        Ok(Self(at))
-    }
-
-    fn fill(&self) -> Result<()> {
-        let mut file = fs::File::create(self.0.join("full"))?;
-        for size in [4096, 1] {
-            while io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
-        }
-        Ok(())
-    }
-
-    fn make_room(&self) -> io::Result<()> {
-        fs::remove_file(self.0.join("full"))
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        _ = unmount(self.0, UnmountFlags::DETACH);
-    }
 }
 
 #[test]

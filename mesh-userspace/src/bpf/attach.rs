@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::programs::{
-    LinkOrder, SchedClassifier, TcAttachType,
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, Link},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
@@ -218,9 +218,21 @@ pub fn detach(pins: &Pins, mode: Mode, hook: Hook, interface: &Interface) -> Res
             // By our own number: somebody else's program may have the same name. The interface may
             // be gone, and its filters with it.
             let (side, priority) = (side(hook), priority(hook));
-            let _ = SchedClassifierLink::attached(&interface.name, side, priority, HANDLE, None)
-                .map(Link::detach);
-            Ok(())
+            let gone = |errno| matches!(errno, Some(libc::ENODEV | libc::ENXIO));
+            // The kernel says EINVAL where the qdisc is gone.
+            let nothing = |errno| matches!(errno, Some(libc::ENOENT | libc::EINVAL));
+            match SchedClassifierLink::attached(&interface.name, side, priority, HANDLE, None) {
+                Ok(filter) => match filter.detach() {
+                    Err(ProgramError::NetlinkError(e))
+                        if gone(e.raw_os_error()) || nothing(e.raw_os_error()) =>
+                    {
+                        Ok(())
+                    }
+                    done => done.map_err(|e| error(hook, interface, e)),
+                },
+                Err(e) if gone(e.raw_os_error()) => Ok(()),
+                Err(e) => Err(error(hook, interface, e)),
+            }
         }
     }
 }

@@ -51,7 +51,9 @@ impl Host {
 
         self.pins.prepare()?;
         self.state.pin_dir = Some(self.pins.dir().to_owned());
-        let old_mode = self.state.mode.replace(mode);
+        if let Some(old) = self.state.mode.replace(mode).filter(|old| *old != mode) {
+            self.state.old_mode = Some(old);
+        }
         self.note();
 
         let pinned =
@@ -114,9 +116,10 @@ impl Host {
         }
         self.listeners.forget_failed();
         self.ensure_gro(&cluster).await?;
-        if let Some(old) = old_mode.filter(|old| *old != mode) {
+        if let Some(old) = self.state.old_mode.filter(|old| *old != mode) {
             self.detach_all(old)?;
         }
+        self.state.old_mode = None;
         self.ensure_host_routes(&cluster, &me).await?;
         self.ensure_firewall();
         self.ensure_guard(&me);

@@ -33,12 +33,17 @@ impl Host {
         }
         // By number: an interface with another name is still the same one.
         let is_wanted = |i: &Interface| wanted.iter().any(|w| w.index == i.index);
+        let mut left = Vec::new();
         for interface in self.state.underlay.iter().filter(|i| !is_wanted(i)) {
-            for hook in UNDERLAY_HOOKS {
-                done = done.and(attach::detach(&self.pins, mode, hook, interface));
+            let detach = |hook| attach::detach(&self.pins, mode, hook, interface);
+            let detached = UNDERLAY_HOOKS.map(detach).into_iter().fold(Ok(()), Result::and);
+            if detached.is_err() {
+                // Not forgotten while a program is on it: the next look tries again.
+                left.push(interface.clone());
             }
+            done = done.and(detached);
         }
-        self.state.underlay = wanted;
+        self.state.underlay = wanted.into_iter().chain(left).collect();
         if let Some(host) = &self.state.host {
             done = done.and(attach::attach(&self.pins, mode, Hook::FromHost, host).map(drop));
         }

@@ -97,6 +97,9 @@ const ALIAS: &str = "mesh:";
 /// name has a blank.
 const PLAIN: &str = " plain";
 
+/// The faults' part of a record of Docker that can not be read.
+const DOCKER_HAD: &str = "what Docker had";
+
 /// How long another process may have the lock of a run folder that was removed.
 const FOR_A_COMMAND: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
@@ -136,6 +139,8 @@ pub struct Host {
     foreign_ports: Vec<u16>,
     /// The kernel has no netkit; it need not be asked again.
     no_netkit: bool,
+    /// The networks that are noted are not all carried.
+    networks_lag: bool,
     /// Endpoints that a change of the file did not reach, with what is wrong.
     unfollowed: BTreeMap<String, inside::Unfollowed<u32>>,
     unflooded: BTreeMap<String, inside::Unfollowed<bool>>,
@@ -185,6 +190,7 @@ impl Host {
             listeners: gro::Listeners::default(),
             foreign_ports: Vec::new(),
             no_netkit: false,
+            networks_lag: false,
             unfollowed: BTreeMap::new(),
             unflooded: BTreeMap::new(),
             supervisor: Supervisor::new(Handle::current(), faults.clone()),
@@ -287,17 +293,27 @@ impl Host {
         self.run.cluster()
     }
 
-    /// What Docker was given, as [`Host::save_docker`] kept it.
+    /// What Docker was given, as [`Host::save_docker`] kept it. That it can not be read is a fault.
     pub fn docker<T: DeserializeOwned>(&self) -> Option<T> {
         let found = self.run.docker();
-        found.unwrap_or_else(|e| {
-            tracing::warn!("{e}");
-            None
-        })
+        let fault = found
+            .as_ref()
+            .err()
+            .map(|e| format!("{e}: what Docker was given here is not known but from Docker"));
+        self.faults.set(DOCKER_HAD, fault);
+        found.ok().flatten()
     }
 
+    /// That it can not be written is a fault.
     pub fn save_docker(&self, bytes: &[u8]) -> Result<(), HostError> {
-        Ok(self.run.save_docker(bytes)?)
+        let saved = self.run.save_docker(bytes);
+        let fault = saved.as_ref().err().map(|e| {
+            format!("{e}: until that is mended, Docker is given no new networks and addresses")
+        });
+        self.faults.set("docker record", fault);
+        saved?;
+        self.faults.set(DOCKER_HAD, None);
+        Ok(())
     }
 
     /// The cluster and the open maps, also when another process applied them.

@@ -97,14 +97,23 @@ pub fn with_added(mut cluster: Cluster, added: &[AddedNetwork]) -> Cluster {
 }
 
 impl Host {
-    /// Makes the networks besides the file's these.
+    /// Makes the networks besides the file's these. They are noted first, so that whoever starts after
+    /// us makes them; and are only carried once this has succeeded.
     pub async fn set_networks(&mut self, added: Vec<AddedNetwork>) -> Result<(), HostError> {
-        if self.state.networks == added {
+        if self.state.networks == added && !self.networks_lag {
             return Ok(());
         }
         self.state.networks = added;
         self.cluster = None;
-        self.save()?;
+        self.networks_lag = true;
+        // What is not noted is told anew by Docker and by the other nodes.
+        self.note();
+        self.carry_networks().await?;
+        self.networks_lag = false;
+        Ok(())
+    }
+
+    async fn carry_networks(&mut self) -> Result<(), HostError> {
         let cluster = self.last_cluster();
         if cluster.is_some_and(|c| load::fits(&self.pins, &compile::room(&c))) {
             match self.refresh().await {

@@ -11,19 +11,15 @@ impl Host {
     pub async fn down(mut self) -> Vec<HostError> {
         let mut errors = Vec::new();
         let state = std::mem::take(&mut self.state);
-        let mode = state.mode.unwrap_or(Mode::Tcx);
         self.tables = None;
-        for interface in &state.underlay {
-            for hook in UNDERLAY_HOOKS {
-                errors.extend(
-                    attach::detach(&self.pins, mode, hook, interface).err().map(Into::into),
-                );
-            }
-        }
-        for endpoint in state.endpoints.values().filter(|e| e.bridged.is_some()) {
-            let host = &endpoint.host;
-            if let Err(e) = attach::detach(&self.pins, mode, Hook::FromContainer, host) {
-                errors.push(e.into());
+        let bridged = state.endpoints.values().filter(|e| e.bridged.is_some());
+        let ports = bridged.map(|e| (Hook::FromContainer, &e.host));
+        let underlay = state.underlay.iter().flat_map(|i| UNDERLAY_HOOKS.map(|hook| (hook, i)));
+        let attached: Vec<_> = underlay.chain(ports).collect();
+        for mode in [state.mode.or(Some(Mode::Tcx)), state.old_mode].into_iter().flatten() {
+            for (hook, interface) in &attached {
+                let detached = attach::detach(&self.pins, mode, *hook, interface);
+                errors.extend(detached.err().map(Into::into));
             }
         }
         errors.extend(firewall::remove(&state).err());

@@ -37,6 +37,8 @@ use rules::{Nets, TABLE};
 pub(super) struct Gateways {
     table: firewall::Table,
     held: Held,
+    /// Why the rules are not those of now.
+    unruled: Option<String>,
     /// As the kernel follows them.
     ways: follow::Ways,
 }
@@ -138,10 +140,10 @@ impl Host {
             self.save()?;
         }
         let rules = self.gateway_rules(cluster).await?;
-        match firewall::ensure(TABLE, rules, &self.gateways.table, &self.faults) {
-            Ok(table) => self.gateways.table = table,
-            Err(e) => faults.push(format!("containers do not reach the world: {e}")),
-        }
+        let ensured = firewall::ensure(TABLE, rules, &self.gateways.table, &self.faults);
+        let unruled = ensured.map(|table| self.gateways.table = table).err();
+        self.gateways.unruled = unruled.map(|e| format!("containers do not reach the world: {e}"));
+        faults.extend(self.gateways.unruled.clone());
         faults.extend(self.follow_ports().await?);
         let nets: Vec<IpNet> = self.gateway_nets().collect();
         faults.extend(

@@ -1,7 +1,7 @@
 //! Ports of the host that are a container's: chosen, held against others, and let go.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
 };
@@ -16,7 +16,7 @@ use super::{
     proxy::Proxy,
 };
 use crate::{
-    state::{Proto, Published, State},
+    state::{Endpoint, Proto, Published, State},
     supervise::Supervisor,
 };
 
@@ -50,7 +50,8 @@ struct Socket {
 type Key = (Proto, IpAddr, u16);
 
 impl Host {
-    /// Publishes ports of an endpoint, in place of those that it has. All of them or none.
+    /// Publishes ports of an endpoint, in place of those that it has. All of them, or those of before
+    /// stay: they are noted, and others' packets come to them, until the new ones are whole.
     pub async fn publish(&mut self, name: &str, requests: &[PortRequest]) -> Result<(), HostError> {
         let Some(endpoint) = self.state.endpoints.get(name).cloned() else {
             return Err(HostError::Unknown(format!("there is no endpoint {name:?}")));
@@ -58,8 +59,7 @@ impl Host {
         if !self.is_gateway_of(&endpoint) {
             return Ok(());
         }
-        self.change_ports(name, Vec::new());
-        self.gateways.held.follow(&self.state, &self.supervisor);
+        let mut own: BTreeSet<Key> = held_for(&endpoint).map(|(key, _)| key).collect();
         let mut ports = Vec::new();
         for request in requests {
             let families = [true, false].map(|v4| {
@@ -67,7 +67,7 @@ impl Host {
                 has.then(|| any(v4))
             });
             let families: Vec<IpAddr> = families.into_iter().flatten().collect();
-            match self.gateways.held.take(request, &families) {
+            match self.gateways.held.take(request, &families, &mut own) {
                 Ok(host_port) => ports.push(Published {
                     proto: request.proto,
                     host_ip: request.host_ip,
@@ -75,26 +75,45 @@ impl Host {
                     port: request.port,
                 }),
                 Err(e) => {
-                    // Those that were taken go with the next look.
                     self.gateways.held.follow(&self.state, &self.supervisor);
                     return Err(e);
                 }
             }
         }
         self.change_ports(name, ports);
-        self.save()?;
-        self.refresh_gateways().await
+        let published = self.carry_ports().await;
+        if published.is_err() {
+            self.change_ports(name, endpoint.ports);
+            // What is not as before is a fault, and tried again.
+            self.note();
+            if let Err(e) = self.refresh_gateways().await {
+                tracing::debug!("taking the ports of {name} back: {e}");
+            }
+            self.gateways.held.follow(&self.state, &self.supervisor);
+        }
+        published
     }
 
-    /// Takes its ports from an endpoint; one that is gone has none.
+    async fn carry_ports(&mut self) -> Result<(), HostError> {
+        self.save()?;
+        self.refresh_gateways().await?;
+        match &self.gateways.unruled {
+            Some(fault) => Err(HostError::User(fault.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes its ports from an endpoint; one that is gone has none. That they are not noted as taken,
+    /// or that the rules are still there, is a fault and tried again.
     pub async fn unpublish(&mut self, name: &str) -> Result<(), HostError> {
         if !self.change_ports(name, Vec::new()) {
             return Ok(());
         }
-        self.save()?;
+        self.note();
         self.refresh_gateways().await
     }
 
+    /// Returns whether they differ from those of before.
     fn change_ports(&mut self, name: &str, ports: Vec<Published>) -> bool {
         let Some(endpoint) = self.state.endpoints.get_mut(name) else { return false };
         std::mem::replace(&mut endpoint.ports, ports) != endpoint.ports
@@ -107,15 +126,7 @@ impl Held {
     pub fn follow(&mut self, state: &State, supervisor: &Supervisor) -> Vec<String> {
         let mut wanted = BTreeMap::new();
         for (name, endpoint) in &state.endpoints {
-            for port in &endpoint.ports {
-                let fits =
-                    |ip: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == ip.is_ipv4());
-                for ip in endpoint.addresses.iter().filter(fits) {
-                    let at = port.host_ip.unwrap_or_else(|| any(ip.is_ipv4()));
-                    let to = SocketAddr::new(*ip, port.port);
-                    wanted.insert((port.proto, at, port.host_port), (name, to));
-                }
-            }
+            wanted.extend(held_for(endpoint).map(|(key, to)| (key, (name, to))));
         }
         self.sockets.retain(|key, _| wanted.contains_key(key));
         let mut faults = Vec::new();
@@ -153,8 +164,13 @@ impl Held {
     }
 
     /// The first port that is free. `families`: the unspecified address of each that the container
-    /// has.
-    fn take(&mut self, request: &PortRequest, families: &[IpAddr]) -> Result<u16, HostError> {
+    /// has. `own`: what the container has already, and may go on to have.
+    fn take(
+        &mut self,
+        request: &PortRequest,
+        families: &[IpAddr],
+        own: &mut BTreeSet<Key>,
+    ) -> Result<u16, HostError> {
         let addresses = match request.host_ip {
             Some(ip) if !families.iter().any(|any| any.is_ipv4() == ip.is_ipv4()) => {
                 return Err(HostError::User(format!(
@@ -167,7 +183,7 @@ impl Held {
         };
         let mut last_error = Errno::ADDRINUSE;
         for port in request.first..=request.last.max(request.first) {
-            match self.take_at(request.proto, &addresses, port) {
+            match self.take_at(request.proto, &addresses, port, own) {
                 Ok(port) => return Ok(port),
                 Err(e) => last_error = e,
             }
@@ -183,12 +199,21 @@ impl Held {
         )))
     }
 
-    fn take_at(&mut self, proto: Proto, ips: &[IpAddr], port: u16) -> Result<u16, Errno> {
+    fn take_at(
+        &mut self,
+        proto: Proto,
+        ips: &[IpAddr],
+        port: u16,
+        own: &mut BTreeSet<Key>,
+    ) -> Result<u16, Errno> {
         let mut port = port;
         let mut taken = Vec::new();
         for ip in ips {
             let key = (proto, *ip, port);
             if self.sockets.contains_key(&key) {
+                if own.contains(&key) {
+                    continue;
+                }
                 return Err(Errno::ADDRINUSE);
             }
             let (got, fd) = hold(key)?;
@@ -196,8 +221,20 @@ impl Held {
             taken.push(((proto, *ip, got), Socket { fd, proxy: None }));
         }
         self.sockets.extend(taken);
+        own.retain(|(of, ip, at)| (*of, *at) != (proto, port) || !ips.contains(ip));
         Ok(port)
     }
+}
+
+/// What is held for an endpoint, and where it leads.
+fn held_for(endpoint: &Endpoint) -> impl Iterator<Item = (Key, SocketAddr)> {
+    endpoint.ports.iter().flat_map(|port| {
+        let fits = |ip: &&IpAddr| port.host_ip.is_none_or(|at| at.is_ipv4() == ip.is_ipv4());
+        endpoint.addresses.iter().filter(fits).map(|ip| {
+            let at = port.host_ip.unwrap_or_else(|| any(ip.is_ipv4()));
+            ((port.proto, at, port.host_port), SocketAddr::new(*ip, port.port))
+        })
+    })
 }
 
 impl Socket {
@@ -249,16 +286,22 @@ mod tests {
     async fn a_port_that_is_taken_is_refused_and_a_range_goes_on() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = other.local_addr().unwrap().port();
-        let mut held = Held::default();
-        let error = held.take(&request(taken, taken), &[any(true)]).unwrap_err().to_string();
+        let (mut held, mut none) = (Held::default(), BTreeSet::new());
+        let error =
+            held.take(&request(taken, taken), &[any(true)], &mut none).unwrap_err().to_string();
         assert!(error.contains(&format!("port {taken} of 127.0.0.1")), "{error}");
-        let chosen = held.take(&request(0, 0), &[any(true)]).unwrap();
+        let chosen = held.take(&request(0, 0), &[any(true)], &mut none).unwrap();
         assert_ne!(chosen, 0);
-        let again = held.take(&request(chosen, chosen), &[any(true)]).unwrap_err().to_string();
+        let again =
+            held.take(&request(chosen, chosen), &[any(true)], &mut none).unwrap_err().to_string();
         assert!(again.contains("in use"), "{again}");
-        assert!(held.take(&request(0, 0), &[any(false)]).is_err());
+        assert!(held.take(&request(0, 0), &[any(false)], &mut none).is_err());
+        let mut own = [(Proto::Tcp, Ipv4Addr::LOCALHOST.into(), chosen)].into();
+        let kept = held.take(&request(chosen, chosen), &[any(true)], &mut own).unwrap();
+        assert_eq!(kept, chosen);
+        assert!(held.take(&request(chosen, chosen), &[any(true)], &mut own).is_err(), "once");
         let supervisor = Supervisor::new(tokio::runtime::Handle::current(), Faults::default());
         held.follow(&State::default(), &supervisor);
-        assert_eq!(held.take(&request(chosen, chosen), &[any(true)]).unwrap(), chosen);
+        assert_eq!(held.take(&request(chosen, chosen), &[any(true)], &mut none).unwrap(), chosen);
     }
 }
