@@ -129,7 +129,9 @@ const NOT_CARRIED: Result<Done, DropReason> = Err(DropReason::Multicast);
 #[inline(always)]
 pub fn send(packet: &Packet) -> i32 {
     let is_copy = packet.mark() & FLOOD_MARK_MASK == FLOOD_MARK;
-    end(hook(packet), if is_copy { send_copy(packet) } else { send_all(packet) })
+    let done = if is_copy { send_copy(packet) } else { send_all(packet) };
+    // Only now: what comes before would be followed for each hook.
+    end(hook(packet), done)
 }
 
 /// What a peer sent to many.
@@ -289,6 +291,7 @@ fn deliver(packet: &Packet, wanted: &Wanted, but: u32, bytes: u32) -> u32 {
 #[inline(never)]
 fn spread(packet: &Packet, wanted: &Wanted, hook: Hook) -> u32 {
     let (mut i, mut copies) = (0, packet::any_count(packet, 0));
+    let ingress = packet::any_count(packet, packet::copy_flags(hook != Hook::FromHost));
     while i < FloodKey::PEERS_MAX {
         let key = FloodKey::new(FloodKey::PEERS, wanted.vni, i);
         let Some(to) = maps::flood(&key) else { break };
@@ -297,7 +300,7 @@ fn spread(packet: &Packet, wanted: &Wanted, hook: Hook) -> u32 {
         if to.flags & FloodInfo::EVERY_GROUP == 0 && !wanted.by(GroupKey::PEER | to.target) {
             continue;
         }
-        if packet.copy_to(packet.ifindex(), hook != Hook::FromHost) {
+        if packet.copy_by(packet.ifindex(), ingress) {
             copies = packet::any_count(packet, copies + 1);
         }
     }

@@ -236,9 +236,14 @@ impl Packet {
     /// that far?
     #[inline(always)]
     pub fn copy_to(&self, ifindex: u32, into: bool) -> bool {
-        let flags = if into { u64::from(BPF_F_INGRESS) } else { 0 };
+        self.copy_by(ifindex, copy_flags(into))
+    }
+
+    /// The same, by [`copy_flags`].
+    #[inline(always)]
+    pub fn copy_by(&self, ifindex: u32, flags: u32) -> bool {
         // SAFETY: a helper call with a valid context.
-        unsafe { bpf_clone_redirect(self.skb, ifindex, flags) == 0 }
+        unsafe { bpf_clone_redirect(self.skb, ifindex, flags.into()) == 0 }
     }
 
     /// Leaves `words` beside the packet, for [`Self::words`] here or in the next program.
@@ -442,6 +447,12 @@ pub fn any_offset(packet: &Packet, mut offset: usize) -> usize {
         asm!("{0} ^= {1}", "{0} ^= {1}", "{0} &= 255", inout(reg) offset, in(reg) unknown);
     }
     offset
+}
+
+/// What the kernel is told where a copy is to go into an interface, and not out of it.
+#[inline(always)]
+pub fn copy_flags(into: bool) -> u32 {
+    if into { BPF_F_INGRESS } else { 0 }
 }
 
 /// `count` in a form of which the verifier knows nothing. What is counted in a loop would else be
