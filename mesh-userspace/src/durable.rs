@@ -27,6 +27,8 @@ pub enum Found<T> {
     Absent,
     /// The file made no sense and has another name now.
     SetAside(Spoiled),
+    /// The file makes no sense, for this cause, and is as it was.
+    Spoiled(String),
 }
 
 /// A file that could not be understood.
@@ -47,23 +49,36 @@ impl std::fmt::Display for Spoiled {
     }
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file. A spoiled one is set aside.
 ///
 /// # Errors
 ///
 /// The file is there but cannot be opened, or a spoiled one cannot be set aside.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
-    let cause = match read(path) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(value) => return Ok(Found::Good(value)),
-            Err(e) => e.to_string(),
-        },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
-        Err(e) if makes_no_sense(&e) => e.to_string(),
-        Err(e) => return Err(e),
-    };
-    let at = set_aside(path)?;
-    Ok(Found::SetAside(Spoiled { path: path.to_owned(), at, cause }))
+    match look_at_json(path)? {
+        Found::Spoiled(cause) => {
+            let at = set_aside(path)?;
+            Ok(Found::SetAside(Spoiled { path: path.to_owned(), at, cause }))
+        }
+        found => Ok(found),
+    }
+}
+
+/// Reads a JSON file, and changes nothing.
+///
+/// # Errors
+///
+/// The file is there but cannot be opened.
+pub fn look_at_json<T: DeserializeOwned>(path: &Path) -> io::Result<Found<T>> {
+    match read(path) {
+        Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
+            Ok(value) => Found::Good(value),
+            Err(e) => Found::Spoiled(e.to_string()),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Found::Absent),
+        Err(e) if makes_no_sense(&e) => Ok(Found::Spoiled(e.to_string())),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads a file that an agent keeps.

@@ -76,7 +76,7 @@ impl StateDir {
         let path = self.dir.join(name);
         match durable::read_json(&path) {
             Ok(Found::Good(value)) => Some(value),
-            Ok(Found::Absent) => None,
+            Ok(Found::Absent | Found::Spoiled(_)) => None,
             Ok(Found::SetAside(spoiled)) => {
                 let at = spoiled.at.display();
                 let fault = format!("{spoiled}; remove {at} when you have looked at it");

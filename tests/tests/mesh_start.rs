@@ -205,6 +205,11 @@ fn commands_say_what_a_spoiled_state_means_and_cut_nothing() {
         let host = &mut mesh.hosts[0];
         host.kill9();
         fs::write(host.run_dir.join("state.json"), "{\"node\": ")?;
+        // Who only looks leaves it where it is.
+        for args in [&["status"][..], &["status", "--check"], &["status", "--json"]] {
+            host.try_mesh(args)?;
+            ensure!(fs::read(host.run_dir.join("state.json"))? == b"{\"node\": ", "{args:?}");
+        }
         for args in [&["status"][..], &["detach", "h1c1"], &["status"]] {
             let output = host.try_mesh(args)?;
             let said = String::from_utf8_lossy(&output.stderr);

@@ -85,7 +85,11 @@ pub async fn open(
     }
     let began = Instant::now();
     loop {
-        let locked = match Host::open(place) {
+        let opened = match request {
+            Request::Status => Host::look(place),
+            _ => Host::open(place),
+        };
+        let locked = match opened {
             Ok(host) => return Ok(Session::Direct(Box::new(host))),
             Err(HostError::State(e @ StateError::Locked { .. })) => e,
             // Perhaps it is about to end, or makes its run folder anew.

@@ -154,7 +154,17 @@ impl Host {
     /// Takes the lock and reads what was made here before. Changes nothing, but for a file that makes
     /// no sense: it is set aside, and what is ours is known by its mark. Must be called in a tokio runtime.
     pub fn open(place: &Place) -> Result<Self, HostError> {
-        let run = RunDir::lock(&place.run_dir)?;
+        Self::of(RunDir::lock(&place.run_dir)?, place)
+    }
+
+    /// The same for who only looks, and changes nothing at all.
+    pub fn look(place: &Place) -> Result<Self, HostError> {
+        let mut run = RunDir::lock(&place.run_dir)?;
+        run.look_only();
+        Self::of(run, place)
+    }
+
+    fn of(run: RunDir, place: &Place) -> Result<Self, HostError> {
         let claim = match Claim::take(&place.run_dir) {
             Ok(claim) => claim,
             Err(e) => {

@@ -46,6 +46,13 @@ impl Host {
             (path, fault)
         });
         self.faults.set_all("spoiled", said.collect());
+        let seen = self.run.seen().into_iter().map(|said| {
+            let fault = format!(
+                "{said}: the next start of the agent sets it aside and takes up what is in the kernel"
+            );
+            (said, fault)
+        });
+        self.faults.set_all("seen", seen.collect());
     }
 
     /// Writes what could not be written until now, and says what still can not.

@@ -99,6 +99,9 @@ impl Host {
     /// Removes the pin of an attachment whose interface is gone. A filter went with that.
     fn unpin(&self, name: &str, endpoint: &Endpoint) {
         let (mode, host) = (self.mode_of(endpoint), &endpoint.host);
+        if self.run.looks_only() {
+            return;
+        }
         if mode != Mode::Clsact
             && let Err(e) = attach::detach(&self.pins, mode, Hook::FromContainer, host)
         {
