@@ -7,6 +7,8 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -22,6 +24,11 @@ mod before;
 const FOLDER: &str = "/run/mesh-locks";
 /// Another folder, for several machines that share one /run.
 const FOLDER_VAR: &str = "MESH_LOCK_DIR";
+
+/// See [`mounting`].
+const MOUNTING: &str = "bpf-mount";
+const MOUNTING_MAX: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Files to look at for those that nobody holds, each time.
 const SWEEP_MAX: usize = 1024;
@@ -82,6 +89,44 @@ impl Drop for Claim {
     }
 }
 
+/// Held while a bpf file system is mounted, or unmounted if nobody has anything in it: agents of other
+/// network namespaces may have the same.
+///
+/// # Errors
+///
+/// Somebody has it for too long, or the folder can not be used.
+pub fn mounting() -> Result<Mounting, StateError> {
+    mounting_in(&folder(), MOUNTING_MAX)
+}
+
+fn mounting_in(dir: &Path, patience: Duration) -> Result<Mounting, StateError> {
+    let began = Instant::now();
+    check_folder(dir)?;
+    loop {
+        match Lock::take(dir, MOUNTING, &Holder::this(dir)) {
+            Ok(lock) => return Ok(Mounting(lock)),
+            Err(LockError::Held(_)) if began.elapsed() < patience => thread::sleep(PAUSE),
+            Err(LockError::Held(holder)) => {
+                return Err(StateError::Locked { path: dir.join(MOUNTING), holder });
+            }
+            Err(LockError::Io { what, path, source }) => {
+                return Err(StateError::Io { what, path, source });
+            }
+        }
+    }
+}
+
+/// As [`mounting`] gives it.
+#[derive(Debug)]
+pub struct Mounting(Lock);
+
+impl Drop for Mounting {
+    fn drop(&mut self) {
+        // The next one makes it anew, or takes it as it is.
+        let _ = self.0.remove();
+    }
+}
+
 /// Nobody else may open the files, since whoever can may lock them.
 fn check_folder(dir: &Path) -> Result<(), StateError> {
     let found = match fs::symlink_metadata(dir) {
@@ -119,5 +164,24 @@ fn sweep(dir: &Path) {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().take(SWEEP_MAX);
     for entry in entries.filter(|e| e.file_name().as_bytes().starts_with(b"netns-")) {
         let _ = Lock::clear_stale(&entry.path());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_mounts_and_leaves_nothing() {
+        let dir = std::env::temp_dir().join(format!("mesh-mounting-{}", std::process::id()));
+        let first = mounting_in(&dir, Duration::ZERO).unwrap();
+        let second = mounting_in(&dir, Duration::ZERO).unwrap_err();
+        assert!(second.is_held(), "{second}");
+        let waiting = dir.clone();
+        let third = thread::spawn(move || mounting_in(&waiting, Duration::from_secs(60)).unwrap());
+        drop(first);
+        drop(third.join().unwrap());
+        // Nothing is left in it.
+        fs::remove_dir(dir).unwrap();
     }
 }

@@ -122,14 +122,13 @@ impl Lock {
     }
 }
 
-/// Fails if somebody else may put a file in the place of one of ours in this folder.
+/// Fails if somebody else may put a file in the place of one of ours in this folder, or another folder in
+/// its place.
 pub fn check_owner(dir: &Path) -> io::Result<()> {
     let found = fs::metadata(dir)?;
     let own = rustix::process::geteuid().as_raw();
-    // The group of root has nobody else in it.
-    let writable = if found.gid() == 0 { 0o002 } else { 0o022 };
-    if found.uid() == own && found.mode() & writable == 0 {
-        return Ok(());
+    if found.uid() == own && !is_open(&found) {
+        return check_above(dir, own);
     }
     if own != 0 && found.uid() == 0 {
         let text = format!("{} is root's: run as root", dir.display());
@@ -143,6 +142,35 @@ pub fn check_owner(dir: &Path) -> io::Result<()> {
         found.mode() & 0o7777
     );
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// May others write to it?
+fn is_open(found: &fs::Metadata) -> bool {
+    // The group of root has nobody else in it.
+    let writable = if found.gid() == 0 { 0o002 } else { 0o022 };
+    found.mode() & writable != 0
+}
+
+/// The folders above one: in `/tmp` and the like nobody may rename what is another's (1777).
+fn check_above(dir: &Path, own: u32) -> io::Result<()> {
+    const STICKY: u32 = 0o1000;
+    for above in fs::canonicalize(dir)?.ancestors().skip(1) {
+        let found = fs::metadata(above)?;
+        let is_safe = !is_open(&found) || found.mode() & STICKY != 0;
+        if is_safe && (found.uid() == 0 || found.uid() == own) {
+            continue;
+        }
+        let text = format!(
+            "{} is another user's, or others may write to it (user {}, mode {:o}), and could put another \
+             folder in the place of {}: name a folder that is root's all the way",
+            above.display(),
+            found.uid(),
+            found.mode() & 0o7777,
+            dir.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(())
 }
 
 fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
@@ -163,10 +191,30 @@ fn open_existing(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("mesh-lock-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn a_folder_below_one_of_others_is_refused() {
+        let top = folder("above");
+        let below = top.join("a/b");
+        fs::create_dir_all(&below).unwrap();
+        let set =
+            |mode| fs::set_permissions(top.join("a"), PermissionsExt::from_mode(mode)).unwrap();
+        let refused = |mode| {
+            set(mode);
+            check_owner(&below).err().map(|e| e.to_string())
+        };
+        assert_eq!(refused(0o755), None);
+        assert_eq!(refused(0o1777), None);
+        let said = refused(0o777).unwrap();
+        assert!(said.contains("above") && said.contains("mode 777"), "{said}");
+        fs::remove_dir_all(top).unwrap();
     }
 
     #[test]
@@ -200,7 +248,7 @@ mod tests {
         let refused = Lock::take(&dir, "one", &Holder::this(&dir));
         assert!(matches!(refused, Err(LockError::Io { what: "opening", .. })), "{refused:?}");
         assert!(!target.exists());
-        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
         let refused = Lock::take(&dir, "two", &Holder::this(&dir));
         assert!(matches!(refused, Err(LockError::Io { what: "using", .. })), "{refused:?}");
         fs::remove_dir_all(&dir).unwrap();

@@ -24,6 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     durable::{self, Found},
     faults::Faults,
+    lock::check_owner,
 };
 
 pub const HOST: &str = "host.json";
@@ -151,7 +152,8 @@ fn is_suffix(suffix: &str) -> bool {
 }
 
 fn make(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    check_owner(dir)
 }
 
 fn remove(path: &Path) -> Result<(), StateDirError> {

@@ -19,7 +19,7 @@ use rustix::net::{
 };
 
 use super::protocol::{Request, Response};
-use crate::holder::Holder;
+use crate::{durable, holder::Holder};
 
 /// An agent that takes longer for its work is stuck.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -215,7 +215,8 @@ impl Wait<'_> {
 
     fn silent(&self) -> Silent {
         let lock = self.socket.parent().map(|dir| dir.join("lock"));
-        let holder = lock.and_then(|lock| Holder::read(&fs::File::open(lock).ok()?).ok()?);
+        let holder =
+            lock.and_then(|lock| Holder::read(&durable::open_regular(&lock).ok()?).ok()?);
         let pid = holder.filter(Holder::is_there).map(|holder| holder.pid);
         let doing = pid.map_or(Doing::Unknown, doing);
         Silent { pid, doing, waited: self.began.elapsed(), will_do: self.will_do }

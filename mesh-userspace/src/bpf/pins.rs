@@ -90,9 +90,13 @@ impl Pins {
         Ok(())
     }
 
+    /// Is the folder, or will it be, on a bpf file system?
+    pub fn is_mounted(&self) -> bool {
+        is_bpffs(self.dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/")))
+    }
+
     fn mount(&self) -> Result<(), BpfError> {
-        let existing = self.dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-        if is_bpffs(existing) {
+        if self.is_mounted() {
             return Ok(());
         }
         // The kernel's usual place if the folder is below it, else the folder itself.

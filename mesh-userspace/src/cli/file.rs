@@ -8,6 +8,9 @@ use std::{
 
 use crate::durable;
 
+/// Bytes of a config file of others that is read.
+const MAX: u64 = 16 << 20;
+
 /// A file or folder that could not be read or written, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}{}", path.display(), durable::remedy(source))]
@@ -27,10 +30,11 @@ pub fn failed(path: &Path) -> impl FnOnce(io::Error) -> FileError {
 ///
 /// It is something else, which may never end or have no writer, or can not be read.
 pub fn read(path: &Path) -> io::Result<String> {
-    match durable::check_regular(path).and_then(|_| fs::read_to_string(path)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        done => done,
-    }
+    let bytes = match durable::check_regular(path).and_then(|_| durable::read_regular(path, MAX)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        done => done?,
+    };
+    String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()))
 }
 
 /// A comma more, since another line follows, is no difference.

@@ -12,7 +12,12 @@ use super::{
 
 pub(super) fn findings(pin_dir: &Path, root: bool) -> Vec<Finding> {
     let held = caps::read(None, CapSet::Effective).unwrap_or_default();
-    vec![capabilities(&held, root), bpffs(pin_dir), ip_forward(sysctl("net/ipv4/ip_forward").ok())]
+    vec![
+        capabilities(&held, root),
+        bpffs(pin_dir),
+        ip_forward(sysctl("net/ipv4/ip_forward").ok()),
+        reserved_ports(sysctl("net/ipv4/ip_unprivileged_port_start").ok()),
+    ]
 }
 
 /// CAP_SYS_ADMIN is asked for by setns and mount; where it is held, the kernel lets it stand for
@@ -83,12 +88,39 @@ fn ip_forward(value: Option<String>) -> Finding {
     }
 }
 
+/// Agents take questions from each other only from ports below 1024.
+fn reserved_ports(value: Option<String>) -> Finding {
+    let finding =
+        |status, value: &str, meaning| Finding::new("reserved ports", status, value, meaning);
+    match value.as_deref().map(str::parse::<u16>) {
+        Some(Result::Ok(first @ ..1024)) => finding(
+            Warn,
+            &format!("below {first}"),
+            "An agent knows another by its port below 1024. Here any user's program may have one, and \
+             speak for this host's agent.",
+        )
+        .mended_by("sysctl -w net.ipv4.ip_unprivileged_port_start=1024"),
+        Some(_) => finding(Ok, "below 1024", "Only root speaks for this host's agent."),
+        None => finding(Info, "unseen", "Only root speaks for this host's agent, where it is 1024."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn held(caps: &[Capability]) -> CapsHashSet {
         caps.iter().copied().collect()
+    }
+
+    #[test]
+    fn ports_that_any_user_may_have_are_a_warning() {
+        let status = |value: Option<&str>| reserved_ports(value.map(Into::into)).status;
+        assert_eq!(status(Some("0")), Warn);
+        assert_eq!(status(Some("1023")), Warn);
+        assert_eq!(status(Some("1024")), Ok);
+        assert_eq!(status(Some("2000")), Ok);
+        assert_eq!(status(None), Info);
     }
 
     #[test]

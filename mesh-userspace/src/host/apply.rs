@@ -8,6 +8,7 @@ use crate::{
         sync,
         tables::Tables,
     },
+    claim,
     compile::{self, Difference},
     config::Cluster,
     plan::Observed,
@@ -49,7 +50,9 @@ impl Host {
         self.check_routes(&cluster, &me).await?;
         self.check_owner()?;
 
+        let mounting = (!self.pins.is_mounted()).then(claim::mounting).transpose()?;
         self.pins.prepare()?;
+        drop(mounting);
         self.state.pin_dir = Some(self.pins.dir().to_owned());
         if let Some(old) = self.state.mode.replace(mode).filter(|old| *old != mode) {
             self.state.old_mode = Some(old);

@@ -4,7 +4,10 @@
 use mesh_common::verdict::Hook;
 
 use super::{Host, HostError, attach::UNDERLAY_HOOKS, firewall, gateway, guard, mesh0};
-use crate::bpf::attach::{self, Mode};
+use crate::{
+    bpf::attach::{self, Mode},
+    claim,
+};
 
 impl Host {
     /// Takes this host off the mesh. Returns what could not be done.
@@ -41,11 +44,13 @@ impl Host {
             }
             Err(e) => errors.push(e.into()),
         }
+        let mounting = claim::mounting();
         errors.extend(self.pins.remove().into_iter().map(HostError::from));
         if let Err(e) = self.pins.unmount() {
             let dir = self.pins.dir().display();
             errors.push(HostError::User(format!("unmounting the bpf file system of {dir}: {e}")));
         }
+        drop(mounting);
         if errors.is_empty() {
             if let Err(e) = self.run.remove() {
                 errors.push(e.into());
