@@ -30,6 +30,8 @@ pub const ALWAYS: (&str, &str) = ("5.10", "progrun");
 const LIMIT: Duration = Duration::from_secs(90 * 60);
 /// Random packets for a fuzzer, unless the caller says.
 const FUZZ_PACKETS: (&str, &str) = ("MESH_FUZZ_PACKETS", "300");
+/// Packets for a map that changes, likewise.
+const TORN_PACKETS: (&str, &str) = ("MESH_TORN_PACKETS", "20000");
 /// By what a test's deadlines are multiplied.
 const PATIENCE: (&str, &str) = (wait::PATIENCE, "10");
 /// Tests of time, of which emulation says nothing.
@@ -159,9 +161,11 @@ impl Matrix {
         }
         eprintln!("\n{table}");
         say(format!(
-            "of the tests, `{}` is for real machines only; fuzzers ran {} packets",
+            "of the tests, `{}` is for real machines only; fuzzers ran {} packets, and {} met each map \
+             that changed",
             NOT_EMULATED[1],
             env::var(FUZZ_PACKETS.0).as_deref().unwrap_or(FUZZ_PACKETS.1),
+            env::var(TORN_PACKETS.0).as_deref().unwrap_or(TORN_PACKETS.1),
         ));
         report.step("verifier", || self.verified.compare(record));
     }
@@ -170,7 +174,7 @@ impl Matrix {
 fn command(tiers: &Tiers, test: &Built) -> Command {
     let mut command = Command::new(&test.path);
     let given: Vec<(OsString, OsString)> = tiers.vars(test, None);
-    command.envs([FUZZ_PACKETS, PATIENCE]).envs(given).current_dir(&test.package);
+    command.envs([FUZZ_PACKETS, TORN_PACKETS, PATIENCE]).envs(given).current_dir(&test.package);
     command.arg("--show-output").args(tiers.filter(test)).args(NOT_EMULATED);
     command
 }
