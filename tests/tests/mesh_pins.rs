@@ -246,3 +246,60 @@ fn folder_of_pins_that_is_removed_comes_back() {
         });
     }
 }
+
+/// nobody's.
+const OTHER: u32 = 65534;
+
+#[test]
+fn a_folder_that_another_user_put_in_the_place_of_the_pins_is_not_used() {
+    with_mode("tcx", |mesh| {
+        let cluster = mesh.cluster.clone();
+        let (one, far) = (mesh.party("h1c1")?, mesh.party("h2c1")?);
+        let flows = whole(mesh)?;
+        let host = &mut mesh.hosts[0];
+        let root = root(host)?;
+        let away = root.with_file_name("gone");
+        let swap = || -> Result<()> {
+            fs::rename(&root, &away)?;
+            fs::create_dir(&root)?;
+            Ok(std::os::unix::fs::chown(&root, Some(OTHER), None)?)
+        };
+        let swap_back = || -> Result<()> {
+            remove_all(&root)?;
+            Ok(fs::rename(&away, &root)?)
+        };
+        // Under the agent.
+        swap()?;
+        let said = || {
+            let output = host.try_mesh(&["status", "--check"]);
+            let said = output.map(|output| (output.status.code(), output.stdout));
+            said.map(|(code, said)| (code, String::from_utf8_lossy(&said).into_owned()))
+        };
+        wait::until("a fault", PATIENCE, || match said() {
+            Ok((Some(3), said)) if said.contains("user 65534") => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        swap_back()?;
+        wait::until("no fault", PATIENCE, || match said() {
+            Ok((Some(0), said)) if said.is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        // Before it starts.
+        host.kill9();
+        swap()?;
+        let refused = host.up_once(&cluster).map_err(|e| format!("{e:#}"));
+        ensure!(refused.as_ref().is_err_and(|e| e.contains("user 65534")), "{refused:?}");
+        ping::expect_ping(&one.netns, far.address(false)?)?;
+        swap_back()?;
+        host.up(&cluster)?;
+        ensure!(host.faults()? == "[]", "{}", host.faults()?);
+        flow::expect_no_loss(flows)
+    });
+}
+
+fn remove_all(dir: &Path) -> Result<()> {
+    for path in pins(dir)? {
+        if path.is_dir() { remove_all(&path)? } else { fs::remove_file(path)? }
+    }
+    Ok(fs::remove_dir(dir)?)
+}

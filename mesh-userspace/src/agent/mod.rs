@@ -322,6 +322,14 @@ struct Agent {
     glance: Instant,
 }
 
+fn with_faults(e: HostError, host: &Host) -> HostError {
+    let faults: Vec<String> = host.faults().now().iter().map(ToString::to_string).collect();
+    match faults.is_empty() {
+        true => e,
+        false => HostError::User(format!("{}; because of that: {e}", faults.join("; "))),
+    }
+}
+
 impl Agent {
     async fn answer(
         &mut self,
@@ -342,14 +350,18 @@ impl Agent {
             }
         }
         let done = match (request, fd) {
-            (Request::Status, _) => host.status().await.map(|mut status| {
-                status.agent = Some(std::process::id());
-                status.config_error.clone_from(&self.config_error);
-                if let Some(docker) = docker.as_deref() {
-                    docker.tell(&mut status);
+            (Request::Status, _) => match host.status().await {
+                Ok(mut status) => {
+                    status.agent = Some(std::process::id());
+                    status.config_error.clone_from(&self.config_error);
+                    if let Some(docker) = docker.as_deref() {
+                        docker.tell(&mut status);
+                    }
+                    Ok(Response::Status(Box::new(status)))
                 }
-                Response::Status(Box::new(status))
-            }),
+                // Where nothing can be shown, what is wrong is what there is to say.
+                Err(e) => Err(with_faults(e, host)),
+            },
             (Request::Attach(mut request), Some(netns)) => {
                 request.reserved = reserved;
                 let name = request.netns.clone();

@@ -81,9 +81,13 @@ impl Pins {
     pub fn prepare(&self) -> Result<(), BpfError> {
         self.mount()?;
         for dir in [self.maps(), self.root.join("programs"), self.links()] {
+            let fail = |what, source| BpfError::Pin { what, path: dir.clone(), source };
+            // What is there first: in a folder of somebody else's none can be made, which says nothing
+            // of the cause.
+            let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(&dir);
+            check_owners(there).map_err(|e| fail("using", e))?;
             let mut builder = DirBuilder::new();
             let made = builder.recursive(true).mode(0o755).create(&dir);
-            let fail = |what, source| BpfError::Pin { what, path: dir.clone(), source };
             made.map_err(|e| fail("making the folder", e))?;
             check_owners(&dir).map_err(|e| fail("using", e))?;
         }
