@@ -9,7 +9,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -69,6 +69,13 @@ impl StateDir {
     pub fn open(dir: &Path, faults: Faults) -> Result<Self, StateDirError> {
         make(dir).map_err(failed("making the folder", dir))?;
         Ok(Self { dir: dir.to_owned(), _lock: lock(dir, AFTER_ANOTHER)?, faults })
+    }
+
+    /// Whether the lock's file is the one that we hold: else the folder was removed, or is another.
+    pub fn is_in_place(&self) -> bool {
+        let (held, there) = (self._lock.metadata(), fs::metadata(self.dir.join(LOCK)));
+        let id = |of: io::Result<fs::Metadata>| of.map(|of| (of.dev(), of.ino())).ok();
+        id(held).is_some_and(|held| Some(held) == id(there))
     }
 
     /// Reads a file. One that makes no sense is set aside, which is a fault for as long as it lies

@@ -63,6 +63,23 @@ fn a_run_folder_that_is_removed_is_made_anew_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_state_folder_that_is_removed_is_made_anew() {
+    scenario(Options { hosts: 1, containers: 0, ..TWO }, |mesh| {
+        let (cluster, host) = (mesh.cluster.clone(), &mut mesh.hosts[0]);
+        let identity = host.state_dir.join("host.json");
+        let before = fs::read_to_string(&identity)?;
+        remove(&host.state_dir)?;
+        wait::until_true("the folder", PATIENCE, || identity.exists())?;
+        ensure!(fs::read_to_string(&identity)? == before, "another host by now");
+        ensure!(host.faults()? == "[]", "{}", host.faults()?);
+        host.stop()?;
+        host.up(&cluster)?;
+        ensure!(host.faults()? == "[]", "{}", host.faults()?);
+        Ok(())
+    });
+}
+
+#[test]
 fn an_agent_ends_when_another_process_has_its_run_folder() {
     scenario(Options { hosts: 1, containers: 0, ..TWO }, |mesh| {
         let host = &mut mesh.hosts[0];

@@ -185,6 +185,7 @@ pub async fn run(
         }
         if let Some(docker) = &mut docker {
             docker.follow(&host);
+            docker.keep(&host);
             docker.tell_faults(&host);
         }
         busy.end();

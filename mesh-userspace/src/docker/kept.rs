@@ -5,7 +5,8 @@
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use super::{
     saved::{Local, Saved},
 };
 use crate::{
+    faults::Faults,
     host::Host,
     peers::{NetworkRecord, Version},
     state_dir::{DOCKER, HOST, StateDir},
@@ -39,11 +41,18 @@ struct Lasting {
     engine: Option<String>,
 }
 
+/// Between two tries to open the folder.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// The state folder, as far as it is Docker's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kept {
+    path: PathBuf,
     /// `None`: nothing can be kept, which is a fault.
     dir: Option<StateDir>,
+    /// When it was last tried to open it.
+    tried: Instant,
+    identity: Identity,
     /// As it is on the disk.
     written: Option<Lasting>,
 }
@@ -52,17 +61,11 @@ impl Kept {
     /// Opens the folder, counts this start, and takes up what was saved: all of it where this agent
     /// follows another, the lasting part after a reboot.
     pub fn take_up(dir: &Path, host: &Host, cluster: &str) -> (Self, Saved) {
-        let opened = StateDir::open(dir, host.faults().clone());
-        let fault = opened.as_ref().err().map(|e| {
-            format!("{e}; until then, nothing of Docker's networks is known after a reboot")
-        });
-        host.faults().set("state folder", fault);
-        let dir = opened.ok();
+        let path = dir.to_owned();
+        let dir = open(&path, host.faults());
         let read = |dir: &StateDir| (dir.read::<Identity>(HOST), dir.read::<Lasting>(DOCKER));
         let (identity, lasting) = dir.as_ref().map(read).unwrap_or_default();
         let (identity, lasting) = (identity.unwrap_or_default(), lasting.unwrap_or_default());
-        let mut kept = Self { dir, written: None };
-
         let of_run: Option<Saved> = host.docker();
         let before = of_run.as_ref().map_or(0, |saved| Version::starts(saved.epoch));
         let starts = identity.starts.max(before).saturating_add(1);
@@ -76,11 +79,32 @@ impl Kept {
             let (node, cluster) = (&identity.node, &identity.cluster);
             tracing::info!("this host was node {node} of cluster {cluster} before");
         }
-        if let Some(dir) = &kept.dir {
-            dir.write(HOST, &now);
-        }
-        kept.save(&saved);
+        let mut kept = Self { path, dir, tried: Instant::now(), identity: now, written: None };
+        kept.write_all(&saved);
         (kept, saved)
+    }
+
+    /// Makes the folder anew if somebody removed it, or if it could not be made until now.
+    pub fn keep(&mut self, saved: &Saved, faults: &Faults) {
+        match &self.dir {
+            Some(dir) if dir.is_in_place() => return,
+            Some(_) => tracing::warn!("somebody removed {}: it is made anew", self.path.display()),
+            // To open one that another agent has takes a while.
+            None if self.tried.elapsed() < AGAIN => return,
+            None => {}
+        }
+        self.dir = None;
+        self.tried = Instant::now();
+        self.dir = open(&self.path, faults);
+        self.write_all(saved);
+    }
+
+    fn write_all(&mut self, saved: &Saved) {
+        if let Some(dir) = &self.dir {
+            dir.write(HOST, &self.identity);
+        }
+        self.written = None;
+        self.save(saved);
     }
 
     /// As [`StateDir::forget_removed`].
@@ -101,6 +125,16 @@ impl Kept {
             self.written = dir.write(DOCKER, &now).then_some(now);
         }
     }
+}
+
+fn open(path: &Path, faults: &Faults) -> Option<StateDir> {
+    let opened = StateDir::open(path, faults.clone());
+    let fault = opened
+        .as_ref()
+        .err()
+        .map(|e| format!("{e}; until then, nothing of Docker's networks is known after a reboot"));
+    faults.set("state folder", fault);
+    opened.ok()
 }
 
 impl Lasting {

@@ -212,6 +212,11 @@ impl Docker {
         self.kept.forget_removed();
     }
 
+    /// As [`Kept::keep`].
+    pub fn keep(&mut self, host: &Host) {
+        self.kept.keep(&self.saved, host.faults());
+    }
+
     pub fn shared(&self) -> &Shared {
         &self.shared
     }
