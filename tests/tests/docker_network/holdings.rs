@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use mesh_common::{
-    maps::{EndpointInfo, EndpointKey, FibInfo, FibKey, PortInfo},
+    maps::{EndpointKey, FibKey},
     names,
 };
 use mesh_tests::docker::Docker;
@@ -42,12 +42,9 @@ impl Holdings {
             endpoints: host.status()?["endpoints"].as_array().map_or(0, Vec::len),
             links: ours.collect(),
             entries: [
-                entries::<4, { size_of::<PortInfo>() }>(&pins, names::PORTS)?,
-                entries::<{ size_of::<EndpointKey>() }, { size_of::<EndpointInfo>() }>(
-                    &pins,
-                    names::ENDPOINTS,
-                )?,
-                entries::<{ size_of::<FibKey>() }, { size_of::<FibInfo>() }>(&pins, names::FIB)?,
+                entries::<4>(&pins, names::PORTS)?,
+                entries::<{ size_of::<EndpointKey>() }>(&pins, names::ENDPOINTS)?,
+                entries::<{ size_of::<FibKey>() }>(&pins, names::FIB)?,
             ],
             noted: saved["endpoints"].as_object().map_or(0, serde_json::Map::len),
             taken: pools.values().map(|p| p["taken"].as_array().map_or(0, Vec::len)).sum(),
@@ -55,8 +52,9 @@ impl Holdings {
     }
 }
 
-fn entries<const K: usize, const V: usize>(pins: &Pins, name: &str) -> Result<usize> {
+/// Keys of `K` bytes, each with the number of its slot.
+fn entries<const K: usize>(pins: &Pins, name: &str) -> Result<usize> {
     let map = MapData::from_pin(pins.map(name)).with_context(|| format!("open the map {name}"))?;
-    let map = HashMap::<_, [u8; K], [u8; V]>::try_from(Map::HashMap(map))?;
+    let map = HashMap::<_, [u8; K], u32>::try_from(Map::HashMap(map))?;
     Ok(map.keys().collect::<Result<Vec<_>, _>>()?.len())
 }
